@@ -1,0 +1,56 @@
+"""The nouns of prunus: what every room shares.  Imports torch alone."""
+
+from prunus.core.budget import Budget
+from prunus.core.errors import (
+    BudgetError,
+    FileError,
+    InputError,
+    MissingExtraError,
+    PrunusError,
+    TraceError,
+    TrainingError,
+    UnknownNameError,
+    VerificationError,
+    did_you_mean,
+    missing_extra,
+)
+from prunus.core.groups import Cost, Fixed, Group, Groups, IntFact, Operator, Slice, TensorAxes, matching, under
+from prunus.core.inputs import Inputs
+from prunus.core.plan import Added, Edit, GroupPlan, Plan, TensorPlan
+from prunus.core.registry import Entry, Registry
+from prunus.core.report import Report, Verified
+
+__all__ = [
+    "Added",
+    "Budget",
+    "BudgetError",
+    "Cost",
+    "Edit",
+    "Entry",
+    "FileError",
+    "Fixed",
+    "Group",
+    "GroupPlan",
+    "Groups",
+    "InputError",
+    "Inputs",
+    "IntFact",
+    "MissingExtraError",
+    "Operator",
+    "Plan",
+    "PrunusError",
+    "Registry",
+    "Report",
+    "Slice",
+    "TensorAxes",
+    "TensorPlan",
+    "TraceError",
+    "TrainingError",
+    "UnknownNameError",
+    "VerificationError",
+    "Verified",
+    "did_you_mean",
+    "matching",
+    "missing_extra",
+    "under",
+]

@@ -1,0 +1,72 @@
+"""What may remain of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunus.core.errors import BudgetError, did_you_mean
+
+KINDS = ("params", "macs")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may *remain*: a float in (0, 1] is a fraction of the original, an int is absolute.
+
+    `params` counts parameter elements, `macs` multiply-adds per sample.  Several at once must all hold.
+
+    >>> Budget(macs=0.5).limits({"macs": 1001, "params": 10})
+    {'macs': 500}
+    >>> Budget(macs=2.0)
+    Traceback (most recent call last):
+    prunus.core.errors.BudgetError: budget macs=2.0: a fraction must lie in (0, 1]; an absolute budget is an int.
+    """
+
+    params: float | int | None = None
+    macs: float | int | None = None
+
+    def __post_init__(self) -> None:
+        if all(getattr(self, kind) is None for kind in KINDS):
+            raise BudgetError(f"a budget needs at least one of {', '.join(KINDS)}, e.g. Budget(macs=0.5).")
+        for kind in KINDS:
+            value = getattr(self, kind)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise BudgetError(f"budget {kind}={value!r}: expected a fraction in (0, 1] or a positive int.")
+            if isinstance(value, float) and not 0 < value <= 1:
+                raise BudgetError(
+                    f"budget {kind}={value}: a fraction must lie in (0, 1]; an absolute budget is an int."
+                )
+            if isinstance(value, int) and value < 1:
+                raise BudgetError(f"budget {kind}={value}: an absolute budget must be at least 1.")
+
+    def limits(self, original: dict[str, int]) -> dict[str, int]:
+        """The absolute limit of every kind that is set, given the cost of the original network."""
+        out: dict[str, int] = {}
+        for kind in KINDS:
+            value = getattr(self, kind)
+            if value is not None:
+                out[kind] = value if isinstance(value, int) else int(value * original[kind])
+        return out
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read ``"macs=0.5"`` or ``"macs=0.5,params=100000"``, as on the command line.
+
+        >>> Budget.parse("macs=0.5,params=1000")
+        Budget(params=1000, macs=0.5)
+        >>> Budget.parse("mac=0.5")
+        Traceback (most recent call last):
+        prunus.core.errors.BudgetError: unknown budget 'mac'. Did you mean 'macs'? Known: params, macs.
+        """
+        values: dict[str, float | int] = {}
+        for item in text.split(","):
+            kind, _, number = item.strip().partition("=")
+            if kind not in KINDS:
+                raise BudgetError(f"unknown budget '{kind}'.{did_you_mean(kind, KINDS)} Known: {', '.join(KINDS)}.")
+            try:
+                values[kind] = int(number) if number.strip().isdigit() and int(number) > 1 else float(number)
+            except ValueError:
+                raise BudgetError(f"budget {kind}={number!r} is not a number, e.g. {kind}=0.5.") from None
+        return cls(**values)

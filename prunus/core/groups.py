@@ -1,0 +1,328 @@
+"""The nouns every room shares: slices, groups, and the traced network with its cost."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.errors import InputError, UnknownNameError, did_you_mean
+from prunus.core.inputs import Inputs
+from prunus.core.plan import GroupPlan, Plan, TensorPlan
+
+ROLES = ("out", "bias", "in", "norm_scale", "norm_shift", "depthwise", "stat", "index", "other")
+COSTS = ("params", "macs")
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One tensor's share of a group: which indices of which dimension belong to which unit.
+
+    Whatever the layer was, `weight`, `grad` and any per-parameter statistic are shown as ``(units, fan)``.
+
+    Attributes:
+        name: qualified name of the parameter or buffer.
+        dim: the dimension that the units live on.
+        index: ``(units, m)`` integers, the `m` indices of `dim` that belong to each unit.
+        role: what the dimension does, read off the operand position of the traced operator: ``out`` (rows of a
+            producing weight), ``bias``, ``in`` (columns of a consuming weight), ``norm_scale``, ``norm_shift``,
+            ``depthwise``, ``stat`` (running statistics), ``index`` (a channel selection) or ``other``.
+        tensor: the parameter or buffer itself.
+        stats: per-parameter statistics by kind (``"grad"``, ...), each of the tensor's shape.
+
+    >>> w = torch.arange(6.).reshape(3, 2)
+    >>> s = Slice("fc.weight", 1, torch.tensor([[0], [1]]), "in", w)
+    >>> s.weight
+    tensor([[0., 2., 4.],
+            [1., 3., 5.]])
+    """
+
+    name: str
+    dim: int
+    index: Tensor
+    role: str
+    tensor: Tensor
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """`tensor`, shaped like the parameter, as ``(units, fan)``."""
+        units = self.index.shape[0]
+        rows = tensor.index_select(self.dim, self.index.reshape(-1).to(tensor.device))  # (.., units*m, ..)
+        return rows.movedim(self.dim, 0).reshape(units, -1)  # (units, m * rest)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """The inverse of `view`: ``(units, fan)`` or ``(units, 1)`` put back in the tensor's shape, zeros elsewhere."""
+        rest = [n for d, n in enumerate(self.tensor.shape) if d != self.dim]
+        count = self.index.numel()
+        fan = self.tensor.numel() // max(self.tensor.shape[self.dim], 1) * self.index.shape[1]
+        rows = values.expand(self.index.shape[0], fan).reshape(count, *rest).movedim(0, self.dim)
+        out = torch.zeros(self.tensor.shape, dtype=values.dtype, device=values.device)
+        return out.index_copy(self.dim, self.index.reshape(-1).to(values.device), rows)
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter as ``(units, fan)``, detached."""
+        return self.view(self.tensor.detach())
+
+    @property
+    def grad(self) -> Tensor:
+        """The collected gradient as ``(units, fan)``; raises `InputError` when none was collected."""
+        return self.statistic("grad")
+
+    def statistic(self, kind: str) -> Tensor:
+        """A collected per-parameter statistic as ``(units, fan)``."""
+        if kind not in self.stats:
+            raise InputError(
+                f"no statistic '{kind}' was collected for '{self.name}' (there is: {', '.join(self.stats) or 'none'}); "
+                f"run stats = prunus.collect(model, groups, loader, needs={{'{kind}'}}) first and pass it to score."
+            )
+        return self.view(self.stats[kind])
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Slices that must be cut together, and their units.
+
+    `id` is the qualified name of the first producing slice in execution order, equal across processes and batch sizes.
+    `floor` is the least number of units that must stay.
+    """
+
+    id: str
+    units: int
+    slices: tuple[Slice, ...]
+    offset: int = 0  # of the group's first unit in the flat numbering of all units
+    floor: int = 1
+
+    def with_role(self, *roles: str) -> tuple[Slice, ...]:
+        """The slices whose role is one of `roles`."""
+        return tuple(s for s in self.slices if s.role in roles)
+
+    def __repr__(self) -> str:
+        return f"Group({self.id!r}, units={self.units}, slices={len(self.slices)})"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost that is a product: ``coefficient`` times the number of kept rows of every axis in `axes`."""
+
+    coefficient: float
+    axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorAxes:
+    """A parameter or buffer of the model: its shape, and the axis (row of `Groups.axes`, or None) of every dimension."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int | None, ...]
+    parameter: bool
+
+
+@dataclass(frozen=True)
+class IntFact:
+    """An integer that an operator was called with and that must follow a cut.
+
+    `value` is what forward passed, `axis` the labelled dimension whose kept rows (within `rows`) it has to become.
+    """
+
+    what: str
+    value: int
+    axis: int
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """One ATen call of the traced forward, in execution order.
+
+    `reads` and `writes` number the tensors that flow between operators; `parameters` are the qualified names of the
+    parameters and buffers among the operands; `axes` holds, per output, the axis of every dimension.
+    """
+
+    name: str
+    module: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    parameters: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    axes: tuple[tuple[int | None, ...], ...]
+    macs: Cost | None = None
+    facts: tuple[IntFact, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Something that cannot, or may not, be cut, with the reason."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Groups(Sequence[Group]):
+    """All groups of a traced network, its operators, and what they cost.
+
+    `axes` holds every distinct labelled dimension as an ``(n, k)`` matrix of flat unit numbers, -1 for "always kept";
+    row ``i`` of the dimension survives a plan iff all its units do.
+
+    Index by position or by group id; ``cost`` tells what a set of kept units costs before anything is cut.
+    """
+
+    members: tuple[Group, ...]
+    axes: tuple[Tensor, ...]
+    tensors: Mapping[str, TensorAxes]
+    operators: tuple[Operator, ...]
+    fixed: tuple[Fixed, ...]
+    inputs: Inputs
+    ties: tuple[tuple[str, ...], ...] = ()
+    edits: tuple[Any, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.members)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            for group in self.members:
+                if group.id == key:
+                    return group
+            ids = [group.id for group in self.members]
+            raise UnknownNameError(f"there is no group '{key}'.{did_you_mean(key, ids)} See: prunus groups.")
+        return self.members[key]
+
+    @property
+    def units(self) -> int:
+        """The number of units of all groups: the length of a keep mask."""
+        return sum(group.units for group in self.members)
+
+    # ---- what a plan costs, before it is cut -------------------------------------------------------------------
+
+    def alive(self, keep: Tensor) -> list[Tensor]:
+        """Per axis, which rows survive: boolean ``(n,)``, given the keep mask ``(units,)`` (True = keep)."""
+        padded = torch.cat([keep.bool().cpu(), torch.ones(1, dtype=torch.bool)])  # label -1 reads the last: kept
+        return [padded[axis].all(1) for axis in self.axes]
+
+    def costs(self, keep: Tensor | None = None) -> dict[str, int]:
+        """``{"params": ..., "macs": ...}`` (macs per sample) of the network with the units of `keep` left.
+
+        >>> import prunus                                                      # doctest: +SKIP
+        >>> prunus.trace(model, x).costs()["params"]                           # doctest: +SKIP
+        """
+        keep = torch.ones(self.units, dtype=torch.bool) if keep is None else keep
+        counts = [int(rows.sum()) for rows in self.alive(keep)]
+        params = 0
+        for tensor in self.tensors.values():
+            if tensor.parameter:
+                size = 1
+                for n, axis in zip(tensor.shape, tensor.axes):
+                    size *= n if axis is None else counts[axis]
+                params += size
+        macs = 0.0
+        for op in self.operators:
+            if op.macs is not None:
+                term = op.macs.coefficient
+                for axis in op.macs.axes:
+                    term *= counts[axis]
+                macs += term
+        return {"params": params, "macs": round(macs)}
+
+    # ---- keep masks and plans ----------------------------------------------------------------------------------
+
+    def plan(self, keep: Tensor) -> Plan:
+        """The plan that keeps the units marked True in `keep`, a boolean ``(units,)`` over all groups in order."""
+        if keep.shape != (self.units,) or keep.dtype != torch.bool:
+            raise InputError(
+                f"a keep mask has shape ({self.units},) and type bool; given {tuple(keep.shape)}, {keep.dtype}."
+            )
+        alive = self.alive(keep)
+        groups = {}
+        for group in self.members:
+            rows = keep[group.offset : group.offset + group.units]
+            groups[group.id] = GroupPlan(group.units, tuple(rows.nonzero().flatten().tolist()))
+        tensors = {}
+        for name, tensor in self.tensors.items():
+            kept = {
+                dim: tuple(alive[axis].nonzero().flatten().tolist())
+                for dim, axis in enumerate(tensor.axes)
+                if axis is not None and not bool(alive[axis].all())
+            }
+            if kept:
+                tensors[name] = TensorPlan(tensor.shape, kept)
+        return Plan(groups=groups, tensors=tensors, ties=self.ties, inputs=tuple(self.inputs.signature()))
+
+    def mask(self, plan: Plan) -> Tensor:
+        """The keep mask ``(units,)`` of a plan; raises `InputError` when the plan is of another network."""
+        keep = torch.ones(self.units, dtype=torch.bool)
+        for id, entry in plan.groups.items():
+            group = self[id]
+            if entry.units != group.units:
+                raise InputError(
+                    f"the plan is of another network: group '{id}' has {group.units} units here, {entry.units} in the "
+                    "plan. Trace the network again and allocate anew."
+                )
+            if entry.kept and not 0 <= min(entry.kept) <= max(entry.kept) < group.units:
+                raise InputError(f"the plan keeps units outside 0..{group.units - 1} of group '{id}'.")
+            rows = torch.zeros(group.units, dtype=torch.bool)
+            rows[list(entry.kept)] = True
+            keep[group.offset : group.offset + group.units] = rows
+        return keep
+
+    # ---- the same groups seen otherwise ------------------------------------------------------------------------
+
+    def select(self, names: Iterable[str]) -> Groups:
+        """The same network where only the groups named (ids or globs) may be cut; the others are held whole."""
+        wanted = {g.id for n in names for g in matching(self, n)}
+        return self._keep_only(wanted, "not among the groups selected")
+
+    def _keep_only(self, wanted: set[str], why: str) -> Groups:
+        """Drop groups: their units become "always kept" in every axis."""
+        number = torch.full((self.units + 1,), -1, dtype=torch.long)
+        members, offset = [], 0
+        for group in self.members:
+            if group.id in wanted:
+                number[group.offset : group.offset + group.units] = torch.arange(offset, offset + group.units)
+                members.append(replace(group, offset=offset))
+                offset += group.units
+        fixed = self.fixed + tuple(Fixed(g.id, why) for g in self.members if g.id not in wanted)
+        return replace(self, members=tuple(members), axes=tuple(number[a] for a in self.axes), fixed=fixed)
+
+    def bind(self, model: nn.Module) -> Groups:
+        """The same groups over the parameters and buffers of `model`, another copy of the traced network."""
+        tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
+            model.named_buffers(remove_duplicate=False)
+        )
+        members = tuple(
+            replace(g, slices=tuple(replace(s, tensor=tensors[s.name]) for s in g.slices)) for g in self.members
+        )
+        return replace(self, members=members)
+
+    def __repr__(self) -> str:
+        cost = self.costs()
+        rows = [f"{len(self)} groups, {self.units} units, {cost['params']:,} params, {cost['macs']:,} MACs"]
+        rows += [f"  {g.id}: {g.units} units, {', '.join(s.name for s in g.slices)}" for g in self.members]
+        return "\n".join(rows)
+
+
+def matching(groups: Iterable[Group], pattern: str) -> list[Group]:
+    """Groups whose id, or one of whose tensors, matches a name or glob; raises `UnknownNameError` when none does."""
+    groups = list(groups)
+    found = [g for g in groups if any(under(n, pattern) for n in (g.id, *(s.name for s in g.slices)))]
+    if not found:
+        hint = did_you_mean(pattern, [g.id for g in groups])
+        raise UnknownNameError(f"'{pattern}' matches no group.{hint} `prunus groups` lists them.")
+    return found
+
+
+def under(name: str, pattern: str) -> bool:
+    """Whether a qualified name is `pattern`, lies below it, or matches it as a glob.
+
+    >>> under("layer1.0.conv1.weight", "layer1"), under("layer1.0.conv1.weight", "*.conv2.*")
+    (True, False)
+    """
+    return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)

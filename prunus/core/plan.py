@@ -1,0 +1,150 @@
+"""The plan: which units of every group stay, as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from prunus.core.errors import FileError, InputError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """The kept units of one group, out of how many."""
+
+    units: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One parameter or buffer: its original shape, and per cut dimension the kept indices in original coordinates."""
+
+    shape: tuple[int, ...]
+    kept: Mapping[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An integer attribute that follows the cut: `attribute` of the submodule `module` goes from `old` to `new`."""
+
+    module: str
+    attribute: str
+    old: int
+    new: int
+
+
+@dataclass(frozen=True)
+class Added:
+    """A tensor that the network did not have: a bias that absorbed a constant, or a channel selection."""
+
+    name: str
+    kind: str  # "bias" or "select"
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kept units of every group, and what that means for every tensor and attribute, in ORIGINAL coordinates.
+
+    A plan is data: `to_json` and `from_json` are inverse, and a person can read and edit it.
+
+    >>> plan = Plan({"conv1": GroupPlan(4, (0, 2))})
+    >>> Plan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    groups: Mapping[str, GroupPlan] = field(default_factory=dict)
+    tensors: Mapping[str, TensorPlan] = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
+    added: tuple[Added, ...] = ()
+    ties: tuple[tuple[str, ...], ...] = ()
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    memory_format: str = "contiguous"
+    version: str = ""
+
+    def then(self, later: Plan) -> Plan:
+        """The two cuts as one: `later` was made on the network that this plan left, the result is on the original.
+
+        >>> a = Plan({"c": GroupPlan(4, (0, 2, 3))}, {"c.weight": TensorPlan((4, 3), {0: (0, 2, 3)})})
+        >>> b = Plan({"c": GroupPlan(3, (1,))}, {"c.weight": TensorPlan((3, 3), {0: (1,)})})
+        >>> a.then(b).tensors["c.weight"].kept
+        {0: (2,)}
+        """
+        groups = dict(self.groups)
+        for id, entry in later.groups.items():
+            first = groups.get(id)
+            if first is None:
+                groups[id] = entry
+            elif len(first.kept) == entry.units:
+                groups[id] = GroupPlan(first.units, tuple(first.kept[i] for i in entry.kept))
+            else:
+                raise InputError(
+                    f"plans do not follow each other: group '{id}' kept {len(first.kept)} units, the next plan is "
+                    f"made for {entry.units}."
+                )
+        tensors = dict(self.tensors)
+        for name, cut in later.tensors.items():
+            first_cut = tensors.get(name, TensorPlan(cut.shape, {}))
+            kept = dict(first_cut.kept)
+            for dim, indices in cut.kept.items():
+                kept[dim] = tuple(kept[dim][i] for i in indices) if dim in kept else indices
+            tensors[name] = TensorPlan(first_cut.shape, kept)
+        edits = {(e.module, e.attribute): e for e in self.edits}
+        for e in later.edits:
+            first_edit = edits.get((e.module, e.attribute))
+            edits[e.module, e.attribute] = replace(e, old=first_edit.old) if first_edit else e
+        return replace(
+            later,
+            groups=groups,
+            tensors=tensors,
+            edits=tuple(edits.values()),
+            added=self.added + later.added,
+            ties=self.ties or later.ties,
+            inputs=self.inputs or later.inputs,
+        )
+
+    @property
+    def identity(self) -> bool:
+        """Whether the plan removes nothing."""
+        return not self.tensors and all(len(g.kept) == g.units for g in self.groups.values())
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        data = asdict(self)
+        data["format"] = FORMAT
+        return json.dumps(data, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan; raises `FileError` when the text is not one."""
+        try:
+            data = json.loads(text)
+            if data.pop("format") != FORMAT:
+                raise FileError(f"the plan has another format than {FORMAT}; it was written by another prunus.")
+            return cls(
+                groups={k: GroupPlan(int(v["units"]), _ints(v["kept"])) for k, v in data["groups"].items()},
+                tensors={
+                    k: TensorPlan(_ints(v["shape"]), {int(d): _ints(i) for d, i in v["kept"].items()})
+                    for k, v in data["tensors"].items()
+                },
+                edits=tuple(Edit(**e) for e in data["edits"]),
+                added=tuple(Added(**{**a, "shape": _ints(a["shape"])}) for a in data["added"]),
+                ties=tuple(tuple(t) for t in data["ties"]),
+                inputs=tuple(data["inputs"]),
+                memory_format=str(data["memory_format"]),
+                version=str(data["version"]),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, FileError):
+                raise
+            raise FileError(f"this is not a plan that prunus wrote ({type(error).__name__}: {error}).") from None
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)

@@ -1,0 +1,53 @@
+"""What a cut did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from prunus.core.groups import Fixed
+from prunus.core.plan import Plan
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The proof of a cut: largest relative difference between the silenced original and the shrunk network.
+
+    `exact` is False when the reference had to recompute statistics over the kept units; `dtype` is the precision.
+    """
+
+    max_relative_error: float
+    exact: bool = True
+    in_place: bool = True
+    dtype: str = "float64"
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a cut did: `model` is always the network to use.
+
+    `before` and `after` hold ``{"params": int, "macs": int}``; `plan` is the cut just made in the coordinates of the
+    network it was made on.
+    """
+
+    model: nn.Module
+    in_place: bool
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    plan: Plan
+    verified: Verified | None = None
+    left_alone: tuple[Fixed, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        rows = []
+        for kind, old in self.before.items():
+            new = self.after[kind]
+            rows.append(f"{kind:<7}{old:>15,} -> {new:>15,}  ({new / max(old, 1):6.1%} left)")
+        cut = {k: g for k, g in self.plan.groups.items() if len(g.kept) < g.units}
+        rows.append(f"{len(cut)} of {len(self.plan.groups)} groups cut, {len(self.left_alone)} things left alone")
+        if self.verified is not None:
+            rows.append(f"verified: max relative error {self.verified.max_relative_error:.1e} ({self.verified.dtype})")
+        return "\n".join(rows + list(self.notes))
