@@ -1,0 +1,19 @@
+"""What does a network cost?  Parameters, multiply-adds, bytes, milliseconds."""
+
+from prunus.core.backends import backends
+from prunus.measure.counting import Macs, macs, params, size_on_disk, state_size
+from prunus.measure.timing import Latency, compare_latency, key, latency, race
+
+__all__ = [
+    "Latency",
+    "Macs",
+    "backends",
+    "compare_latency",
+    "key",
+    "latency",
+    "macs",
+    "params",
+    "race",
+    "size_on_disk",
+    "state_size",
+]
