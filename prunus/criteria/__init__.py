@@ -1,0 +1,16 @@
+"""What is unimportant?  One file a criterion; every file of this folder is imported, so that it registers itself.
+
+>>> sorted(entry.name for entry in criteria)
+['bn-gamma', 'l1', 'l2', 'random']
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from prunus.criteria.base import criteria, criterion, needs, score, unscored
+from prunus.criteria.normalize import normalizers
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["criteria", "criterion", "needs", "normalizers", "score", "unscored"]

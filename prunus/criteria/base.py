@@ -1,0 +1,188 @@
+"""What a criterion is, and how it scores every group of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from prunus.core import Entry, Fixed, Group, Groups, InputError, Registry
+from prunus.core.groups import ROLES
+from prunus.criteria.normalize import normalizers
+from prunus.observe import Stats
+
+F = TypeVar("F", bound=Callable[..., Tensor])
+
+KINDS = ("element", "group")
+ACROSS: Mapping[str, Callable[[Tensor], Tensor]] = {  # (slices, units) -> (units,)
+    "sum": lambda terms: terms.sum(0),
+    "mean": lambda terms: terms.mean(0),
+    "max": lambda terms: terms.amax(0),
+}
+FINISH: Mapping[str, Callable[[Tensor], Tensor]] = {  # (units,) -> (units,)
+    "identity": lambda terms: terms,
+    "abs": torch.abs,
+    "square": torch.square,
+    "sqrt": torch.sqrt,
+}
+
+criteria: Registry[Callable[..., Tensor]] = Registry("criterion")
+
+
+def criterion(
+    name: str,
+    *,
+    roles: Iterable[str],
+    kind: str = "element",
+    needs: Iterable[str] = (),
+    across: str = "sum",
+    finish: str = "identity",
+    normalize: str = "none",
+    seeded: bool = False,
+    paper: str = "",
+) -> Callable[[F], F]:
+    """Decorator: register a function as the criterion `name`; higher = keep.
+
+    Args:
+        roles: which slices of a group count (`prunus.core.groups.ROLES`); a group with none of them is left alone.
+        kind: ``"element"``: the function takes a `Slice` and returns a term per element, ``(units, fan)``;
+            ``"group"``: it takes a `Group` holding only those slices and returns ``(units,)``.
+        needs: the statistics it reads, as `prunus.observe.collect` names them.
+        across: how the slices of a group are joined: ``sum``, ``mean`` or ``max`` (element kind).
+        finish: what is done to the joined sum: ``identity``, ``abs``, ``square`` or ``sqrt`` (element kind).
+        normalize: the normaliser used unless `score` is told another one.
+        seeded: whether the function takes a keyword ``seed`` as well.
+
+    Raises: `ValueError` for a declaration that is none of these.
+    """
+    for value, known in ((kind, KINDS), (across, ACROSS), (finish, FINISH)):
+        if value not in known:
+            raise ValueError(f"criterion '{name}' declares '{value}'; expected one of {', '.join(known)}.")
+    unknown = set(roles) - set(ROLES)
+    if unknown or not set(roles):
+        raise ValueError(f"criterion '{name}' declares roles {sorted(unknown)}; expected some of {', '.join(ROLES)}.")
+    register: Callable[[F], F] = criteria.register(  # type: ignore[assignment]
+        name,
+        paper=paper,
+        kind=kind,
+        needs=frozenset(needs),
+        roles=tuple(role for role in ROLES if role in set(roles)),
+        across=across,
+        finish=finish,
+        normalize=normalizers[normalize].name,
+        seeded=seeded,
+    )
+    return register
+
+
+def score(
+    groups: Groups,
+    criterion: str | Callable[..., Tensor],
+    stats: Stats | None = None,
+    *,
+    seed: int = 0,
+    normalize: str | Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    r"""Score every unit of every group: ``{group id: (units,)}`` in float64 on the CPU, higher = keep.
+
+    For an element criterion with terms $t$: $s_u = \mathrm{finish}(\mathrm{across}_{S \in G} \sum_{e} t_{S,u,e})$,
+    then the normaliser.  Groups without a slice of the criterion's roles are absent: see `unscored`.
+
+    Args:
+        criterion: a name, or the decorated function itself.
+        stats: what `prunus.observe.collect` returned, for a criterion that needs it.
+        seed: for criteria that draw at random.
+        normalize: ``none``, ``mean``, ``max``, ``rank`` or any function ``(units,) -> (units,)``; None: as the
+            criterion declares.  Norms of weights declare ``mean`` (layers of another fan-in are not comparable raw).
+
+    Raises: `UnknownNameError`; `InputError` when statistics are missing or of another network, when no group has a
+    slice of the right role, or when a score is not finite.
+    """
+    entry = criteria.find(criterion)
+    _check_stats(entry, groups, stats)
+    finish = _normalizer(entry, normalize)
+    scores = {}
+    for group in groups:
+        seen = _slices_of(group, entry, stats)
+        if seen.slices:
+            scores[group.id] = _checked(finish(_raw(entry, seen, seed)), entry, group)
+    if not scores and len(groups):
+        raise InputError(
+            f"criterion '{entry.name}' scores none of the {len(groups)} groups: it reads slices of role "
+            f"{' or '.join(entry.declares['roles'])}, and no group has one. Choose another criterion, e.g. 'l2'."
+        )
+    return scores
+
+
+def needs(criterion: str | Callable[..., Tensor]) -> frozenset[str]:
+    """The statistics a criterion reads: what to ask `prunus.observe.collect` for.
+
+    >>> sorted(needs("l2"))
+    []
+    """
+    return frozenset(criteria.find(criterion).declares["needs"])
+
+
+def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Callable[..., Tensor]) -> tuple[Fixed, ...]:
+    """The groups a criterion could not score, and why: an allocator leaves them whole."""
+    entry = criteria.find(criterion)
+    why = f"criterion '{entry.name}' reads slices of role {' or '.join(entry.declares['roles'])}; it has none"
+    return tuple(Fixed(group.id, why) for group in groups if group.id not in scores)
+
+
+def _raw(entry: Entry[Callable[..., Tensor]], group: Group, seed: int) -> Tensor:
+    """The scores of one group before they are normalised: ``(units,)``."""
+    call = entry.call
+    if entry.declares["kind"] == "group":
+        return call(group, seed=seed) if entry.declares["seeded"] else call(group)
+    terms = [call(s).flatten(1).sum(1) for s in group.slices]  # (units, fan) -> (units,)
+    joined = ACROSS[entry.declares["across"]](torch.stack([t.double().cpu() for t in terms]))
+    return FINISH[entry.declares["finish"]](joined)
+
+
+def _slices_of(group: Group, entry: Entry[Callable[..., Tensor]], stats: Stats | None) -> Group:
+    """The group with only the slices that count, in at least float32, carrying their statistics."""
+    seen = []
+    for s in group.with_role(*entry.declares["roles"]):
+        tensor = s.tensor.detach()
+        if tensor.is_floating_point() and tensor.element_size() < 4:
+            tensor = tensor.float()
+        seen.append(replace(s, tensor=tensor, stats=stats.of(s.name) if stats is not None else s.stats))
+    return replace(group, slices=tuple(seen))
+
+
+def _check_stats(entry: Entry[Callable[..., Tensor]], groups: Groups, stats: Stats | None) -> None:
+    missing = sorted(entry.declares["needs"] - set(stats.kinds if stats is not None else ()))
+    if missing:
+        raise InputError(
+            f"criterion '{entry.name}' needs the statistics {', '.join(missing)}. Run stats = prunus.collect(model, "
+            f"groups, loader, needs={set(missing)}) and pass it to score, or give prune_ data=."
+        )
+    if stats is not None:
+        stats.check(groups)
+
+
+def _normalizer(
+    entry: Entry[Callable[..., Tensor]], given: str | Callable[[Tensor], Tensor] | None
+) -> Callable[[Tensor], Tensor]:
+    name = entry.declares["normalize"] if given is None else given
+    return normalizers[name].call if isinstance(name, str) else name
+
+
+def _checked(scores: Tensor, entry: Entry[Callable[..., Tensor]], group: Group) -> Tensor:
+    """The scores in float64, if there is one finite number a unit."""
+    if tuple(scores.shape) != (group.units,):
+        raise InputError(
+            f"criterion '{entry.name}' returned shape {tuple(scores.shape)} for group '{group.id}'; expected "
+            f"({group.units},): one score a unit."
+        )
+    bad = int((~scores.isfinite()).sum())
+    if bad:
+        raise InputError(
+            f"criterion '{entry.name}' gives {bad} of {group.units} units of group '{group.id}' a score that is not a "
+            f"finite number. Look for NaN or infinity in {', '.join(s.name for s in group.slices)}."
+        )
+    return scores.detach().double().cpu()

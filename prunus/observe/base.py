@@ -1,0 +1,140 @@
+"""Statistics keyed to the groups, and the pass over the data that collects them without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+
+from prunus.core import Groups, InputError, Inputs, Registry
+from prunus.observe.progress import progress
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """What was seen: kind of statistic -> parameter name -> tensor of the parameter's shape.
+
+    Void after a cut: `check` raises when the shapes are no longer those of the groups.
+
+    >>> Stats({"grad": {"fc.weight": torch.ones(2, 3)}}).of("fc.weight")["grad"].shape
+    torch.Size([2, 3])
+    """
+
+    kinds: Mapping[str, Mapping[str, Tensor]]
+
+    def __post_init__(self) -> None:
+        frozen = {kind: MappingProxyType(dict(tensors)) for kind, tensors in self.kinds.items()}
+        object.__setattr__(self, "kinds", MappingProxyType(frozen))
+
+    def of(self, name: str) -> dict[str, Tensor]:
+        """Every statistic of one parameter, by kind."""
+        return {kind: tensors[name] for kind, tensors in self.kinds.items() if name in tensors}
+
+    def check(self, groups: Groups) -> None:
+        """Raise `InputError` unless every statistic has the shape of its parameter in `groups`."""
+        for s in (s for group in groups for s in group.slices):
+            for kind, tensor in self.of(s.name).items():
+                if tensor.shape != s.tensor.shape:
+                    raise InputError(
+                        f"the statistic '{kind}' of '{s.name}' has shape {tuple(tensor.shape)}, the parameter "
+                        f"{tuple(s.tensor.shape)}: statistics are void after a cut. Trace and collect again."
+                    )
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a collector is given: the network, its groups, the batches and the loss, batch by batch."""
+
+    model: nn.Module
+    groups: Groups
+    loader: Iterable[Any]
+    loss: Loss | None
+
+    def batches(self) -> Iterator[tuple[Tensor, int]]:
+        """Per batch, the mean loss (a scalar with its graph) and the number of samples."""
+        place = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        for batch in progress(self.loader, "observing"):
+            batch = tree_map_only(Tensor, lambda t: t.to(place), batch)
+            inputs = inputs_of(batch)
+            value = (self.loss or default_loss)(inputs(self.model), batch)
+            if not isinstance(value, Tensor) or not value.requires_grad:
+                raise InputError(f"loss= must return a tensor that depends on the weights; it gave {value!r}.")
+            yield value.mean(), inputs.batch
+
+
+collectors: Registry[Callable[[Seen], Mapping[str, Tensor]]] = Registry("statistic")
+
+
+def collect(
+    model: nn.Module,
+    groups: Groups,
+    loader: Iterable[Any],
+    needs: Iterable[str],
+    loss: Loss | None = None,
+) -> Stats:
+    """Collect the statistics `needs` (``"grad"``) of every parameter of the groups over all batches of `loader`.
+
+    The network is left as it was: gradients, training mode, ``requires_grad``, random state and buffers.
+
+    Args:
+        loader: batches: ``(x, y)``, a mapping of keyword inputs, or what forward takes; a tuple `x` is positional.
+        needs: kinds of statistics, e.g. `prunus.criteria.needs("taylor")`.
+        loss: ``(model output, batch) -> per-sample or scalar loss``; a scalar is taken for the mean over the batch.
+            Default: ``output.loss``, else cross-entropy on ``(x, y)``.
+
+    Raises: `InputError` when the loader is empty, or no default loss fits; `UnknownNameError` for an unknown kind.
+    """
+    wanted = [collectors[need] for need in sorted(set(needs))]
+    with untouched(model):
+        seen = Seen(model, groups, loader, loss)
+        return Stats({entry.name: entry.call(seen) for entry in wanted})
+
+
+def default_loss(output: Any, batch: Any) -> Tensor:
+    """``output.loss`` if there is one, else the cross-entropy of ``(x, y)`` batches, one number a sample."""
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, Tensor):
+        return own
+    if isinstance(output, Tensor) and isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return F.cross_entropy(output, batch[1], reduction="none")
+    raise InputError(
+        f"no default loss fits an output of type {type(output).__name__} and a batch of type {type(batch).__name__}: "
+        "it is output.loss, else cross-entropy on (x, y). Give loss=, a function (output, batch) -> loss."
+    )
+
+
+def inputs_of(batch: Any) -> Inputs:
+    """The inputs in a batch: ``x`` of ``(x, y)``, else the whole batch."""
+    return Inputs.of(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode, every floating-point parameter differentiable, gradients on; everything as before on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=cuda), torch.enable_grad():
+            model.eval()
+            for p, _ in flags:
+                p.requires_grad_(p.is_floating_point())
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

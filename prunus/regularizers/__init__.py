@@ -1,0 +1,15 @@
+"""How is sparsity trained in?  One file a regularizer; every file here is imported, so that it registers itself.
+
+>>> sorted(entry.name for entry in regularizers)
+['bn-gamma']
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from prunus.regularizers.base import Regularizer, attach, regularizers
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Regularizer", "attach", "regularizers"]

@@ -1,0 +1,136 @@
+"""What a regularizer is, and the one optimizer hook that applies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from prunus.core import Fixed, Groups, InputError, Registry
+from prunus.regularizers.targets import Target, targets
+
+Gradient = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+Proximal = Callable[[Sequence[Tensor], float], Sequence[Tensor]]
+
+
+class Regularizer(NamedTuple):
+    """Pressure while training: a penalty gradient, a proximal map, or both; pure functions of weights.
+
+    Attributes:
+        roles: which slices of the groups are under pressure.
+        gradient: weights -> penalty gradients, list in, list of the same shapes out, added to ``.grad`` before a step.
+        proximal: (weights, learning rate) -> new weights, applied after the step.
+        kind: ``"element"``: the functions act element by element and get all weights at once, in any shape;
+            ``"group"``: they get the slices of one group, each as ``(units, fan)``.
+    """
+
+    roles: frozenset[str]
+    gradient: Gradient | None = None
+    proximal: Proximal | None = None
+    kind: str = "element"
+
+
+regularizers: Registry[Callable[..., Regularizer]] = Registry("regularizer")
+
+
+class Attached:
+    """A regularizer at work in an optimizer; `remove()` ends it.  `left_alone`: weights it does not touch, and why."""
+
+    def __init__(self, regularizer: Regularizer, aims: Sequence[Sequence[Target]], optimizer: Optimizer) -> None:
+        self._regularizer = regularizer
+        self._targets = aims
+        self._handles = [optimizer.register_step_pre_hook(self._before)]
+        if regularizer.proximal is not None:
+            self._handles.append(optimizer.register_step_post_hook(self._after))
+        stepped = _learning_rates(optimizer)
+        absent = (t for joint in aims for t in joint if id(t.tensor) not in stepped)
+        self.left_alone = tuple(Fixed(t.name, "not in the optimizer") for t in absent)
+
+    def remove(self) -> None:
+        """Take the hooks out of the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Add the penalty gradient once: now, or, when the step calls a closure, each time the closure has returned."""
+        given = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(given):
+            self._add_gradient(optimizer)
+            return None
+
+        def closure() -> Any:
+            loss = given()
+            self._add_gradient(optimizer)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": closure}
+        return (args[0], closure, *args[2:]), kwargs
+
+    @torch.no_grad()
+    def _add_gradient(self, optimizer: Optimizer) -> None:
+        if self._regularizer.gradient is None:
+            return
+        scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler for fused optimizers: gradients still scaled
+        for joint in self._live(_learning_rates(optimizer)):
+            penalty = self._regularizer.gradient([t.read() for t in joint])
+            shaped = [t.shape_like_grad(p) for t, p in zip(joint, penalty, strict=True)]
+            if scale is not None:
+                shaped = list(torch._foreach_mul(shaped, scale.to(shaped[0].device)))
+            torch._foreach_add_([t.grad for t in joint], shaped)
+
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Apply the proximal map, with the learning rate of each weight's parameter group."""
+        skipped = getattr(optimizer, "found_inf", None)
+        if self._regularizer.proximal is None or (skipped is not None and bool(skipped)):
+            return
+        rates = _learning_rates(optimizer)
+        for joint in self._live(rates):
+            for rate in dict.fromkeys(rates[id(t.tensor)] for t in joint):
+                same = [t for t in joint if rates[id(t.tensor)] == rate]
+                new = self._regularizer.proximal([t.read() for t in same], rate)
+                for t, values in zip(same, new, strict=True):
+                    t.write(values)
+
+    def _live(self, stepped: dict[int, float]) -> Iterable[list[Target]]:
+        """The weights that this step moves: in the optimizer, not frozen, with a gradient."""
+        for joint in self._targets:
+            moved = (t for t in joint if id(t.tensor) in stepped)
+            live = [t for t in moved if t.tensor.requires_grad and t.tensor.grad is not None]
+            if live:
+                yield live
+
+
+def attach(regularizer: Regularizer, groups: Groups, optimizer: Optimizer) -> Attached:
+    """Apply `regularizer` to the weights of `groups` in every step of `optimizer`, whoever writes the loop.
+
+    The order of a step is unscale, clip, penalty gradient, step, proximal map.  The penalty is added once per optimizer
+    step, however many backward passes were accumulated; a step that a `GradScaler` skips has none.  Weights that are
+    frozen, unused, or not in the optimizer are left alone.  The groups must be those of the network being trained, and
+    not cut since.
+
+    Returns a handle with `remove()`.
+    Raises: `InputError` when no group has a slice of the regularizer's roles, or none of these is in the optimizer.
+    """
+    if regularizer.gradient is None and regularizer.proximal is None:
+        raise InputError("this regularizer has neither a gradient nor a proximal map: it does nothing.")
+    aims = targets(groups, regularizer.roles, joint=regularizer.kind == "group")
+    roles = " or ".join(sorted(regularizer.roles))
+    if not aims:
+        raise InputError(f"no group of the network has a slice of role {roles}: there is nothing to regularise.")
+    stepped = _learning_rates(optimizer)
+    if not any(id(t.tensor) in stepped for joint in aims for t in joint):
+        raise InputError(
+            f"none of the network's weights of role {roles} (first: '{aims[0][0].name}') is in the optimizer. Trace "
+            "the very model whose parameters were given to the optimizer, and attach after moving or cutting it."
+        )
+    return Attached(regularizer, aims, optimizer)
+
+
+def _learning_rates(optimizer: Optimizer) -> dict[int, float]:
+    """The current learning rate of every parameter of the optimizer, by identity."""
+    return {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}

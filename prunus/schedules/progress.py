@@ -1,0 +1,37 @@
+"""How far an iterative pruning is after step t of T: 0 = the original cost, 1 = the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[int, int], float]
+
+
+def one_shot(step: int, steps: int) -> float:
+    """Everything in the first step.
+
+    >>> [one_shot(t, 3) for t in (0, 1, 2, 3)]
+    [0.0, 1.0, 1.0, 1.0]
+    """
+    return 1.0 if step > 0 else 0.0
+
+
+def linear(step: int, steps: int) -> float:
+    r"""The same share of the cost in every step, $t/T$.
+
+    >>> [linear(t, 4) for t in (0, 1, 4)]
+    [0.0, 0.25, 1.0]
+    """
+    return min(max(step / steps, 0.0), 1.0)
+
+
+def cubic(step: int, steps: int) -> float:
+    r"""Much at first and ever less, $1 - (1 - t/T)^3$ (Zhu & Gupta, To Prune or Not to Prune, 2017, equation 1).
+
+    >>> [cubic(t, 2) for t in (0, 1, 2)]
+    [0.0, 0.875, 1.0]
+    """
+    return 1 - (1 - linear(step, steps)) ** 3
+
+
+PROGRESS: dict[str, Progress] = {"one-shot": one_shot, "linear": linear, "cubic": cubic}
