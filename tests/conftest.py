@@ -1,0 +1,35 @@
+"""What every test can ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests of one worker share two cores with those of another."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and pretrained weights; tests that need it are skipped, saying so, where it is absent."""
+    folder = Path(os.environ.get("PRUNUS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "data" / "cifar10").is_dir():
+        pytest.skip(f"no data and weights at {folder}; set PRUNUS_SHARED to the folder that holds data/ and models/")
+    os.environ["PRUNUS_SHARED"] = str(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """A test leaves torch's thread count as it found it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
