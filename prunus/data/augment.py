@@ -1,0 +1,60 @@
+"""Augmentation of whole batches of bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from prunus.core import InputError, UnknownNameError, did_you_mean
+from prunus.data.order import FLIP, SHIFT_X, SHIFT_Y, integers
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Move each image by up to `shift` pixels along both axes (black moves in), and mirror half of them.
+
+    For CIFAR, ``Augment(4, flip=True)`` is the usual random crop after padding by 4.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise InputError(f"augment shift={self.shift}: the largest shift, in pixels, is 0 or more.")
+
+    def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
+        """Images (N, C, H, W) uint8 of the samples `index` (N,) -> augmented images of the same shape."""
+        if not self.shift and not self.flip:
+            return images
+        count, channels, height, width = images.shape
+        y = integers(index, 2 * self.shift + 1, seed, epoch, SHIFT_Y)
+        x = integers(index, 2 * self.shift + 1, seed, epoch, SHIFT_X)
+        rows = y[:, None] + torch.arange(height)  # (N, H)
+        columns = torch.arange(width).expand(count, width)
+        if self.flip:
+            mirror = integers(index, 2, seed, epoch, FLIP).bool()
+            columns = torch.where(mirror[:, None], columns.flip(1), columns)
+        columns = x[:, None] + columns  # (N, W)
+        padded = pad(images, (self.shift,) * 4)
+        n, c = torch.arange(count), torch.arange(channels)
+        return padded[n[:, None, None, None], c[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+
+    @classmethod
+    def of(cls, given: str | Augment | None, default: Augment) -> Augment:
+        """From what a recipe says: ``auto`` (or None) is `default`, ``none`` nothing, ``shift`` no mirroring."""
+        if isinstance(given, Augment):
+            return given
+        known = {
+            "auto": default,
+            "none": cls(),
+            "shift": cls(default.shift, flip=False),
+            "shift-flip": cls(default.shift, flip=True),
+        }
+        name = "auto" if given is None else given
+        if name not in known:
+            raise UnknownNameError(f"no augmentation '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+        return known[name]

@@ -1,0 +1,98 @@
+"""A part of a data set in memory, and the batches made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from prunus.core import InputError
+from prunus.data.augment import Augment
+from prunus.data.order import ORDER, shuffled
+from prunus.data.preprocess import Preprocess
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Decoded images (N, C, H, W) uint8 with their labels (N,) int64, and the augmentation that suits them."""
+
+    images: Tensor
+    labels: Tensor
+    augment: Augment = field(default_factory=Augment)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> Split:
+        """The part with only these rows (int64), in this order."""
+        return Split(self.images[rows], self.labels[rows], self.augment)
+
+    def batches(
+        self,
+        size: int,
+        preprocess: Preprocess | None = None,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        train: bool = False,
+        augment: str | Augment | None = None,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+    ) -> Batches:
+        """Batches of `size` samples on every one of `world` ranks; this is the share of `rank`, from batch `start` on.
+
+        In training the samples are shuffled and augmented, both pure functions of (seed, epoch, sample), and samples
+        that do not fill a batch on every rank are left out of this epoch.  Otherwise every sample comes once, in
+        order, as it is.
+        """
+        if size < 1 or start < 0 or not 0 <= rank < world:
+            raise InputError(
+                f"batches: size={size}, start={start}, rank={rank}, world={world}; expected size >= 1, start >= 0 and "
+                "0 <= rank < world."
+            )
+        chosen = Augment.of(augment, self.augment) if train else Augment()
+        order = shuffled(len(self), seed, epoch, ORDER) if train else torch.arange(len(self))
+        count = len(self) // world * world if train else len(self)
+        mine = order[:count][rank::world]
+        if train and len(mine) > size:
+            mine = mine[: len(mine) // size * size]
+        return Batches(self, preprocess or Preprocess(), mine.split(size)[start:], chosen, seed, epoch)
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Batches that can be gone through again and again, always the same: (x float32 (B, C, H, W), y int64 (B,))."""
+
+    split: Split
+    preprocess: Preprocess
+    rows: tuple[Tensor, ...]
+    augment: Augment
+    seed: int
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in self.rows:
+            images = self.augment(self.split.images[rows], rows, self.seed, self.epoch)
+            yield self.preprocess(images), self.split.labels[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set in its three parts: `decide` is held out of the training part for every decision on the way."""
+
+    train: Split
+    decide: Split
+    test: Split
+    classes: tuple[str, ...]
+    name: str
+
+    def __str__(self) -> str:
+        shape = "x".join(str(n) for n in self.train.images.shape[1:])
+        sizes = f"{len(self.train):,} train, {len(self.decide):,} decide, {len(self.test):,} test"
+        return f"{self.name}: {sizes}; {len(self.classes)} classes, images {shape}"
