@@ -1,0 +1,34 @@
+"""Curves for TensorBoard."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from prunus.train.history import Epoch
+
+
+class Board:
+    """TensorBoard curves of a stage; nothing without a folder."""
+
+    def __init__(self, folder: Path | None, stage: str, step: int) -> None:
+        self._writer: Any = None
+        if folder is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step or None)
+
+    def add(self, row: Epoch) -> None:
+        """The values of an epoch."""
+        for name in ("loss", "accuracy", "lr"):
+            value = getattr(row, name)
+            if self._writer is not None and value is not None:
+                self._writer.add_scalar(name, value, row.step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,107 @@
+"""A network and its optimizer on their device: one step, one measurement, and their state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunus.core.errors import InputError
+from prunus.core.groups import Groups
+from prunus.recovery.distillation import distill
+from prunus.train.evaluation import count_correct, logits
+from prunus.train.launch import average_buffers, averaged, launch
+from prunus.train.optimizers import attach_regularizer, build_optimizer
+from prunus.train.settings import Settings
+
+
+class Engine:
+    """What makes a step: the network, its teacher, the optimizer with its regularizer, and Fabric under them."""
+
+    def __init__(self, model: nn.Module, teacher: nn.Module | None, settings: Settings, precision: str) -> None:
+        self.model, self.teacher, self.settings = model, teacher, settings
+        self.fabric, self.precision = launch(precision)
+        self.world, self.rank, self.device = self.fabric.world_size, self.fabric.global_rank, self.fabric.device
+        if settings.batch % self.world:
+            raise InputError(f"batch={settings.batch} cannot be divided among {self.world} processes.")
+        images = settings.channels_last and any(p.dim() == 4 for p in model.parameters())
+        self.layout = torch.channels_last if images else torch.preserve_format
+        for network in (model, teacher):
+            if network is not None:
+                network.to(self.device, memory_format=self.layout)
+        self.optimizer = build_optimizer(
+            model,
+            settings.optimizer,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            decay=settings.decay,
+        )
+        self._regularizer: Any = None
+
+    def start(self, groups: Groups | None) -> None:
+        """Attach the regularizer and set up Fabric; after the state was restored, before the first step."""
+        self._regularizer = attach_regularizer(self.settings.regularizer, groups, self.optimizer)
+        self._forward, self._stepper = self.fabric.setup(self.model, self.optimizer)
+        if self.teacher is not None:
+            self.teacher.eval()
+
+    def close(self) -> None:
+        """Take the regularizer off."""
+        if self._regularizer is not None:
+            self._regularizer.remove()
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy of a batch, or its mixture with what the teacher says."""
+        layout = self.layout if x.dim() == 4 else torch.preserve_format
+        x = x.to(self.device, non_blocking=True, memory_format=layout)
+        y = y.to(self.device, non_blocking=True)
+        z = logits(self._forward(x))  # (N, C)
+        if self.teacher is None:
+            return F.cross_entropy(z, y)
+        with torch.no_grad(), self.fabric.autocast():
+            taught = logits(self.teacher(x)).float()  # (N, C)
+        return distill(z, taught, y, **(self.settings.distill or {}))
+
+    def update(self, loss: Tensor, lr: float) -> None:
+        """Backward, clip, penalty gradient, optimizer, proximal map."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self._stepper.step()
+
+    def accuracy(self, split: Any, preprocess: Any) -> float | None:
+        """Top-1 on a split, each rank measuring a share, after the ranks' buffers were joined; None if empty."""
+        average_buffers(self.model, self.world)
+        if split is None or not len(split):
+            return None
+        batches = split.batches(max(self.settings.batch, 256), preprocess)
+        counts = torch.tensor(count_correct(self.model, batches, self.rank, self.world), device=self.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(counts)
+        correct, total = counts.tolist()
+        return correct / total
+
+    @property
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
+        return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+
+    def state(self, finished: bool) -> dict[str, Any]:
+        """The network, and unless the stage is finished the optimizer."""
+        model: dict[str, Any] = dict(self.model.state_dict())
+        if self.world > 1:
+            model = averaged(model, {name for name, _ in self.model.named_buffers()}, self.world)
+        return {"model": model, "optimizer": None if finished else self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `state` returned; raises RuntimeError or ValueError when it does not fit."""
+        self.model.load_state_dict(state["model"])
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])

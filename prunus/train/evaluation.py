@@ -1,0 +1,58 @@
+"""How good is it?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.errors import InputError
+from prunus.recovery.batchnorm import memory_format
+
+
+def evaluate(model: nn.Module, split: Any, preprocess: Any, *, batch: int = 256, progress: bool = True) -> float:
+    """Top-1 in [0, 1] of `model` on a split, in eval mode and the network's own precision.
+
+    Runs on the device the network is on; a bar is shown on a terminal when `progress`.  Raises `InputError` when the
+    split is empty.
+    """
+    from prunus.train.display import track
+
+    batches = split.batches(batch, preprocess)
+    correct, total = count_correct(model, track(batches, "evaluating", show=progress))
+    if not total:
+        raise InputError("evaluate: the split holds no sample; there is nothing to measure the accuracy on.")
+    return correct / total
+
+
+def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], rank: int = 0, world: int = 1) -> Any:
+    """``(correct, total)`` over every `world`-th batch from `rank`; the training flags stay as they were."""
+    device = next(itertools.chain(model.parameters(), model.buffers())).device
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    correct, total = torch.zeros((), dtype=torch.long, device=device), 0
+    try:
+        with torch.no_grad():
+            for x, y in itertools.islice(batches, rank, None, world):
+                answer = logits(model(x.to(device, memory_format=memory_format(model, x))))  # (N, C)
+                correct += (answer.argmax(1) == y.to(device)).sum()
+                total += len(y)
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    return int(correct), total
+
+
+def logits(output: Any) -> Tensor:
+    """The ``(N, C)`` scores in what a classifier returned: a tensor, or an object with `logits`."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    raise InputError(
+        f"the network returned a {type(output).__name__}; training and accuracy need class scores, a tensor (N, C) or "
+        f"an object with .logits."
+    )

@@ -1,0 +1,92 @@
+"""Training a stage of a recipe: the one function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunus.core.errors import InputError
+from prunus.core.groups import Groups
+from prunus.train.history import History
+from prunus.train.loop import Loop
+from prunus.train.settings import Settings
+
+
+def fit(
+    model: nn.Module,
+    data: Any,
+    *,
+    preprocess: Any,
+    epochs: int,
+    lr: float,
+    schedule: Any = "cosine",
+    optimizer: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    decay: str = "all",
+    batch: int = 128,
+    regularizer: Any = None,
+    groups: Groups | None = None,
+    teacher: nn.Module | None = None,
+    distill: Mapping[str, float] | None = None,
+    precision: str = "auto",
+    clip: float | None = None,
+    augment: Any = "auto",
+    channels_last: bool = True,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    stage: str = "train",
+    resume: bool = False,
+    every: float = 30.0,
+    quiet: bool = False,
+) -> History:
+    """Train `model` in place on ``data.train``; after every epoch its top-1 is measured on ``data.decide``.
+
+    The order of a step is forward, backward, clip, penalty gradient, optimizer, proximal map.  The order of the
+    samples, augmentation and dropout are functions of (seed, stage, epoch, step), and a checkpoint at every epoch's end
+    and every `every` seconds holds the rest, so that a run killed at any moment and resumed ends with the same weights,
+    to the bit on a CPU with the same threads.  Under torchrun each process takes its share of every batch (`launch`).
+
+    Args:
+        model: any classifier; it ends on the device it came from, its convolutions in channels-last format if asked.
+        schedule: learning rate: a function of the step, a name, or a name with options (`learning_rate`).
+        decay: ``"all"`` or ``"weights"`` (none on biases and normalisations).
+        batch: samples a step, over all processes together.
+        regularizer: a `Regularizer`, a name, or ``{"name": ..., **arguments}``; needs `groups` of this model.
+        teacher: a network to learn from, in eval mode; `distill` holds ``temperature`` and ``weight``.
+        precision: ``"auto"``, ``"32"`` or ``"bf16-mixed"`` (`choose_precision`).
+        clip: largest norm of the gradient.
+        augment: passed on to ``data.train.batches``.
+        folder: the run folder, for ``metrics.csv``, ``checkpoints/`` and ``tensorboard/``; None writes nothing.
+        resume: continue from the stage's checkpoint in `folder` when there is one.
+
+    Raises:
+        InputError: a setting is out of range.
+        FileError: the checkpoint is damaged or of another run.
+        TrainingError: the loss or a weight became infinite or NaN; the last good checkpoint is kept.
+        KeyboardInterrupt: after Ctrl-C, when the step is over and the checkpoint written.
+    """
+    settings = Settings(
+        stage, epochs, float(lr), schedule, optimizer, momentum, weight_decay, decay, batch, regularizer,
+        distill, precision, clip, augment, channels_last, seed, every,
+    )  # fmt: skip
+    if distill is not None and teacher is None:
+        raise InputError("distill is given but no teacher; pass teacher= the unpruned network.")
+    networks = [network for network in (model, teacher) if network is not None]
+    homes = [next(network.parameters()).device for network in networks]
+    training = {module: module.training for network in networks for module in network.modules()}
+    where = Path(folder) if folder is not None else None
+    loop = None
+    try:
+        loop = Loop(model, data, preprocess, settings, groups=groups, teacher=teacher, folder=where, resume=resume)
+        return loop.run(quiet)
+    finally:
+        if loop is not None:
+            loop.engine.close()
+        for network, home in zip(networks, homes, strict=True):
+            network.to(home)
+        for module, flag in training.items():
+            module.training = flag
