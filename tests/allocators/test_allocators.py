@@ -100,6 +100,13 @@ def test_kept_counts_are_multiples_where_the_group_is_that_wide():
     assert widths == [16, 16, 1]  # while the first group has more than 16 left, it keeps 32: 32 + 16 + 1 > 40
 
 
+def test_a_group_as_wide_as_the_multiple_stays_whole_and_a_narrower_one_gives():
+    groups = columns(16, 15)
+    scores = scores_of(groups, g0=[0.0] * 16, g1=[1.0] * 15)
+    plan = allocate(groups, scores, Budget(macs=20), round_to=16)
+    assert [len(k) for k in kept(plan).values()] == [16, 4]
+
+
 def test_rounding_never_widens_and_never_exceeds_the_budget():
     groups = columns(33, 17)
     scores = scores_of(groups, g0=list(range(33)), g1=list(range(17)))
