@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from prunus.core.errors import InputError
 
-Rate = Callable[[int], float]
+Rate = Callable[[float], float]
 
 
 def last(trained: Rate, total: int) -> Rate:

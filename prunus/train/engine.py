@@ -30,7 +30,7 @@ class Engine:
         self.layout = torch.channels_last if images else torch.preserve_format
         for network in (model, teacher):
             if network is not None:
-                network.to(self.device, memory_format=self.layout)
+                network.to(self.device).to(memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(
             model,
             settings.optimizer,

@@ -12,6 +12,9 @@ from prunus.train.checkpoint import checkpoint_path, save_checkpoint
 from prunus.train.history import Epoch, write_metrics
 
 
+SHARE = 0.01  # of the time, at most, goes into saving
+
+
 class Keeper:
     """Writes the metrics and the checkpoint of a stage into its run folder; nothing without a folder."""
 
@@ -21,8 +24,8 @@ class Keeper:
         self._cost, self._last = 0.0, time.monotonic()
 
     def due(self) -> bool:
-        """Whether it is time: after `every` seconds, but at most 1 % of the time goes into saving."""
-        return self.path is not None and time.monotonic() - self._last > max(self.every, 100 * self._cost)
+        """Whether it is time: after `every` seconds, or later where writing is slow (`SHARE`)."""
+        return self.path is not None and time.monotonic() - self._last > max(self.every, self._cost / SHARE)
 
     def write(self, state: dict[str, Any], rows: tuple[Epoch, ...], final: bool) -> None:
         """Write both; a full disk costs the new checkpoint, never the old one.

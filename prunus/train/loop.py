@@ -55,8 +55,10 @@ class Loop:
         self.keeper = Keeper(folder, settings.stage, settings.every)
         path = self.keeper.path
         saved = load_checkpoint(path) if path and resume else None
-        auto = settings.precision == "auto" and saved is not None
-        self.engine = Engine(model, teacher, settings, saved["settings"]["precision"] if auto else settings.precision)
+        precision = settings.precision
+        if saved is not None and precision == "auto":
+            precision = saved["settings"]["precision"]
+        self.engine = Engine(model, teacher, settings, precision)
         self.seed = settings.seed + zlib.crc32(settings.stage.encode())  # stages do not repeat each other's order
         self.steps = len(self._batches(0, 0))
         if not self.steps:
@@ -70,9 +72,9 @@ class Loop:
         self.fingerprint = settings.fingerprint(self.engine.precision, self.steps, self.engine.world, self.rate)
         if saved is not None:
             self._restore(saved)
-        elif path and self.engine.rank == 0:
-            path.unlink(missing_ok=True)  # of an earlier run: it must not be taken for this one's
         self.engine.start(groups)
+        if path and saved is None and self.engine.rank == 0:
+            path.unlink(missing_ok=True)  # of an earlier run: it must not be taken for this one's
 
     def run(self, quiet: bool) -> History:
         """Train to the end of the stage."""

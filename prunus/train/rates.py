@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from prunus import schedules
 from prunus.core.errors import InputError, UnknownNameError, did_you_mean
 from prunus.recovery import protocols
 
-Rate = Callable[[int], float]
+Rate = schedules.Schedule
 OPTIONS = {
     "constant": (),
     "cosine": ("end",),
