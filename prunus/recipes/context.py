@@ -1,0 +1,132 @@
+"""What every stage of a run sees: the model's origin, the data, the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunus.core import InputError, Inputs
+from prunus.data import Data, Preprocess, load
+from prunus.recipes.folder import START, Folder
+from prunus.recipes.inputs import function, parse_input
+from prunus.recipes.load import expand
+from prunus.recipes.schema import Prune, Recipe
+from prunus.zoo import Model, build
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """The fixed surroundings of a run.
+
+    `original` is the cost of the network that the run began with: what fractions of a budget refer to.
+    """
+
+    recipe: Recipe
+    folder: Folder
+    origin: Model
+    preprocess: Preprocess
+    data: Data | None
+    example: Inputs
+    quiet: bool = False
+    original: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: Recipe, folder: Folder, *, quiet: bool = False) -> Context:
+        """Build the model, read the data, and check that they fit each other."""
+        origin = make_model(recipe)
+        preprocess = origin.preprocess
+        data = None
+        if recipe.data is not None:
+            d = recipe.data
+            preprocess = preprocess.override(d.preprocess)
+            data = load(expand(d.source), preprocess=preprocess, seed=recipe.seed, decide=d.decide, limit=d.limit)
+        example = example_of(recipe, origin, data, preprocess)
+        context = cls(recipe, folder, origin, preprocess, data, example, quiet)
+        if data is not None:
+            _check_classes(origin.module, example, data)
+        context.original.update(context.cost(origin.module))
+        return context
+
+    def cost(self, model: nn.Module) -> dict[str, int]:
+        """Parameters and multiply-adds per sample."""
+        from prunus.measure import macs, params
+
+        return {"params": params(model), "macs": macs(model, self.example).total}
+
+    def needed(self) -> Data:
+        """The data; raises `InputError` when the recipe names none."""
+        if self.data is None:
+            raise InputError("this stage needs data; give data: (a folder, Parquet files, or a name).")
+        return self.data
+
+    def load(self, index: int) -> nn.Module:
+        """The network as stage number `index` left it (0: as the run began)."""
+        from prunus.surgery import load as load_model
+
+        return load_model(self.network(index), self.origin.factory)
+
+    def network(self, index: int) -> Path:
+        """The file of the network as stage number `index` left it."""
+        name = START if index == 0 else self.recipe.stages[index - 1].name
+        return self.folder.network(index, name)
+
+    @property
+    def unpruned(self) -> int:
+        """The stage whose network is the measure of all: the start if it had weights, else what the first cut got."""
+        cuts = [i for i, stage in enumerate(self.recipe.stages) if isinstance(stage, Prune)]
+        return 0 if self.recipe.weights or not cuts else cuts[0]
+
+    def index(self, teacher: str) -> int:
+        """The stage number of a teacher's name."""
+        if teacher == "unpruned":
+            return self.unpruned
+        return 1 + [stage.name for stage in self.recipe.stages].index(teacher)
+
+    def batches(self, size: int, count: int) -> Iterable[Any]:
+        """`count` batches of training data, shuffled by the seed, without augmentation."""
+        split = self.needed().train
+        return islice(split.batches(size, self.preprocess, seed=self.recipe.seed, train=True, augment="none"), count)
+
+    @property
+    def evaluate(self) -> Callable[[nn.Module], float] | None:
+        """The user's own measure, if the recipe names one."""
+        return function(self.recipe.evaluate, "evaluate") if self.recipe.evaluate else None
+
+    @property
+    def loss(self) -> Callable[..., Any] | None:
+        """The user's own loss, if the recipe names one."""
+        return function(self.recipe.loss, "loss") if self.recipe.loss else None
+
+
+def make_model(recipe: Recipe) -> Model:
+    """The model of a recipe with its weights; the same initial weights for the same seed."""
+    weights = expand(recipe.weights) if recipe.weights else None
+    return build(expand(recipe.model), weights=weights, classes=recipe.classes, seed=recipe.seed)
+
+
+def example_of(recipe: Recipe, origin: Model, data: Data | None, preprocess: Preprocess) -> Inputs:
+    """Example inputs: the recipe's, else the model's own shape, else the first image of the data."""
+    if recipe.input is not None:
+        return parse_input(recipe.input)
+    if origin.input_shape is None and data is not None:
+        return Inputs.of(preprocess(data.train.images[:1]))
+    return Inputs.of(origin.example(1))
+
+
+def _check_classes(model: nn.Module, example: Inputs, data: Data) -> None:
+    """Raise `InputError` when the model has fewer outputs than the data has classes."""
+    from prunus.core.running import undisturbed
+    from prunus.train.evaluation import logits
+
+    with undisturbed(model):
+        outputs = logits(example(model)).shape[-1]
+    if outputs < len(data.classes):
+        raise InputError(
+            f"the model has {outputs} outputs, the data '{data.name}' has {len(data.classes)} classes; "
+            f"say classes={len(data.classes)}, or give a model made for this data."
+        )

@@ -1,0 +1,129 @@
+"""What a run came to: the content of ``result.json``."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunus.core import Inputs
+from prunus.recipes.context import Context
+
+SCHEMA = 1
+LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "lightning")
+
+
+def accuracy(context: Context, model: nn.Module) -> float | None:
+    """Top-1 in [0, 1] on the test part, which no decision has seen; None without data."""
+    from prunus.train import evaluate
+
+    if context.data is None:
+        return None
+    return evaluate(model, context.data.test, context.preprocess, progress=not context.quiet)
+
+
+def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measure the network before and after, in turns, and gather what the stages said."""
+    from prunus.surgery import plan_of
+
+    models = {"before": context.load(context.unpruned), "after": context.load(len(context.recipe.stages))}
+    sides = {side: _side(context, model) for side, model in models.items()}
+    for key, times in _latency(context, models).items():
+        for side, ms in times.items():
+            sides[side]["latency_ms"][key] = ms
+    plan = plan_of(models["after"])
+    return {
+        "schema": SCHEMA,
+        "recipe": context.recipe.recipe,
+        "model": context.recipe.model,
+        "seed": context.recipe.seed,
+        "versions": versions(),
+        "seconds": round(sum(s["seconds"] for s in stages), 3),
+        **sides,
+        "stages": [{k: s[k] for k in ("name", "seconds", "params", "macs", "accuracy")} for s in stages],
+        "verified": verified(stages),
+        "plan": {} if plan is None else {k: {"units": g.units, "kept": len(g.kept)} for k, g in plan.groups.items()},
+        "left_alone": left_alone(stages),
+        "exported": {k: v for s in stages for k, v in s.get("exported", {}).items()},
+        "notes": list(dict.fromkeys(note for s in stages for note in s.get("notes", []))),
+    }
+
+
+def _side(context: Context, model: nn.Module) -> dict[str, Any]:
+    """Costs and quality of one network, its latencies to be filled in."""
+    from prunus.measure import state_size
+
+    side: dict[str, Any] = {**context.cost(model), "size_bytes": state_size(model)}
+    side["accuracy"] = accuracy(context, model)
+    side["metric"] = None
+    if context.evaluate is not None:
+        name = (context.recipe.evaluate or "").rpartition(":")[2]
+        side["metric"] = {"name": name, "value": float(context.evaluate(model))}
+    return {**side, "latency_ms": {}}
+
+
+def _latency(context: Context, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+    """Median milliseconds by ``backend,b<batch>,t<threads>`` and side, both sides timed in turns."""
+    import prunus.export  # noqa: F401 (registers its backends)
+    from prunus.measure import key, race
+
+    m = context.recipe.measure
+    times = {}
+    for backend in m.backends:
+        files = _as_files(context, models, backend)
+        for batch in m.batches:
+            raced = race(
+                files, context.example, backend=backend, batch=batch, threads=m.threads, seconds=m.seconds
+            )
+            times[key(backend, batch, m.threads)] = {side: round(t.median_ms, 6) for side, t in raced.items()}
+    return times
+
+
+def _as_files(context: Context, models: Mapping[str, nn.Module], backend: str) -> Mapping[str, nn.Module | str | Path]:
+    """The networks, for ONNX Runtime written once as files, so that not every batch size exports them again."""
+    if backend != "onnxruntime":
+        return models
+    from prunus.export import to_onnx
+
+    out = {}
+    for side, model in models.items():
+        out[side] = context.folder.path / "checkpoints" / f"{side}.onnx"
+        to_onnx(model, context.example, out[side], verify=False)
+    return out
+
+
+def verified(stages: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The proofs of all cuts as one: the largest error; None when a cut was not verified, or nothing was cut."""
+    proofs = [s["verified"] for s in stages if "verified" in s]
+    if not proofs or any(p is None for p in proofs):
+        return None
+    return {
+        "max_relative_error": max(p["max_relative_error"] for p in proofs),
+        "exact": all(p["exact"] for p in proofs),
+        "in_place": all(p["in_place"] for p in proofs),
+    }
+
+
+def left_alone(stages: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """What the last cut could not touch, and why."""
+    said = [s["left_alone"] for s in stages if "left_alone" in s]
+    return said[-1] if said else []
+
+
+def versions() -> dict[str, str]:
+    """Of prunus, Python and the libraries that the numbers depend on."""
+    from prunus.version import __version__
+
+    found = {"prunus": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        found[name] = str(import_module(name).__version__)
+    return found
+
+
+def example_inputs(context: Context) -> Inputs:
+    """The example inputs of the run."""
+    return context.example

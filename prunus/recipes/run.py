@@ -1,0 +1,136 @@
+"""Whole runs: every stage from the file that the stage before it left, so that a run can stop and go on anywhere."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunus.core import InputError, Report
+from prunus.criteria import needs
+from prunus.recipes import ranks
+from prunus.recipes.context import Context
+from prunus.recipes.folder import START, Folder, choose, read_json
+from prunus.recipes.result import accuracy, compose
+from prunus.recipes.schema import Prune, Recipe, Stage
+from prunus.recipes.stages import carry_out, cut
+
+
+def run(
+    recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, quiet: bool = False
+) -> tuple[Path, dict[str, Any]]:
+    """Carry out a recipe: the folder it wrote, and the content of its ``result.json``.
+
+    A stage that is finished is on disk, and the next one reads it from there, in an unbroken run as in a resumed one;
+    inside a stage, training goes on from its own checkpoint.  Under torchrun all ranks compute and the first one writes.
+
+    Args:
+        recipe: a checked recipe (`load`).
+        out: the folder to write; None: ``runs/<recipe>-<time>``.
+        resume: go on with the unfinished run in `out` (None: the newest of the same recipe in ``runs/``).
+        quiet: no lines and bars.
+
+    Raises: `InputError` for what the recipe or the folder has wrong, before anything is written over;
+        `TrainingError` when training diverges, `VerificationError` when a cut cannot be proved.
+    """
+    rank = ranks.join()
+    path = ranks.same(lambda: choose(recipe, out, resume=resume))
+    folder = Folder(path, writes=rank == 0)
+    if folder.finished:
+        return path, read_json(path / "result.json")
+    context = Context.of(recipe, folder, quiet=quiet or rank > 0)
+    if folder.done(0, START) is None:
+        rehearse(context)
+    new = folder.begin(recipe)
+    try:
+        _begin(context)
+        stages = [_stage(context, i, stage) for i, stage in enumerate(recipe.stages, start=1)]
+    except InputError:
+        if new:
+            folder.undo()
+        raise
+    return path, _end(context, stages)
+
+
+def rehearse(context: Context) -> list[Report]:
+    """Make every cut on a copy of the network as it is now, so that a budget out of reach shows before any training.
+
+    Cuts whose criterion looks at data are left out.
+    """
+    return [
+        cut(context, stage, copy.deepcopy(context.origin.module), verify=False)
+        for stage in context.recipe.stages
+        if isinstance(stage, Prune) and not needs(stage.criterion)
+    ]
+
+
+def _begin(context: Context) -> None:
+    """Put the network that the run starts with on disk."""
+    if context.folder.done(0, START) is None:
+        _keep(context, 0, START, context.origin.module, {})
+    ranks.wait()
+
+
+def _stage(context: Context, index: int, stage: Stage) -> dict[str, Any]:
+    """Carry out one stage, or read what it said when it is already done."""
+    done = context.folder.done(index, stage.name)
+    if done is not None:
+        return done
+    _say(context, stage.name)
+    started = time.perf_counter()
+    outcome = carry_out(context, stage, context.load(index - 1))
+    facts = {
+        "name": stage.name,
+        "seconds": round(time.perf_counter() - started, 3),
+        **context.cost(outcome.model),
+        "accuracy": accuracy(context, outcome.model),
+        **outcome.facts,
+    }
+    _keep(context, index, stage.name, outcome.model, facts)
+    ranks.wait()
+    return facts
+
+
+def _keep(context: Context, index: int, name: str, model: nn.Module, facts: dict[str, Any]) -> None:
+    """The network, then the note that it is complete: in this order."""
+    from prunus.surgery import save
+
+    if context.folder.writes:
+        path = context.folder.network(index, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(model, path, _metadata(context))
+        context.folder.finish(index, name, facts)
+
+
+def _end(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measure, and write the network, the result and the report, the result only when all before it is there."""
+    folder = context.folder
+    if not folder.writes:
+        return {"stages": stages}
+    from prunus.report import html
+    from prunus.surgery import save
+
+    save(context.load(len(stages)), folder.model, _metadata(context))
+    gammas = [s["gammas"] for s in stages if "gammas" in s]
+    if gammas:
+        folder.write_json("gammas.json", gammas[0])
+    if not (folder.path / "result.json").is_file():
+        _say(context, "measuring")
+        folder.write_json("result.json", compose(context, stages))
+    html(folder.path)
+    return read_json(folder.path / "result.json")
+
+
+def _metadata(context: Context) -> dict[str, str]:
+    return {"model": context.recipe.model, "recipe": context.recipe.recipe}
+
+
+def _say(context: Context, what: str) -> None:
+    if context.quiet:
+        return
+    from rich.console import Console
+
+    Console(stderr=True).print(f"== {what}", style="bold", highlight=False, markup=False)

@@ -1,0 +1,153 @@
+"""What each verb of a recipe does: one function a verb, network in, network and facts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from prunus.core import Groups, Report
+from prunus.criteria import needs
+from prunus.recipes.context import Context
+from prunus.recipes.schema import Export, Finetune, Prune, Recalibrate, Sparsify, Stage
+
+CALIBRATION = 16  # batches that a criterion which looks at data is given
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The network a stage leaves, and facts of it for ``result.json`` (plain data)."""
+
+    model: nn.Module
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def carry_out(context: Context, stage: Stage, model: nn.Module) -> Outcome:
+    """Do what `stage` says with `model`."""
+    return VERBS[type(stage)](context, stage, model)
+
+
+def _train(context: Context, stage: Sparsify | Finetune, model: nn.Module) -> Outcome:
+    """Train: under a regularizer, with a teacher, or plainly."""
+    from prunus.train import fit
+
+    regularizer = stage.regularizer.make() if stage.regularizer is not None else None
+    groups = _groups(context, model) if regularizer is not None else None
+    before = _gammas(groups) if groups is not None else {}
+    teacher = context.load(context.index(stage.distill.teacher)) if stage.distill is not None else None
+    history = fit(
+        model,
+        context.needed(),
+        preprocess=context.preprocess,
+        epochs=stage.epochs,
+        lr=stage.lr,
+        schedule=stage.schedule,
+        optimizer=stage.optimizer,
+        momentum=stage.momentum,
+        weight_decay=stage.weight_decay,
+        decay=stage.decay,
+        batch=stage.batch,
+        regularizer=regularizer,
+        groups=groups,
+        teacher=teacher,
+        distill=stage.distill.model_dump(include={"temperature", "weight"}) if stage.distill is not None else None,
+        precision=stage.precision,
+        clip=stage.clip,
+        augment=stage.augment,
+        seed=context.recipe.seed,
+        folder=context.folder.path,
+        stage=stage.name,
+        resume=True,
+        quiet=context.quiet,
+    )
+    facts: dict[str, Any] = {"precision": history.precision, "device": history.device}
+    if groups is not None:
+        facts["gammas"] = {"before": before, "after": _gammas(groups.bind(model))}
+    return Outcome(model, facts)
+
+
+def _prune(context: Context, stage: Prune, model: nn.Module) -> Outcome:
+    """Cut, prove, and say what was cut and what was left alone."""
+    report = cut(context, stage, model, verify=stage.verify)
+    return Outcome(report.model, _facts(report))
+
+
+def cut(context: Context, stage: Prune, model: nn.Module, *, verify: bool) -> Report:
+    """`prune_` with what a prune stage says."""
+    from prunus.pruner import prune_
+
+    data = list(context.batches(64, CALIBRATION)) if needs(stage.criterion) else None
+    return prune_(
+        model,
+        context.example,
+        budget=stage.budget.at(stage.progress, context.original),
+        criterion=stage.criterion,
+        allocator=stage.allocator,
+        data=data,
+        loss=context.loss,
+        freeze=stage.freeze,
+        only=stage.only,
+        round_to=stage.round_to,
+        floor=stage.floor,
+        absorb=stage.absorb,
+        select=bool(stage.select),
+        verify=verify,
+        seed=context.recipe.seed,
+    )
+
+
+def _facts(report: Report) -> dict[str, Any]:
+    """A report as plain data."""
+    verified = None
+    if report.verified is not None:
+        kept = ("max_relative_error", "exact", "in_place", "dtype")
+        verified = {k: v for k, v in asdict(report.verified).items() if k in kept}
+    return {
+        "verified": verified,
+        "in_place": report.in_place,
+        "left_alone": [{"what": f.what, "why": f.why} for f in report.left_alone],
+        "notes": list(report.notes),
+    }
+
+
+def _recalibrate(context: Context, stage: Recalibrate, model: nn.Module) -> Outcome:
+    """Batch-norm statistics from training data; a network without batch norm is left as it is."""
+    from prunus.recovery import recalibrate_
+
+    done = recalibrate_(model, context.batches(stage.batch, stage.batches), limit=stage.batches)
+    return Outcome(model, {"layers": done.layers, "batches": done.batches})
+
+
+def _export(context: Context, stage: Export, model: nn.Module) -> Outcome:
+    """Write ``model.onnx`` and the like into the run folder, each compared with the network."""
+    from prunus.export import exporters
+
+    errors = {}
+    for name in stage.to:
+        if context.folder.writes:
+            path = context.folder.path / f"model.{name}"
+            errors[name] = exporters[name].call(model, context.example, path, verify=True)
+    return Outcome(model, {"exported": errors})
+
+
+def _groups(context: Context, model: nn.Module) -> Groups:
+    from prunus.tracing import trace
+
+    return trace(model, context.example)
+
+
+def _gammas(groups: Groups) -> dict[str, list[float]]:
+    """The scales of every normalisation among the groups, by parameter name."""
+    found = {s.name: s.tensor.detach() for g in groups for s in g.with_role("norm_scale")}
+    return {name: [round(v, 6) for v in tensor.flatten().tolist()] for name, tensor in found.items()}
+
+
+VERBS: dict[type[Stage], Callable[[Context, Any, nn.Module], Outcome]] = {
+    Sparsify: _train,
+    Finetune: _train,
+    Prune: _prune,
+    Recalibrate: _recalibrate,
+    Export: _export,
+}
