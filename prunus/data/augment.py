@@ -14,7 +14,7 @@ from prunus.data.order import FLIP, SHIFT_X, SHIFT_Y, integers
 
 @dataclass(frozen=True)
 class Augment:
-    """Move each image by up to `shift` pixels along both axes (black moves in), and mirror half of them.
+    """Mirror half of the images, and move each by up to `shift` pixels along both axes (black moves in).
 
     For CIFAR, ``Augment(4, flip=True)`` is the usual random crop after padding by 4.
     """
@@ -30,18 +30,14 @@ class Augment:
         """Images (N, C, H, W) uint8 of the samples `index` (N,) -> augmented images of the same shape."""
         if not self.shift and not self.flip:
             return images
-        count, channels, height, width = images.shape
-        y = integers(index, 2 * self.shift + 1, seed, epoch, SHIFT_Y)
-        x = integers(index, 2 * self.shift + 1, seed, epoch, SHIFT_X)
-        rows = y[:, None] + torch.arange(height)  # (N, H)
-        columns = torch.arange(width).expand(count, width)
+        count, _, height, width = images.shape
         if self.flip:
             mirror = integers(index, 2, seed, epoch, FLIP).bool()
-            columns = torch.where(mirror[:, None], columns.flip(1), columns)
-        columns = x[:, None] + columns  # (N, W)
-        padded = pad(images, (self.shift,) * 4)
-        n, c = torch.arange(count), torch.arange(channels)
-        return padded[n[:, None, None, None], c[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+            images = torch.where(mirror[:, None, None, None], images.flip(3), images)
+        y = integers(index, 2 * self.shift + 1, seed, epoch, SHIFT_Y)
+        x = integers(index, 2 * self.shift + 1, seed, epoch, SHIFT_X)
+        windows = pad(images, (self.shift,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2s+1, 2s+1, H, W)
+        return windows[torch.arange(count), :, y, x]
 
     @classmethod
     def of(cls, given: str | Augment | None, default: Augment) -> Augment:
