@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from prunus.core import Inputs
 from prunus.recipes.context import Context
 
 SCHEMA = 1
@@ -73,27 +73,22 @@ def _latency(context: Context, models: Mapping[str, nn.Module]) -> dict[str, dic
 
     m = context.recipe.measure
     times = {}
-    for backend in m.backends:
-        files = _as_files(context, models, backend)
-        for batch in m.batches:
-            raced = race(
-                files, context.example, backend=backend, batch=batch, threads=m.threads, seconds=m.seconds
-            )
-            times[key(backend, batch, m.threads)] = {side: round(t.median_ms, 6) for side, t in raced.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for backend in m.backends:
+            ready = _as_files(context, models, Path(folder)) if backend == "onnxruntime" else models
+            for batch in m.batches:
+                raced = race(ready, context.example, backend=backend, batch=batch, threads=m.threads, seconds=m.seconds)
+                times[key(backend, batch, m.threads)] = {side: round(t.median_ms, 6) for side, t in raced.items()}
     return times
 
 
-def _as_files(context: Context, models: Mapping[str, nn.Module], backend: str) -> Mapping[str, nn.Module | str | Path]:
-    """The networks, for ONNX Runtime written once as files, so that not every batch size exports them again."""
-    if backend != "onnxruntime":
-        return models
+def _as_files(context: Context, models: Mapping[str, nn.Module], folder: Path) -> dict[str, nn.Module | str | Path]:
+    """The networks as ONNX files, written once and not for every batch size."""
     from prunus.export import to_onnx
 
-    out = {}
     for side, model in models.items():
-        out[side] = context.folder.path / "checkpoints" / f"{side}.onnx"
-        to_onnx(model, context.example, out[side], verify=False)
-    return out
+        to_onnx(model, context.example, folder / f"{side}.onnx", verify=False)
+    return {side: folder / f"{side}.onnx" for side in models}
 
 
 def verified(stages: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -122,8 +117,3 @@ def versions() -> dict[str, str]:
     for name in LIBRARIES:
         found[name] = str(import_module(name).__version__)
     return found
-
-
-def example_inputs(context: Context) -> Inputs:
-    """The example inputs of the run."""
-    return context.example

@@ -25,7 +25,7 @@ def run(
     """Carry out a recipe: the folder it wrote, and the content of its ``result.json``.
 
     A stage that is finished is on disk, and the next one reads it from there, in an unbroken run as in a resumed one;
-    inside a stage, training goes on from its own checkpoint.  Under torchrun all ranks compute and the first one writes.
+    inside a stage, training goes on from its own checkpoint.  Under torchrun all ranks compute, the first one writes.
 
     Args:
         recipe: a checked recipe (`load`).

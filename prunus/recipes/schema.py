@@ -74,8 +74,8 @@ class RegularizerSpec(BaseModel):
 class DistillSpec(Strict):
     """Learning from another network of the run.
 
-    `teacher` is the name of a stage (the network as that stage left it), or ``unpruned``: the network that the run began
-    with when it had weights, else as it was just before the first cut.
+    `teacher` is the name of a stage (the network as that stage left it), or ``unpruned``: the network that the run
+    began with when it had weights, else as it was just before the first cut.
     """
 
     temperature: float = Field(4.0, gt=0)

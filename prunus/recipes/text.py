@@ -31,7 +31,7 @@ def value(text: str) -> Any:
     (0.001, [1, 2], 'prunus:resnet20')
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
 
@@ -86,5 +86,5 @@ def _note_lines(node: Any, at: Key, lines: dict[Key, int], name: str) -> None:
             _note_lines(child, place, lines, name)
     elif isinstance(node, yaml.SequenceNode):
         for i, child in enumerate(node.value):
-            lines[*at, i] = child.start_mark.line + 1
+            lines[(*at, i)] = child.start_mark.line + 1
             _note_lines(child, (*at, i), lines, name)
