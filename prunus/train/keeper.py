@@ -11,7 +11,6 @@ from prunus.core.errors import TrainingError
 from prunus.train.checkpoint import checkpoint_path, save_checkpoint
 from prunus.train.history import Epoch, write_metrics
 
-
 SHARE = 0.01  # of the time, at most, goes into saving
 
 

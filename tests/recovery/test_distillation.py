@@ -49,7 +49,9 @@ def test_gradient_flows_into_the_student_alone_and_learning_closes_the_gap() -> 
     y = torch.randint(0, 4, (16,))
 
     def gap() -> float:
-        return float(F.kl_div(student.detach().log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True))
+        return float(
+            F.kl_div(student.detach().log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
+        )
 
     before = gap()
     optimizer = torch.optim.SGD([student], lr=2.0)
