@@ -14,7 +14,7 @@ from prunus.core.errors import (
     did_you_mean,
     missing_extra,
 )
-from prunus.core.groups import Cost, Fixed, Group, Groups, IntFact, Operator, Slice, TensorAxes, matching, under
+from prunus.core.groups import Cost, EditRule, Fixed, Group, Groups, IntFact, Operator, Slice, TensorAxes, matching, under
 from prunus.core.inputs import Inputs
 from prunus.core.plan import Added, Edit, GroupPlan, Plan, TensorPlan
 from prunus.core.registry import Entry, Registry
@@ -26,6 +26,7 @@ __all__ = [
     "BudgetError",
     "Cost",
     "Edit",
+    "EditRule",
     "Entry",
     "FileError",
     "Fixed",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import InputError, UnknownNameError, did_you_mean
 from prunus.core.inputs import Inputs
-from prunus.core.plan import GroupPlan, Plan, TensorPlan
+from prunus.core.plan import Edit, GroupPlan, Plan, TensorPlan
 
 ROLES = ("out", "bias", "in", "norm_scale", "norm_shift", "depthwise", "stat", "index", "other")
 COSTS = ("params", "macs")
@@ -126,10 +126,22 @@ class TensorAxes:
 class IntFact:
     """An integer that an operator was called with and that must follow a cut.
 
-    `value` is what forward passed, `axis` the labelled dimension whose kept rows (within `rows`) it has to become.
+    `path` leads to it in the arguments, `value` is what forward passed, `axis` the labelled dimension whose kept rows
+    (within `rows`) it has to become.
     """
 
-    what: str
+    path: tuple[int, ...]
+    value: int
+    axis: int
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class EditRule:
+    """An integer attribute that forward really reads and that must follow a cut: the kept rows of `axis` in `rows`."""
+
+    module: str
+    attribute: str
     value: int
     axis: int
     rows: tuple[int, int] | None = None
@@ -179,7 +191,7 @@ class Groups(Sequence[Group]):
     fixed: tuple[Fixed, ...]
     inputs: Inputs
     ties: tuple[tuple[str, ...], ...] = ()
-    edits: tuple[Any, ...] = ()
+    edits: tuple[EditRule, ...] = ()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -232,6 +244,11 @@ class Groups(Sequence[Group]):
                 macs += term
         return {"params": params, "macs": round(macs)}
 
+    def count(self, alive: list[Tensor], axis: int, rows: tuple[int, int] | None) -> int:
+        """How many rows of an axis (within `rows`) survive, given `alive`."""
+        kept = alive[axis] if rows is None else alive[axis][rows[0] : rows[1]]
+        return int(kept.sum())
+
     # ---- keep masks and plans ----------------------------------------------------------------------------------
 
     def plan(self, keep: Tensor) -> Plan:
@@ -254,7 +271,12 @@ class Groups(Sequence[Group]):
             }
             if kept:
                 tensors[name] = TensorPlan(tensor.shape, kept)
-        return Plan(groups=groups, tensors=tensors, ties=self.ties, inputs=tuple(self.inputs.signature()))
+        edits = []
+        for rule in self.edits:
+            new = self.count(alive, rule.axis, rule.rows)
+            if new != rule.value:
+                edits.append(Edit(rule.module, rule.attribute, rule.value, new))
+        return Plan(groups=groups, tensors=tensors, edits=tuple(edits), ties=self.ties, inputs=tuple(self.inputs.signature()))
 
     def mask(self, plan: Plan) -> Tensor:
         """The keep mask ``(units,)`` of a plan; raises `InputError` when the plan is of another network."""
@@ -275,13 +297,9 @@ class Groups(Sequence[Group]):
 
     # ---- the same groups seen otherwise ------------------------------------------------------------------------
 
-    def select(self, names: Iterable[str]) -> Groups:
-        """The same network where only the groups named (ids or globs) may be cut; the others are held whole."""
-        wanted = {g.id for n in names for g in matching(self, n)}
-        return self._keep_only(wanted, "not among the groups selected")
-
-    def _keep_only(self, wanted: set[str], why: str) -> Groups:
-        """Drop groups: their units become "always kept" in every axis."""
+    def select(self, ids: Iterable[str], why: str = "not among the groups selected") -> Groups:
+        """The same network where only the groups named may be cut; the others are held whole, with the reason."""
+        wanted = {self[id].id for id in ids}
         number = torch.full((self.units + 1,), -1, dtype=torch.long)
         members, offset = [], 0
         for group in self.members:

@@ -1,0 +1,71 @@
+"""prunus makes neural networks smaller and really faster.
+
+The whole way, in five verbs::
+
+    groups = prunus.trace(model, example_inputs)                     # what is coupled?
+    stats = prunus.collect(model, groups, loader, needs, loss=None)  # what must be seen?
+    scores = prunus.score(groups, "l2", stats)                       # what is unimportant?
+    plan = prunus.allocate(groups, scores, prunus.Budget(macs=0.5))  # how much, from where?
+    report = prunus.shrink_(model, groups, plan)                     # cut, verified
+
+`prune_` is exactly these lines.  The other rooms are imported where they are used: ``prunus.measure``, ``prunus.export``,
+``prunus.train``, ``prunus.report``, ``prunus.data``, ``prunus.zoo``, ``prunus.recipes``.
+"""
+
+from prunus.allocators import allocate
+from prunus.core import (
+    Budget,
+    BudgetError,
+    FileError,
+    Group,
+    GroupPlan,
+    Groups,
+    InputError,
+    Inputs,
+    Plan,
+    PrunusError,
+    Report,
+    Slice,
+    TraceError,
+    UnknownNameError,
+    VerificationError,
+)
+from prunus.version import __version__
+from prunus.criteria import criterion, score
+from prunus.observe import collect
+from prunus.pruner import prune_
+from prunus.surgery import absorb_, load, load_, plan_of, read_plan, save, select_, shrink_
+from prunus.tracing import trace
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "FileError",
+    "Group",
+    "GroupPlan",
+    "Groups",
+    "InputError",
+    "Inputs",
+    "Plan",
+    "PrunusError",
+    "Report",
+    "Slice",
+    "TraceError",
+    "UnknownNameError",
+    "VerificationError",
+    "__version__",
+    "absorb_",
+    "allocate",
+    "collect",
+    "criterion",
+    "load",
+    "load_",
+    "plan_of",
+    "prune_",
+    "read_plan",
+    "save",
+    "score",
+    "select_",
+    "shrink_",
+    "trace",
+]

@@ -1,0 +1,166 @@
+r"""Absorb the constants of removed channels.
+
+A channel whose batch-norm scale is zero does not emit zero but the constant :math:`a_c = \mathrm{act}(\beta_c)`.  Before it is cut,
+the constant moves into its consumers:
+
+.. math:: b \mathrel{+}= \sum_{c,k} W_{:,c,k}\, a_c \qquad\text{or, before a batch norm,}\qquad \mu \mathrel{-}= \sum_{c,k} W_{:,c,k}\, a_c .
+
+Exact where the kernel sees no zero padding (1x1, linear, unpadded), or where the constant is zero; elsewhere the border would
+differ, so nothing is absorbed there (Ye et al. 2018; Liu et al. 2017 drop the constant).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunus.core import Added, Groups, Inputs, Plan
+from prunus.surgery.memory import remember_
+from prunus.surgery.prove import other_inputs, silenced
+from prunus.tracing.apply import evaluating, named_tensors
+
+
+@dataclass(eq=False)
+class Reading:
+    """What a consumer saw of its removed input channels: one value each, or NaN where it was not constant."""
+
+    name: str  # of the consuming weight
+    constant: Tensor  # (removed,)
+    output: Tensor
+
+
+def absorb_(model: nn.Module, groups: Groups, plan: Plan) -> tuple[str, ...]:
+    """Silence the units that `plan` removes, moving their constants into their consumers where that is exact.
+
+    With the scales of all removed channels at zero, the constants are read off two forwards in float64: no layer type, activation
+    or wiring is assumed.  Afterwards the removed units are zero, so that `shrink_` cuts them without a change.
+
+    Returns the names of the consuming weights that took up a constant.
+    """
+    groups = groups.bind(model)
+    keep = groups.mask(plan)
+    tensors = {n: t.detach().double() if t.is_floating_point() else t for n, t in named_tensors(model).items()}
+    scaled = _scales_zeroed(tensors, groups, keep)
+    removed = _removed_columns(groups, keep)
+    runs = [_observe(model, scaled, removed, inputs) for inputs in (groups.inputs, other_inputs(groups.inputs))]
+    absorbed = []
+    for key, first in runs[0].items():
+        second = runs[1].get(key)
+        if second is None or not torch.equal(first.constant, second.constant) or not first.constant.any():
+            continue
+        name = first.name
+        dim, index = removed[name]
+        amount = _column_sums(tensors[name], dim, index) @ first.constant  # (out,)
+        if _take_up(model, groups, name, amount):
+            absorbed.append(name)
+    with torch.no_grad():
+        for name, tensor in silenced(named_tensors(model), groups, keep).items():
+            named_tensors(model)[name].copy_(tensor)
+    return tuple(absorbed)
+
+
+def _scales_zeroed(tensors: dict[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
+    """The network with the normalisation scales of all removed units at zero."""
+    out = dict(tensors)
+    for group in groups:
+        gone = ~keep[group.offset : group.offset + group.units]
+        for s in group.with_role("norm_scale"):
+            out[s.name] = out[s.name].index_fill(s.dim, s.index[gone].reshape(-1), 0.0)
+    return out
+
+
+def _removed_columns(groups: Groups, keep: Tensor) -> dict[str, tuple[int, Tensor]]:
+    """Per consuming weight, its input dimension and the removed indices."""
+    out: dict[str, tuple[int, Tensor]] = {}
+    for group in groups:
+        gone = ~keep[group.offset : group.offset + group.units]
+        for s in group.with_role("in"):
+            index = s.index[gone].reshape(-1)
+            before = out.get(s.name, (s.dim, index[:0]))[1]
+            out[s.name] = (s.dim, torch.cat([before, index]))
+    return {name: (dim, index.unique()) for name, (dim, index) in out.items() if index.numel()}
+
+
+def _column_sums(weight: Tensor, dim: int, index: Tensor) -> Tensor:
+    """``(out, removed)``: the weight summed over its kernel, columns that are removed."""
+    columns = weight.index_select(dim, index).movedim(dim, 1)  # (out, removed, *kernel)
+    return columns.reshape(columns.shape[0], columns.shape[1], -1).sum(2)
+
+
+class _Observer(TorchDispatchMode):
+    """Reads the removed input channels of every contraction with one of `weights` (storage -> name)."""
+
+    def __init__(self, weights: dict[int, str], removed: dict[str, tuple[int, Tensor]]) -> None:
+        super().__init__()
+        self.weights, self.removed = weights, removed
+        self.readings: dict[int, Reading] = {}
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.calls += 1
+        name = func._schema.name.removeprefix("aten::")
+        if name == "convolution" and args[8] == 1 and not args[6]:
+            padded = any(p != 0 for p in args[4])
+            self._read(args[0].movedim(1, 0).flatten(1), args[1], padded, out)
+        elif name in ("addmm", "mm"):
+            x, weight = args[-2:]
+            self._read(x.t(), weight, False, out)
+        return out
+
+    def _read(self, channels: Tensor, weight: Tensor, padded: bool, out: Tensor) -> None:
+        name = self.weights.get(weight.data_ptr())
+        if name is None:
+            return
+        seen = channels[self.removed[name][1]]  # (removed, everything else)
+        constant = torch.where((seen == seen[:, :1]).all(1), seen[:, 0], 0.0)
+        self.readings[self.calls] = Reading(name, torch.zeros_like(constant) if padded else constant, out)
+
+
+def _observe(
+    model: nn.Module, tensors: dict[str, Tensor], removed: dict[str, tuple[int, Tensor]], inputs: Inputs
+) -> dict[int, Reading]:
+    observer = _Observer({tensors[name].data_ptr(): name for name in removed}, removed)
+    given = inputs.to(torch.float64)
+    with evaluating(model), observer:
+        functional_call(model, tensors, given.args, dict(given.kwargs), strict=False)
+    times = [reading.name for reading in observer.readings.values()]
+    return {k: r for k, r in observer.readings.items() if times.count(r.name) == 1}  # a shared layer sees several
+
+
+def _take_up(model: nn.Module, groups: Groups, name: str, amount: Tensor) -> bool:
+    """Add the constant to the consumer's bias, or take it from the running mean of the batch norm that follows."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    amount = amount.to(dict(model.named_parameters())[name].dtype)
+    mean = _following_mean(model, groups, name)
+    with torch.no_grad():
+        if mean is not None:
+            mean.sub_(amount)
+        elif leaf == "weight" and isinstance(getattr(module, "bias", None), nn.Parameter):
+            module.bias.add_(amount)  # type: ignore[operator,union-attr]
+        elif leaf == "weight" and "bias" in module._parameters:
+            module.bias = nn.Parameter(amount.clone())
+            dtype = str(amount.dtype).removeprefix("torch.")
+            remember_(model, Plan(added=(Added(f"{path}.bias", "bias", tuple(amount.shape), dtype),)))
+        else:
+            return False
+    return True
+
+
+def _following_mean(model: nn.Module, groups: Groups, name: str) -> Tensor | None:
+    """The running mean of the batch norm that alone reads this convolution's output."""
+    for op in groups.operators:
+        if name in op.parameters and op.macs is not None:
+            readers = [other for other in groups.operators if op.writes[0] in other.reads]
+            if len(readers) == 1 and "batch_norm" in readers[0].name:
+                means = [p for p in readers[0].parameters if p.endswith("running_mean")]
+                return dict(model.named_buffers())[means[0]] if means else None
+    return None
+
+

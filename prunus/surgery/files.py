@@ -1,0 +1,173 @@
+"""Save a cut network, and load it onto a freshly built original.  No pickle: one safetensors file, the plan as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prunus.core import FileError, Plan
+from prunus.version import __version__
+from prunus.surgery.memory import memory_format, plan_of, replace_
+from prunus.surgery.select import attach_
+from prunus.surgery.shrink import apply_
+
+KEY, DIGEST, FORMAT = "prunus", "prunus_digest", "prunus_memory_format"
+
+
+def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write weights and cumulative plan to one safetensors file, atomically.
+
+    Tied tensors are stored once; a checksum covers weights and plan.  `metadata` adds text entries of the caller's own.
+
+    Raises: `OSError` when the disk does not take it; a file that was there before is then still whole.
+    """
+    path = Path(path)
+    plan = (plan_of(model) or Plan(version=__version__)).to_json()
+    tensors = _stored(model)
+    header = {**(metadata or {}), KEY: plan, DIGEST: _digest(tensors, plan), FORMAT: memory_format(model)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, header)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
+    """Build a fresh original with `factory` and make it the saved network; see `load_`.
+
+    Example: ``net = prunus.load("out/model.safetensors", prunus.zoo.resnet20)``
+    """
+    model = factory()
+    load_(model, path)
+    return model
+
+
+def load_(model: nn.Module, path: str | Path) -> None:
+    """Cut a freshly built original by the plan in the file and load the weights: same outputs to the bit.
+
+    (On the same machine with the same number of threads; the memory format is restored.)
+
+    Raises: `FileError` for a file that is missing, truncated, edited or of another architecture; the model is then as it was.
+    """
+    plan, tensors, header = _read(path)
+    if plan_of(model) is not None:
+        raise FileError(f"{path}: load_ needs a freshly built network; this one was already cut.")
+    _check(model, plan, tensors, path)
+    _attach(model, plan)
+    apply_(model, plan)
+    with torch.no_grad():
+        for name, tensor in _stored(model, detach=False).items():
+            tensor.data = tensors[name].to(tensor.device)
+    if header.get(FORMAT) == "channels_last":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    replace_(model, plan)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The cumulative plan in a file that `save` wrote; raises `FileError`."""
+    return _read(path)[0]
+
+
+def _stored(model: nn.Module, detach: bool = True) -> dict[str, Tensor]:
+    """The state that a file holds: every parameter and persistent buffer once, contiguous."""
+    state = model.state_dict(keep_vars=True)
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in state.items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        out[name] = tensor.detach().contiguous().cpu() if detach else tensor
+    return out
+
+
+def _digest(tensors: Mapping[str, Tensor], plan: str) -> str:
+    sha = hashlib.sha256(plan.encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        sha.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
+        sha.update(t.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def _read(path: str | Path) -> tuple[Plan, dict[str, Tensor], dict[str, str]]:
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path}: there is no such file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError(f"{path}: the file is truncated or is not a safetensors file ({error}).") from None
+    if KEY not in header:
+        raise FileError(f"{path}: prunus.save did not write this file (it holds no plan); load it with load_state_dict.")
+    if header.get(DIGEST) != _digest(tensors, header[KEY]):
+        raise FileError(f"{path}: the checksum does not fit: the file was damaged or edited after it was saved.")
+    return Plan.from_json(header[KEY]), tensors, header
+
+
+def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise `FileError` unless the plan, applied to the model, gives exactly the tensors in the file."""
+    added = {a.name: a.shape for a in plan.added}
+    fresh = {n: tuple(t.shape) for n, t in _stored(model, detach=False).items()} | added
+    known = fresh | {n: tuple(t.shape) for n, t in model.named_buffers()}
+    for name, cut in plan.tensors.items():
+        if known.get(name) != cut.shape:
+            raise FileError(
+                f"{path}: the file is of another architecture: it cuts '{name}' of shape {cut.shape}, the network given has "
+                f"{known.get(name, 'no such tensor')}."
+            )
+    for name, shape in fresh.items():
+        kept = plan.tensors[name].kept if name in plan.tensors else {}
+        expected = tuple(len(kept.get(d, range(n))) for d, n in enumerate(shape))
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != expected:
+            raise FileError(
+                f"{path}: the file is of another architecture: '{name}' should be {expected} after the cut, in the file it is "
+                f"{found or 'missing'}."
+            )
+    if extra := sorted(set(tensors) - set(fresh)):
+        raise FileError(f"{path}: the file is of another architecture: the network given has no {', '.join(extra[:3])}.")
+    for edit in plan.edits:
+        try:
+            now = getattr(model.get_submodule(edit.module), edit.attribute)
+        except AttributeError:
+            now = None
+        if now != edit.old:
+            where = f"{edit.module}.{edit.attribute}"
+            raise FileError(f"{path}: the file expects {where} = {edit.old}, the network given has {now}.")
+
+
+def _attach(model: nn.Module, plan: Plan) -> None:
+    """Tensors that the original does not have: biases and channel selections."""
+    for added in plan.added:
+        path, _, leaf = added.name.rpartition(".")
+        module = model.get_submodule(path)
+        if added.kind == "select":
+            attach_(module, added.shape[0])
+        else:
+            setattr(module, leaf, nn.Parameter(torch.zeros(added.shape, dtype=getattr(torch, added.dtype))))
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The caller's own text entries of a saved file."""
+    own = {KEY, DIGEST, FORMAT}
+    return {k: v for k, v in _read(path)[2].items() if k not in own}
+
+

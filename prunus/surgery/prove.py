@@ -1,0 +1,144 @@
+"""Is the shrunk network the silenced original?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core import Group, Groups, Inputs, VerificationError, Verified
+from prunus.tracing.apply import edited, named_tensors, narrow, run
+
+TOLERANCE = {"float64": 1e-7, "float32": 1e-4}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The outputs of the silenced original on every set of inputs, computed before the cut."""
+
+    inputs: tuple[Inputs, ...]
+    outputs: tuple[tuple[Tensor, ...], ...]
+    dtype: torch.dtype
+
+
+def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
+    """The tensors with every removed unit's own parameters, and its consumers' columns, set to zero.
+
+    Read from the groups' slices, not from the axes that the cut is made by: a second account of the same coupling.
+    """
+    out = dict(tensors)
+    for group in groups:
+        gone = ~keep[group.offset : group.offset + group.units]
+        if not gone.any():
+            continue
+        for s in group.slices:
+            tensor = out[s.name]
+            if tensor.is_floating_point():
+                index = s.index[gone].reshape(-1).to(tensor.device)
+                out[s.name] = tensor.index_fill(s.dim, index, 0)
+    return out
+
+
+def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
+    """Run the silenced original, in float64 where every operator has such a kernel, else in float32."""
+    inputs = (groups.inputs, other_inputs(groups.inputs))
+    for dtype in (torch.float64, torch.float32):
+        try:
+            tensors = silenced(_cast(named_tensors(model), dtype), groups, keep)
+            outputs = tuple(tuple(run(model, tensors, i.to(dtype))) for i in inputs)
+            _something_to_compare(outputs)
+            return Reference(inputs, outputs, dtype)
+        except (RuntimeError, NotImplementedError):
+            if dtype is torch.float32:
+                raise
+    raise AssertionError("unreachable")
+
+
+def prove(model: nn.Module, ref: Reference) -> Verified:
+    r"""Compare the model as it is now with the reference: ``max |a - b| / max |b|`` over every output.
+
+    Raises: `VerificationError` when an error is above 1e-7 (float64) or 1e-4 (float32), is not a number, or when there is
+    nothing to compare.
+    """
+    name = str(ref.dtype).removeprefix("torch.")
+    worst = _worst(model, _cast(named_tensors(model), ref.dtype), ref)
+    if not worst <= TOLERANCE[name]:
+        raise VerificationError(
+            f"the cut network differs from the silenced original by {worst:.1e} ({name}, at most {TOLERANCE[name]:.0e})"
+        )
+    return Verified(worst, exact=True, in_place=True, dtype=name)
+
+
+def culprits(model: nn.Module, groups: Groups, keep: Tensor) -> list[Group]:
+    """The groups that fail the proof when they are cut alone (the model is not changed)."""
+    found = []
+    for group in groups:
+        alone = torch.ones_like(keep)
+        rows = slice(group.offset, group.offset + group.units)
+        alone[rows] = keep[rows]
+        if alone.all():
+            continue
+        try:
+            ref = reference(model, groups, alone)
+            plan = groups.plan(alone)
+            tensors = {n: narrow(t, plan.tensors.get(n)) for n, t in _cast(named_tensors(model), ref.dtype).items()}
+            with edited(model, plan.edits):
+                worst = _worst(model, tensors, ref)
+            if not worst <= TOLERANCE[str(ref.dtype).removeprefix("torch.")]:
+                found.append(group)
+        except Exception:  # any failure of forward marks the group
+            found.append(group)
+    return found
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """``max |a - b| / max |b|``; infinite when shapes differ, anything is not finite, or there is nothing to compare.
+
+    >>> relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    0.5
+    >>> relative_error(torch.tensor([float("nan")]), torch.tensor([float("nan")])), relative_error(torch.ones(0), torch.ones(0))
+    (inf, inf)
+    """
+    if a.shape != b.shape or a.numel() == 0 or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return float("inf")
+    largest = float(b.abs().max())
+    difference = float((a - b).abs().max())
+    return difference / largest if largest else (0.0 if difference == 0 else float("inf"))
+
+
+def _worst(model: nn.Module, tensors: Mapping[str, Tensor], ref: Reference) -> float:
+    errors = []
+    for inputs, expected in zip(ref.inputs, ref.outputs):
+        found = run(model, tensors, inputs.to(ref.dtype))
+        if len(found) != len(expected):
+            return float("inf")
+        pairs = [(a, b) for a, b in zip(found, expected) if b.is_floating_point()]
+        errors += [relative_error(a, b) for a, b in pairs]
+    return max(errors, default=float("inf"))
+
+
+def _something_to_compare(outputs: tuple[tuple[Tensor, ...], ...]) -> None:
+    """Raise `VerificationError` when every output is zero or empty: agreement on nothing proves nothing."""
+    if not any(bool((b != 0).any()) for of in outputs for b in of if b.is_floating_point()):
+        raise VerificationError(
+            "the network, with the removed units silenced, gives zeros only (a last layer initialised to zero, or all that "
+            "feeds it removed): nothing can be proven. Load trained weights, keep more, or pass verify=False."
+        )
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {n: t.detach().to(dtype) if t.is_floating_point() else t.detach() for n, t in tensors.items()}
+
+
+def other_inputs(inputs: Inputs) -> Inputs:
+    """Other inputs of the same shapes: normal noise for real tensors, the same tensors reversed for integers."""
+    generator = torch.Generator().manual_seed(1)
+
+    def change(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return t.flip(-1) if t.dim() else t
+        return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype).to(t.device)
+
+    return inputs.map(change)

@@ -1,0 +1,148 @@
+"""A plan tried on a model without changing it: narrowed tensors, integer attributes, and whether forward agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from prunus.core import Edit, Groups, Inputs, TensorPlan
+from prunus.tracing.tracer import SILENT
+
+
+def narrow(tensor: Tensor, plan: TensorPlan | None) -> Tensor:
+    """The kept indices of every cut dimension, in the tensor's own memory format."""
+    if plan is None:
+        return tensor
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    plain = tensor.is_contiguous()
+    for dim, kept in plan.kept.items():
+        tensor = tensor.index_select(dim, torch.tensor(kept, dtype=torch.long, device=tensor.device))
+    format = torch.channels_last if channels_last and not plain else torch.contiguous_format
+    return tensor.contiguous(memory_format=format)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, tied ones under their first name only."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+@contextmanager
+def edited(model: nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
+    """While this is open, the integer attributes have their new values."""
+    edits = list(edits)
+    try:
+        for e in edits:
+            setattr(model.get_submodule(e.module), e.attribute, e.new)
+        yield
+    finally:
+        for e in edits:
+            setattr(model.get_submodule(e.module), e.attribute, e.old)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients and with plain kernels; every module's mode is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, mode in modes:
+            module.training = mode
+
+
+def run(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
+    """The output tensors of `model` in evaluation mode with other parameters and buffers."""
+    with evaluating(model):
+        out = functional_call(model, dict(tensors), inputs.args, dict(inputs.kwargs), tie_weights=True, strict=False)
+    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """The first operator that did not do what the labels foretold, and the paths of the integers that were wrong."""
+
+    call: int
+    wrong: tuple[tuple[int, ...], ...]
+    message: str
+
+
+class _Found(Exception):
+    pass
+
+
+class Checker(TorchDispatchMode):
+    """Compares the shapes of every operator with those a plan foretells."""
+
+    def __init__(self, groups: Groups, keep: Tensor) -> None:
+        super().__init__()
+        self.alive = groups.alive(keep)
+        self.groups = groups
+        self.steps = [i for i, op in enumerate(groups.operators) if op.name not in SILENT]
+        self.at = 0
+        self.misfit: Misfit | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if name in SILENT:
+            return func(*args, **(kwargs or {}))
+        if self.at >= len(self.steps) or self.groups.operators[self.steps[self.at]].name != name:
+            self._fail(args, f"forward called {name} where it had not before")
+        try:
+            out = func(*args, **(kwargs or {}))
+        except (RuntimeError, IndexError, ValueError) as error:
+            self._fail(args, f"{name}: {error}")
+        op = self.groups.operators[self.steps[self.at]]
+        shapes = [tuple(leaf.shape) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        expected = [self._expected(s, axes) for s, axes in zip(op.shapes, op.axes)]
+        if shapes != expected:
+            self._fail(args, f"{name} gave {shapes}, expected {expected}")
+        self.at += 1
+        return out
+
+    def _expected(self, shape: tuple[int, ...], axes: tuple[int | None, ...]) -> tuple[int, ...]:
+        return tuple(n if axis is None else int(self.alive[axis].sum()) for n, axis in zip(shape, axes))
+
+    def _fail(self, args: Any, message: str) -> None:
+        call = self.steps[min(self.at, len(self.steps) - 1)]
+        wrong, constant = [], []
+        for fact in self.groups.operators[call].facts:
+            value = args
+            try:
+                for step in fact.path:
+                    value = value[step]
+            except (IndexError, TypeError):
+                continue
+            if value != self.groups.count(self.alive, fact.axis, fact.rows) and value != -1:
+                (constant if value == fact.value else wrong).append(fact.path)
+        # an integer that did not move at all explains those that moved wrongly beside it
+        self.misfit = Misfit(call, tuple(constant or wrong), message)
+        raise _Found
+
+
+def trial(model: nn.Module, groups: Groups, keep: Tensor) -> Misfit | None:
+    """Run the narrowed network without changing the model; None when every operator's shape is as foretold."""
+    plan = groups.plan(keep)
+    tensors = {name: narrow(t.detach(), plan.tensors.get(name)) for name, t in named_tensors(model).items()}
+    checker = Checker(groups, keep)
+    try:
+        with edited(model, plan.edits), checker:
+            run(model, tensors, groups.inputs)
+    except _Found:
+        return checker.misfit
+    except Exception as error:  # the model's own code may raise anything when its sizes no longer fit
+        call = checker.steps[min(checker.at, len(checker.steps) - 1)]
+        return Misfit(call, (), f"{type(error).__name__}: {error}")
+    return None

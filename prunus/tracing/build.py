@@ -1,0 +1,233 @@
+"""From labels to groups: number the units, gather them by what they are part of, name the groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prunus.core import Cost, Fixed, Group, Groups, Inputs, IntFact, Operator, Slice, TensorAxes
+from prunus.tracing.labels import NONE, Atoms
+from prunus.tracing.tracer import Dim, Tracer
+
+PRODUCING = {"out": 0, "depthwise": 1, "index": 1, "norm_scale": 2, "bias": 3}  # what a group is named after
+
+
+class Axes:
+    """Every distinct labelled dimension once, in flat unit numbers."""
+
+    def __init__(self, tracer: Tracer, number: Atoms) -> None:
+        self.tracer, self.number = tracer, number
+        self.matrices: list[Atoms] = []
+        self._seen: dict[bytes, int] = {}
+        self._of: dict[int, tuple[Atoms, int | None]] = {}
+
+    def __call__(self, dim: Dim) -> int | None:
+        """The number of a dimension's axis; None when nothing of it can be cut."""
+        if dim.labels is None:
+            return None
+        key = id(dim.labels)
+        if key not in self._of:
+            self._of[key] = (dim.labels, self._intern(dim.labels))  # the labels are kept, so the id stays theirs
+        return self._of[key][1]
+
+    def _intern(self, labels: Atoms) -> int | None:
+        resolved = self.tracer.labels.resolve(labels)
+        units = np.where(resolved < 0, NONE, self.number[np.maximum(resolved, 0)])
+        units = units[:, (units >= 0).any(0)]
+        if units.shape[1] == 0:
+            return None
+        key = units.tobytes() + bytes(str(units.shape), "ascii")
+        if key not in self._seen:
+            self._seen[key] = len(self.matrices)
+            self.matrices.append(units)
+        return self._seen[key]
+
+
+def build(tracer: Tracer, inputs: Inputs, held: Iterable[tuple[str, str]] = ()) -> Groups:
+    """Groups, operators and costs of a traced forward, in the present state of the labels."""
+    places = {
+        (name, d): tracer.labels.resolve(dim.labels)
+        for name, tensor in tracer.tensors.items()
+        for d, dim in enumerate(tracer.initial[name])
+        if dim.labels is not None
+    }
+    families, number = _families(tracer, places)
+    axes = Axes(tracer, number)
+    tensors = {
+        name: TensorAxes(
+            tuple(tensor.shape),
+            tuple(axes(dim) for dim in tracer.initial[name]),
+            isinstance(tensor, torch.nn.Parameter),
+        )
+        for name, tensor in tracer.tensors.items()
+    }
+    batch = inputs.batch
+    operators = tuple(_operator(tracer, i, axes, batch) for i in range(len(tracer.calls)))
+    members = _members(tracer, tensors, axes, families)
+    return Groups(
+        members=members,
+        axes=tuple(torch.from_numpy(m) for m in axes.matrices),
+        tensors=tensors,
+        operators=operators,
+        fixed=_fixed(tracer, places) + tuple(Fixed(what, why) for what, why in held),
+        inputs=inputs,
+        ties=tuple(tuple(names) for names in tracer.ties.values()),
+    )
+
+
+def _families(tracer: Tracer, places: dict[tuple[str, int], Atoms]) -> tuple[list[NDArray[np.int64]], Atoms]:
+    """Units that are part of the same dimensions, equally often, form a family.
+
+    Returns the atoms of every family in order of first appearance, and the flat number of every atom (-1: not a unit).
+    """
+    rng = np.random.default_rng(0)
+    signature = np.zeros(tracer.labels.count, dtype=np.uint64)
+    first = np.full(tracer.labels.count, np.iinfo(np.int64).max)
+    order = sorted(places, key=lambda p: _rank(tracer, p))
+    position = 0
+    for place in order:
+        atoms = places[place].ravel()
+        atoms, at, counts = np.unique(atoms[atoms >= 0], return_index=True, return_counts=True)
+        tags = rng.integers(1, 1 << 62, dtype=np.uint64)
+        signature[atoms] += tags * (2 * counts.astype(np.uint64) + 1)
+        first[atoms] = np.minimum(first[atoms], position + at)
+        position += places[place].size
+    units = np.flatnonzero(signature)
+    _, family = np.unique(signature[units], return_inverse=True)
+    families = [units[family == f] for f in range(family.max() + 1)] if units.size else []
+    families = [f[np.argsort(first[f], kind="stable")] for f in families]
+    families.sort(key=lambda f: first[f].min())
+    number = np.full(tracer.labels.count, NONE)
+    offset = 0
+    for f in families:
+        number[f] = np.arange(offset, offset + len(f))
+        offset += len(f)
+    return families, number
+
+
+def _rank(tracer: Tracer, place: tuple[str, int]) -> tuple[int, int, str, int]:
+    """Producing dimensions first, then the order of execution."""
+    role, call = tracer.roles.get(place, ("other", len(tracer.calls)))
+    return (PRODUCING.get(role, 4), call, *place)
+
+
+def _members(
+    tracer: Tracer, tensors: dict[str, TensorAxes], axes: Axes, families: list[NDArray[np.int64]]
+) -> tuple[Group, ...]:
+    """Every family with its slices, named after its first producing slice."""
+    sizes = [len(f) for f in families]
+    offsets = np.cumsum([0, *sizes])
+    slices: list[list[Slice]] = [[] for _ in families]
+    places = sorted(
+        ((name, d) for name, t in tensors.items() for d, axis in enumerate(t.axes) if axis is not None),
+        key=lambda place: _rank(tracer, place),
+    )
+    indices: dict[int, list[tuple[int, torch.Tensor]]] = {}
+    for name, d in places:
+        axis = tensors[name].axes[d]
+        assert axis is not None
+        if axis not in indices:
+            indices[axis] = _indices(axes.matrices[axis], offsets)
+        role = tracer.roles.get((name, d), ("other", 0))[0]
+        for f, index in indices[axis]:
+            slices[f].append(Slice(name, d, index, role, tracer.tensors[name]))
+    names = _names(slices, tensors)
+    return tuple(
+        Group(names[f], sizes[f], tuple(slices[f]), int(offsets[f])) for f in range(len(families)) if slices[f]
+    )
+
+
+def _indices(matrix: Atoms, offsets: NDArray[np.int64]) -> list[tuple[int, torch.Tensor]]:
+    """Per family in an axis, the indices that belong to each of its units: ``(units, m)``."""
+    row, column = np.nonzero(matrix >= 0)
+    units = matrix[row, column]
+    order = np.lexsort((row, units))
+    row, units = row[order], units[order]
+    family = np.searchsorted(offsets, units, side="right") - 1
+    out = []
+    for f in np.unique(family):
+        size = int(offsets[f + 1] - offsets[f])
+        out.append((int(f), torch.from_numpy(row[family == f].reshape(size, -1).copy())))
+    return out
+
+
+def _names(slices: list[list[Slice]], tensors: dict[str, TensorAxes]) -> list[str]:
+    """The qualified name of the first slice; axes of a product, and disjoint parts, get a suffix."""
+    base = [s[0].name.removesuffix(".weight") if s else "" for s in slices]
+    clash = {name for name, n in Counter(base).items() if n > 1}
+    seen: Counter[str] = Counter()
+    names = []
+    for name, group in zip(base, slices):
+        if name not in clash:
+            names.append(name)
+            continue
+        first = group[0]
+        rows = tensors[first.name].shape[first.dim]
+        if first.index.numel() == rows and first.index.shape[1] > 1:  # an axis of a product
+            grouped = len(tensors[first.name].shape) > 2
+            major = bool((first.index[0].diff() == 1).all())
+            suffix = ("groups" if grouped else "heads") if major else ("group_width" if grouped else "head_dim")
+            name, mark = f"{name}/{suffix}", f"{name}/{suffix}"
+        else:
+            mark = name
+        seen[mark] += 1
+        names.append(name if seen[mark] == 1 else f"{name}#{seen[mark]}")
+    return names
+
+
+def _operator(tracer: Tracer, i: int, axes: Axes, batch: int) -> Operator:
+    call = tracer.calls[i]
+    macs = None
+    if call.macs:
+        scaled = [(axes(dim), len(dim.labels)) for dim in call.scaled if dim.labels is not None]
+        size = 1
+        for axis, n in scaled:
+            size *= n if axis is not None else 1
+        macs = Cost(call.macs / batch / size, tuple(axis for axis, _ in scaled if axis is not None))
+    facts = []
+    for fact in call.facts:
+        axis = axes(fact.dim)
+        if axis is not None:
+            facts.append(IntFact(fact.path, fact.value, axis, fact.rows))
+    return Operator(
+        call.name,
+        call.module,
+        tuple(call.reads),
+        tuple(call.writes),
+        tuple(call.parameters),
+        tuple(call.shapes),
+        tuple(tuple(axes(dim) for dim in dims) for dims in call.dims),
+        macs,
+        tuple(facts),
+    )
+
+
+def _fixed(tracer: Tracer, places: dict[tuple[str, int], Atoms]) -> tuple[Fixed, ...]:
+    """Producing dimensions of which something cannot be cut, and the first reason met; and operators without a rule."""
+    out = []
+    for (name, d), resolved in places.items():
+        role, _ = tracer.roles.get((name, d), ("other", 0))
+        dim = tracer.initial[name][d]
+        lost = ~(resolved >= 0).any(1) if resolved.shape[1] else np.ones(len(resolved), dtype=bool)
+        if role not in ("out", "depthwise", "index") or not lost.any() or dim.labels is None:
+            continue
+        what = name.removesuffix(".weight")
+        out.append(Fixed(f"{what}: {int(lost.sum())} of {len(lost)} channels", _why(tracer, dim.labels[lost])))
+    out += [Fixed(f"operator {name}", "no rule: what it touches is left alone") for name in tracer.unknown]
+    return tuple(out)
+
+
+def _why(tracer: Tracer, labels: Atoms) -> str:
+    """The reason why these atoms are fixed (that of the first one that carries a reason)."""
+    labels_of = tracer.labels
+    roots = labels_of.find(labels.ravel())
+    for _ in range(4):
+        whys = labels_of.why[roots[roots >= 0]]
+        if (whys > 0).any():
+            return labels_of.reasons[int(whys[whys > 0][0]) - 1]
+        roots = labels_of.find(labels_of.parts[roots[roots >= 0]].ravel())
+    return "it cannot be cut"
