@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,7 +42,7 @@ def groups_table(groups: Groups, *, most: int = 4) -> RenderableType:
     table.add_column("a unit costs", justify="right")
     for group in groups:
         unit = unit_cost(groups, group, cost)
-        rows = [f"[dim]{verb}[/] {_plain(some(names, most))}" for verb, names in together(group)]
+        rows = [f"[dim]{verb}[/] {_plain(some(folded(names), most))}" for verb, names in together(group)]
         costs = f"{short(unit['params'])} params\n{short(unit['macs'])} MACs"
         table.add_row(_plain(group.id), str(group.units), "\n".join(rows), costs)
     summary = (
@@ -76,6 +76,30 @@ def owner(part: Slice) -> str:
     """
     module, _, last = part.name.rpartition(".")
     return module if module and last in ("weight", "bias", "running_mean", "running_var") else part.name
+
+
+def folded(names: Sequence[str]) -> list[str]:
+    """Names that differ in one number only, as one.
+
+    >>> folded(["conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2", "layer2.0.conv2"])
+    ['conv1', 'layer1.{0..2}.conv2', 'layer2.0.conv2']
+    """
+    found: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        words = name.split(".")
+        at = max((i for i, word in enumerate(words) if word.isdigit()), default=None)
+        alike = (name, "") if at is None else (".".join((*words[:at], "")), ".".join(("", *words[at + 1 :])))
+        found.setdefault(alike, []).extend([] if at is None else [int(words[at])])
+    return [head + _numbers(sorted(numbers)) + tail for (head, tail), numbers in found.items()]
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """``0``, ``{0..3}``, ``{0,2}``, or nothing."""
+    if len(numbers) < 2:
+        return "".join(map(str, numbers))
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{{{numbers[0]}..{numbers[-1]}}}"
+    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def unit_cost(groups: Groups, group: Group, whole: Mapping[str, int] | None = None) -> dict[str, int]:
