@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -56,5 +57,6 @@ def write_cache(key: str, tensors: dict[str, Tensor], metadata: dict[str, str]) 
         save_file(tensors, temporary, metadata)
         os.replace(temporary, folder / f"{key}.safetensors")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         warnings.warn(f"decoded images are not kept ({error}); set PRUNUS_CACHE to a writable folder.", stacklevel=2)

@@ -19,7 +19,7 @@ from prunus.data.preprocess import Preprocess
 from prunus.data.sources import locate, opened
 from prunus.data.split import Data, Split
 
-DIGITS_TEST = 0.2  #: the fixed share of the digits that tests
+TEST = 0.2  #: the share that tests, the same whatever the seed, of data with a training part alone
 
 
 def load(
@@ -36,8 +36,9 @@ def load(
 
     `source` is ``digits`` (scikit-learn's), a folder of Parquet files or images, a Parquet file, or a name on the hub.
     `preprocess` is the model's: it says what size images are needed.  The share `decide` of the training part, drawn
-    with `seed` evenly over the classes, is for decisions.  Data without a training part: even rows train, odd rows
-    test.  `limit` keeps at most so many samples of every part.  `image` and `label` name the columns.
+    with `seed` evenly over the classes, is for decisions.  Of a training part alone a fifth tests; of data without one
+    the even rows train and the odd rows test.  `limit` keeps at most so many samples of every part.  `image` and
+    `label` name the columns.
 
     Raises: `InputError` when there are no images or no labels, `FileError` for a path that does not exist.
 
@@ -53,6 +54,8 @@ def load(
     else:
         parts, classes, name = _decoded(str(source), preprocess or Preprocess(), image, label)
         train, test = _train_and_test(parts)
+    if not len(train) or not len(test):
+        raise InputError(f"{name} has {len(train)} images to train and {len(test)} to test with; both need some.")
     train, decided = _hold_out(train, decide, seed)
     train, decided, test = (_limited(part, limit) for part in (train, decided, test))
     return Data(train, decided, test, classes, name)
@@ -65,7 +68,7 @@ def _digits() -> tuple[Split, Split, tuple[str, ...]]:
     raw = load_digits()
     images = torch.from_numpy(raw.images * (255 / 16)).round().to(torch.uint8)[:, None]
     whole = Split(images, torch.from_numpy(raw.target).long(), Augment(shift=1))
-    train, test = _hold_out(whole, DIGITS_TEST, 0)
+    train, test = _hold_out(whole, TEST, 0)
     return train, test, tuple(str(n) for n in raw.target_names)
 
 
@@ -127,16 +130,17 @@ def _numbered(raw: dict[str, list[Any]], names: list[str] | None, where: str) ->
 def _train_and_test(parts: dict[str, Split]) -> tuple[Split, Split]:
     """The training and the test part; validation tests where there is no test part.
 
-    A single part is divided: of a training part every fifth row tests, of another one every second (the odd rows).
+    A single part is divided: of a training part a fifth of every class tests, of another one the odd rows.
     """
     train = parts.get("train")
     test = parts.get("test", parts.get("validation"))
     if train is not None and test is not None:
         return train, test
-    whole = train or test or next(iter(parts.values()))
-    rows = torch.arange(len(whole))
-    tests = rows % 5 == 4 if train is not None else rows % 2 == 1
-    return whole.take(rows[~tests]), whole.take(rows[tests])
+    if train is not None:
+        return _hold_out(train, TEST, 0)
+    whole = next(iter(parts.values())) if test is None else test
+    odd = torch.arange(len(whole)) % 2 == 1
+    return whole.take((~odd).nonzero()[:, 0]), whole.take(odd.nonzero()[:, 0])
 
 
 def _hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
