@@ -13,6 +13,7 @@ from prunus.core import Budget, InputError, Report
 from prunus.criteria import needs, score, unscored
 from prunus.observe import collect
 from prunus.surgery import absorb_, select_, shrink_
+from prunus.surgery.select import drop_identities_
 from prunus.tracing import trace
 
 
@@ -36,7 +37,7 @@ def prune_(
 ) -> Report:
     """Trace, score, allocate and cut `model` in place so that it costs at most `budget`: use ``report.model``.
 
-    It is exactly the lines below; retype them to change one.
+    It is exactly the lines below; retype them to change one.  When the budget cannot be met nothing is changed.
 
     Args:
         example_inputs: whatever forward takes: a tensor, a tuple of positional inputs, or `Inputs`.
@@ -57,10 +58,14 @@ def prune_(
         raise InputError(f"criterion {criterion!r} looks at data ({', '.join(sorted(wanted))}): give data= batches.")
     if select:
         select_(model, example_inputs)
-    groups = trace(model, example_inputs, freeze=freeze, only=only)
-    stats = collect(model, groups, data, wanted, loss) if wanted and data is not None else None
-    scores = score(groups, criterion, stats, seed=seed)
-    plan = allocate(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor)
+    try:
+        groups = trace(model, example_inputs, freeze=freeze, only=only)
+        stats = collect(model, groups, data, wanted, loss) if wanted and data is not None else None
+        scores = score(groups, criterion, stats, seed=seed)
+        plan = allocate(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor)
+    except BaseException:
+        drop_identities_(model)  # what select_ put in
+        raise
     if absorb:
         absorb_(model, groups, plan)
     report = shrink_(model, groups, plan, verify=verify)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -28,11 +28,12 @@ def progress(items: Iterable[T], what: str, *, after: float = 2.0) -> Iterator[T
             bar.stop()
 
 
-def _bar(what: str, total: int | None):  # type: ignore[no-untyped-def]
+def _bar(what: str, total: int | None) -> Any:
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     bar.add_task(what, total=total)
     bar.start()
     return bar

@@ -18,9 +18,7 @@ LR = 0.1
 def variants():
     for entry in regularizers:
         yield pytest.param(lambda call=entry.call: call(strength=STRENGTH), id=entry.name)
-        yield pytest.param(
-            lambda call=entry.call: call(strength=STRENGTH, proximal=True), id=f"{entry.name}-proximal"
-        )
+        yield pytest.param(lambda call=entry.call: call(strength=STRENGTH, proximal=True), id=f"{entry.name}-proximal")
 
 
 every = pytest.mark.parametrize("make", list(variants()))

@@ -125,3 +125,32 @@ def test_statistics_cannot_be_changed():
     stats = Stats({"grad": {"w": torch.ones(1)}})
     with pytest.raises(TypeError):
         stats.kinds["grad"]["w"] = torch.zeros(1)
+
+
+def test_a_long_pass_shows_how_far_it_is(capsys, monkeypatch):
+    from prunus.observe.progress import progress
+
+    assert list(progress(range(3), "waiting", after=60)) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    assert list(progress(range(3), "waiting", after=-1)) == [0, 1, 2]
+    assert "waiting" in capsys.readouterr().err
+
+
+def on_rank(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model, groups = chain()
+    data = batches(3, 4)  # rank 0 sees two batches, rank 1 the third
+    stats = collect(model, groups, data[:2] if rank == 0 else data[2:], {"grad"})
+    torch.save(dict(stats.kinds["grad"]), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_see_the_mean_over_both(tmp_path):
+    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    model, groups = chain()
+    alone = collect(model, groups, batches(3, 4), {"grad"}).kinds["grad"]
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), "ranked on equal values"
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-6)
