@@ -29,7 +29,7 @@ def terminal(result: Mapping[str, Any]) -> RenderableType:
 
     parts: list[RenderableType] = [before_after(result)]
     if result.get("plan"):
-        parts += ["", widths(result["plan"])]
+        parts += ["", widths(words.widths(result))]
     if result.get("stages"):
         parts += ["", stages(result["stages"])]
     left = words.alone(result)

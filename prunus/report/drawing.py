@@ -33,7 +33,7 @@ def picture(folder: str | Path, path: str | Path | None = None) -> Path:
     figure.suptitle(words.headline(result), fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left", wrap=True)
     costs, widths = figure.subplots(1, 2, width_ratios=(1, 1.25))
     _draw_costs(costs, result)
-    _draw_widths(widths, result.get("plan") or {})
+    _draw_widths(widths, words.widths(result))
     figure.savefig(path, format="png")
     return path
 

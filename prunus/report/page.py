@@ -58,8 +58,9 @@ def content(run: Run) -> dict[str, Any]:
         "verdict": words.verdict(result),
         "facts": _facts(result),
         "cards": cards(result),
-        "widths": widths(result.get("plan") or {}),
+        "widths": widths(words.widths(result)),
         "gammas": gammas(run.gammas),
+        "little_sparsity": little_sparsity(run.gammas),
         "curves": curves(run),
         "timings": timings(result),
         "stages": [_stage(row) for row in result.get("stages") or []],
@@ -167,6 +168,17 @@ def gammas(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
                 {"title": title, "chart": chart, "near": near, "count": len(found), "share": _share(near, len(found))}
             )
     return out
+
+
+def little_sparsity(values: Mapping[str, Sequence[float]]) -> bool:
+    """Whether sparse training left fewer than one scale in twenty close to zero.
+
+    >>> little_sparsity({"after": [1.0, 0.9, 0.8]}), little_sparsity({"after": [1.0, 0.0]})
+    (True, False)
+    """
+    after = [abs(v) for v in values.get("after") or ()]
+    largest = max((abs(v) for found in values.values() for v in found), default=0.0)
+    return bool(after) and sum(v <= SMALL * largest for v in after) < 0.05 * len(after)
 
 
 def _share(part: int, whole: int) -> str:

@@ -104,6 +104,24 @@ def test_charts_show_the_data(run_folder):
     assert sum(bars) == 2 * count  # every channel is in a bar, before and after
 
 
+def test_sparse_training_without_effect_is_not_praised(run_folder):
+    weak = "In this run the pull was weak"
+    assert weak not in page_of(run_folder)[1].text
+    gammas = json.loads((run_folder / "gammas.json").read_text())
+    (run_folder / "gammas.json").write_text(
+        json.dumps({"before": gammas["before"], "after": {"bn": [1.0] * 99 + [0.0]}})
+    )
+    text = page_of(run_folder)[1].text
+    assert weak in text
+    assert "1 of 100 channels (1 %)" in text
+
+
+def test_groups_are_in_the_order_of_the_network(tmp_path):
+    content = result() | {"plan": {f"features.{n}": {"units": 8, "kept": 4} for n in (0, 10, 2)}}
+    text = page_of(write(tmp_path / "run", content))[1].text
+    assert text.index("features.2 ") < text.index("features.10 ")
+
+
 def gamma_values(folder, when):
     return [v for values in json.loads((folder / "gammas.json").read_text())[when].values() for v in values]
 
