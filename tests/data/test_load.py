@@ -32,7 +32,7 @@ def parts(data: Data) -> tuple[set[int], set[int], set[int]]:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_parts_are_disjoint_and_complete(parquet: Writer, seed: int) -> None:
-    parquet("train-00000-of-00002.parquet", range(0, 60))
+    parquet("train-00000-of-00002.parquet", range(60))
     parquet("train-00001-of-00002.parquet", range(60, 100))
     folder = parquet("test-00000-of-00001.parquet", range(300, 340))
     data = load(folder, seed=seed, decide=0.2)
@@ -41,7 +41,7 @@ def test_parts_are_disjoint_and_complete(parquet: Writer, seed: int) -> None:
     assert train | decide == set(range(100))
     assert not train & decide
     assert len(decide) == 20
-    assert Counter(data.decide.labels.tolist()) == {n: 5 for n in range(4)}
+    assert Counter(data.decide.labels.tolist()) == dict.fromkeys(range(4), 5)
     for split in (data.train, data.decide, data.test):
         assert split.labels.tolist() == [n % 4 for n in ids(split)]
         assert split.images.dtype == torch.uint8
@@ -104,11 +104,11 @@ def test_limit_keeps_a_few_of_every_class(parquet: Writer) -> None:
     parquet("train.parquet", range(100))
     data = load(parquet("test.parquet", range(200, 240)), limit=8)
     assert [len(s) for s in (data.train, data.decide, data.test)] == [8, 8, 8]
-    assert Counter(data.test.labels.tolist()) == {n: 2 for n in range(4)}
+    assert Counter(data.test.labels.tolist()) == dict.fromkeys(range(4), 2)
 
 
 def test_words_as_labels_and_columns_by_name(parquet: Writer) -> None:
-    folder = parquet("val.parquet", range(20), label=lambda n: "pear plum apple".split()[n % 3], image="photo")
+    folder = parquet("val.parquet", range(20), label=lambda n: ["pear", "plum", "apple"][n % 3], image="photo")
     data = load(folder)
     assert data.classes == ("apple", "pear", "plum")
     expected = [["pear", "plum", "apple"][n % 3] for n in ids(data.test)]

@@ -38,9 +38,7 @@ def test_same_seed_epoch_and_sample_same_pixels(size: int, world: int, seed: int
     split = numbered()
     one_by_one = seen(split.batches(1, PLAIN, seed=seed, epoch=epoch, train=True))
     assert len(one_by_one) == COUNT
-    ranks = [
-        split.batches(size, PLAIN, seed=seed, epoch=epoch, train=True, rank=r, world=world) for r in range(world)
-    ]
+    ranks = [split.batches(size, PLAIN, seed=seed, epoch=epoch, train=True, rank=r, world=world) for r in range(world)]
     assert len({len(batches) for batches in ranks}) == 1  # else a rank would wait for another for ever
     together: dict[int, Tensor] = {}
     for batches in ranks:
