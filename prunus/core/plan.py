@@ -27,6 +27,11 @@ class TensorPlan:
     shape: tuple[int, ...]
     kept: Mapping[int, tuple[int, ...]]
 
+    @property
+    def left(self) -> tuple[int, ...]:
+        """The shape after the cut."""
+        return tuple(len(self.kept.get(d, range(n))) for d, n in enumerate(self.shape))
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -83,14 +88,16 @@ class Plan:
                 groups[id] = entry
             elif len(first.kept) == entry.units:
                 groups[id] = GroupPlan(first.units, tuple(first.kept[i] for i in entry.kept))
-            else:
-                raise InputError(
-                    f"plans do not follow each other: group '{id}' kept {len(first.kept)} units, the next plan is "
-                    f"made for {entry.units}."
-                )
+            else:  # the first cut made other units couple: only the tensors tell what is left
+                del groups[id]
         tensors = dict(self.tensors)
         for name, cut in later.tensors.items():
             first_cut = tensors.get(name, TensorPlan(cut.shape, {}))
+            if first_cut.left != cut.shape:
+                raise InputError(
+                    f"plans do not follow each other: '{name}' is {first_cut.left} after the first, the next one is made for "
+                    f"{cut.shape}."
+                )
             kept = dict(first_cut.kept)
             for dim, indices in cut.kept.items():
                 kept[dim] = tuple(kept[dim][i] for i in indices) if dim in kept else indices

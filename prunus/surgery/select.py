@@ -1,4 +1,4 @@
-"""Channel selection: let a normalisation that reads a shared stream read a part of it only.
+r"""Channel selection: let a normalisation that reads a shared stream read a part of it only.
 
 In pre-activation ResNets and DenseNets a batch norm stands at the *entrance* of a block and normalises a stream that others read
 too.  Its scale says which channels *this* block needs, not which channels the stream needs.  A selection in front of it,

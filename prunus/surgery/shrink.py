@@ -97,6 +97,8 @@ def check_same_network(model: nn.Module, groups: Groups) -> None:
                 f"the groups are not of this network as it is now: '{name}' was traced as {traced.shape}, here it is "
                 f"{'missing' if found is None else found}. Trace the model again: groups are void after a cut."
             )
+    if new := sorted(set(dict(model.named_parameters())) - set(groups.tensors)):
+        raise InputError(f"the network has parameters that were not traced: {', '.join(new[:3])}. Trace the model again.")
 
 
 def apply_(model: nn.Module, plan: Plan) -> Any:

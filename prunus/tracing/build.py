@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -47,8 +46,40 @@ class Axes:
         return self._seen[key]
 
 
-def build(tracer: Tracer, inputs: Inputs, held: Iterable[tuple[str, str]] = ()) -> Groups:
-    """Groups, operators and costs of a traced forward, in the present state of the labels."""
+def build(tracer: Tracer, inputs: Inputs) -> Groups:
+    """Groups, operators and costs of a traced forward, once nothing can be emptied any more."""
+    while True:
+        groups, atoms = _build(tracer, inputs)
+        loose = _emptiable(groups)
+        if not loose.any():
+            return groups
+        tracer.labels.fix(atoms[loose], "a dimension could lose all of its rows")
+
+
+def _emptiable(groups: Groups) -> NDArray[np.bool_]:
+    """Units of dimensions that could be emptied although every group keeps a unit.
+
+    A dimension is safe when some row always survives, or when it holds all combinations of the units of some groups.
+    """
+    of = np.repeat(np.arange(len(groups)), [g.units for g in groups])
+    sizes = np.array([g.units for g in groups])
+    loose = np.zeros(groups.units, dtype=bool)
+    for axis in groups.axes:
+        matrix = axis.numpy()
+        family = np.where(matrix < 0, NONE, of[np.maximum(matrix, 0)])
+        safe = False
+        for pattern in np.unique(family, axis=0):
+            members = pattern[pattern >= 0]
+            rows = matrix[(family == pattern).all(1)]
+            all_combinations = len(set(members)) == len(members) and len(np.unique(rows, axis=0)) == sizes[members].prod()
+            safe = safe or not members.size or bool(all_combinations)
+        if not safe:
+            loose[matrix[matrix >= 0]] = True
+    return loose
+
+
+def _build(tracer: Tracer, inputs: Inputs) -> tuple[Groups, Atoms]:
+    """Groups in the present state of the labels, and the atom of every unit."""
     places = {
         (name, d): tracer.labels.resolve(dim.labels)
         for name, tensor in tracer.tensors.items()
@@ -68,15 +99,16 @@ def build(tracer: Tracer, inputs: Inputs, held: Iterable[tuple[str, str]] = ()) 
     batch = inputs.batch
     operators = tuple(_operator(tracer, i, axes, batch) for i in range(len(tracer.calls)))
     members = _members(tracer, tensors, axes, families)
-    return Groups(
+    groups = Groups(
         members=members,
         axes=tuple(torch.from_numpy(m) for m in axes.matrices),
         tensors=tensors,
         operators=operators,
-        fixed=_fixed(tracer, places) + tuple(Fixed(what, why) for what, why in held),
+        fixed=_fixed(tracer, places),
         inputs=inputs,
         ties=tuple(tuple(names) for names in tracer.ties.values()),
     )
+    return groups, np.concatenate([np.zeros(0, np.int64), *families])
 
 
 def _families(tracer: Tracer, places: dict[tuple[str, int], Atoms]) -> tuple[list[NDArray[np.int64]], Atoms]:
