@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.core import InputError, Inputs
 from prunus.data import Data, Preprocess, load
@@ -38,14 +38,14 @@ class Context:
     @classmethod
     def of(cls, recipe: Recipe, folder: Folder, *, quiet: bool = False) -> Context:
         """Build the model, read the data, and check that they fit each other."""
-        origin = make_model(recipe)
+        origin = origin_of(recipe)
         preprocess = origin.preprocess
         data = None
         if recipe.data is not None:
             d = recipe.data
             preprocess = preprocess.override(d.preprocess)
             data = load(expand(d.source), preprocess=preprocess, seed=recipe.seed, decide=d.decide, limit=d.limit)
-        example = example_of(recipe, origin, data, preprocess)
+        example = example_of(recipe, origin, preprocess(data.train.images[:1]) if data is not None else None)
         context = cls(recipe, folder, origin, preprocess, data, example, quiet)
         if data is not None:
             _check_classes(origin.module, example, data)
@@ -103,18 +103,18 @@ class Context:
         return function(self.recipe.loss, "loss") if self.recipe.loss else None
 
 
-def make_model(recipe: Recipe) -> Model:
+def origin_of(recipe: Recipe) -> Model:
     """The model of a recipe with its weights; the same initial weights for the same seed."""
     weights = expand(recipe.weights) if recipe.weights else None
     return build(expand(recipe.model), weights=weights, classes=recipe.classes, seed=recipe.seed)
 
 
-def example_of(recipe: Recipe, origin: Model, data: Data | None, preprocess: Preprocess) -> Inputs:
-    """Example inputs: the recipe's, else the model's own shape, else the first image of the data."""
+def example_of(recipe: Recipe, origin: Model, image: Tensor | None = None) -> Inputs:
+    """Example inputs: the recipe's, else of the model's own shape, else an `image` (1, C, H, W) of the data."""
     if recipe.input is not None:
         return parse_input(recipe.input)
-    if origin.input_shape is None and data is not None:
-        return Inputs.of(preprocess(data.train.images[:1]))
+    if origin.input_shape is None and image is not None:
+        return Inputs.of(image)
     return Inputs.of(origin.example(1))
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Mapping
-from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from prunus.core import PrunusError
 from prunus.recipes.context import Context
 
 SCHEMA = 1
-LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "lightning")
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "lightning")
 
 
 def accuracy(context: Context, model: nn.Module) -> float | None:
@@ -31,9 +33,14 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
     from prunus.surgery import plan_of
 
     models = {"before": context.load(context.unpruned), "after": context.load(len(context.recipe.stages))}
-    sides = {side: _side(context, model) for side, model in models.items()}
-    for key, times in _latency(context, models).items():
-        for side, ms in times.items():
+    top1 = {
+        "before": stages[context.unpruned - 1]["accuracy"] if context.unpruned else accuracy(context, models["before"]),
+        "after": stages[-1]["accuracy"],
+    }
+    sides = {side: {**_side(context, model), "accuracy": top1[side]} for side, model in models.items()}
+    times, failed = _latency(context, models)
+    for key, both in times.items():
+        for side, ms in both.items():
             sides[side]["latency_ms"][key] = ms
     plan = plan_of(models["after"])
     return {
@@ -49,7 +56,7 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "plan": {} if plan is None else {k: {"units": g.units, "kept": len(g.kept)} for k, g in plan.groups.items()},
         "left_alone": left_alone(stages),
         "exported": {k: v for s in stages for k, v in s.get("exported", {}).items()},
-        "notes": list(dict.fromkeys(note for s in stages for note in s.get("notes", []))),
+        "notes": list(dict.fromkeys([note for s in stages for note in s.get("notes", [])] + failed)),
     }
 
 
@@ -58,28 +65,32 @@ def _side(context: Context, model: nn.Module) -> dict[str, Any]:
     from prunus.measure import state_size
 
     side: dict[str, Any] = {**context.cost(model), "size_bytes": state_size(model)}
-    side["accuracy"] = accuracy(context, model)
-    side["metric"] = None
+    side |= {"accuracy": None, "metric": None}
     if context.evaluate is not None:
         name = (context.recipe.evaluate or "").rpartition(":")[2]
         side["metric"] = {"name": name, "value": float(context.evaluate(model))}
     return {**side, "latency_ms": {}}
 
 
-def _latency(context: Context, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
-    """Median milliseconds by ``backend,b<batch>,t<threads>`` and side, both sides timed in turns."""
+def _latency(context: Context, models: Mapping[str, nn.Module]) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Median milliseconds by ``backend,b<batch>,t<threads>`` and side, both sides timed in turns.
+
+    Also returns, in words, the backends that could not run the network: a finished run is not lost over a timing.
+    """
     import prunus.export  # noqa: F401 (registers its backends)
     from prunus.measure import key, race
 
-    m = context.recipe.measure
-    times = {}
+    m, times, failed = context.recipe.measure, {}, []
     with tempfile.TemporaryDirectory() as folder:
         for backend in m.backends:
-            ready = _as_files(context, models, Path(folder)) if backend == "onnxruntime" else models
-            for batch in m.batches:
-                raced = race(ready, context.example, backend=backend, batch=batch, threads=m.threads, seconds=m.seconds)
-                times[key(backend, batch, m.threads)] = {side: round(t.median_ms, 6) for side, t in raced.items()}
-    return times
+            try:
+                ready = _as_files(context, models, Path(folder)) if backend == "onnxruntime" else models
+                for n in m.batches:
+                    raced = race(ready, context.example, backend=backend, batch=n, threads=m.threads, seconds=m.seconds)
+                    times[key(backend, n, m.threads)] = {side: round(t.median_ms, 6) for side, t in raced.items()}
+            except PrunusError as error:
+                failed.append(f"not timed in {backend}: {error}")
+    return times, failed
 
 
 def _as_files(context: Context, models: Mapping[str, nn.Module], folder: Path) -> dict[str, nn.Module | str | Path]:
@@ -113,7 +124,5 @@ def versions() -> dict[str, str]:
     """Of prunus, Python and the libraries that the numbers depend on."""
     from prunus.version import __version__
 
-    found = {"prunus": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        found[name] = str(import_module(name).__version__)
-    return found
+    found = {"prunus": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return found | {name: version(name) for name in LIBRARIES}

@@ -15,7 +15,7 @@ from prunus.recipes import ranks
 from prunus.recipes.context import Context
 from prunus.recipes.folder import START, Folder, choose, read_json
 from prunus.recipes.result import accuracy, compose
-from prunus.recipes.schema import Prune, Recipe, Stage
+from prunus.recipes.schema import Export, Prune, Recipe, Stage
 from prunus.recipes.stages import carry_out, cut
 
 
@@ -86,12 +86,20 @@ def _stage(context: Context, index: int, stage: Stage) -> dict[str, Any]:
         "name": stage.name,
         "seconds": round(time.perf_counter() - started, 3),
         **context.cost(outcome.model),
-        "accuracy": accuracy(context, outcome.model),
+        "accuracy": _accuracy(context, index, outcome.model),
         **outcome.facts,
     }
     _keep(context, index, stage.name, outcome.model, facts)
     ranks.wait()
     return facts
+
+
+def _accuracy(context: Context, index: int, model: nn.Module) -> float | None:
+    """Top-1 on the test part; a stage that only exports has that of the stage before."""
+    before = context.folder.done(index - 1, context.recipe.stages[index - 2].name) if index > 1 else None
+    if before is not None and isinstance(context.recipe.stages[index - 1], Export):
+        return before["accuracy"]
+    return accuracy(context, model)
 
 
 def _keep(context: Context, index: int, name: str, model: nn.Module, facts: dict[str, Any]) -> None:

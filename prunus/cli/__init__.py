@@ -1,0 +1,47 @@
+"""The command line: one verb, one file.  Exit codes: 0 done, 2 the user's input is wrong, 1 otherwise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from prunus.cli import compare, cp, export, groups, ls, measure, prune, report, run, validate
+from prunus.core import InputError, PrunusError
+
+app = typer.Typer(
+    name="prunus",
+    help="Makes neural networks smaller and really faster. Start with:  prunus run quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
+)
+for _verb in (run, prune, groups, measure, export, report, compare, ls, cp, validate):
+    app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        from prunus.version import __version__
+
+        typer.echo(f"prunus {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; an error of the user's input is one message, without a traceback."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="prunus")
+    except PrunusError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except OSError as error:  # a full disk, no permission ...
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+__all__ = ["app", "main"]
