@@ -97,7 +97,7 @@ class Engine:
         """The network, and unless the stage is finished the optimizer."""
         model: dict[str, Any] = dict(self.model.state_dict())
         if self.world > 1:
-            model = averaged(model, {name for name, _ in self.model.named_buffers()}, self.world)
+            model = averaged(model, [name for name, _ in self.model.named_buffers()], self.world)
         return {"model": model, "optimizer": None if finished else self.optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:

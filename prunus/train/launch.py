@@ -65,11 +65,11 @@ def average_buffers(model: torch.nn.Module, world: int) -> None:
             buffer /= world
 
 
-def averaged(state: dict[str, Any], buffers: set[str], world: int) -> dict[str, Any]:
+def averaged(state: dict[str, Any], buffers: list[str], world: int) -> dict[str, Any]:
     """A copy of a network's `state` with the mean of the ranks' floating-point `buffers`; the live ones stay."""
     out = dict(state)
-    for name in buffers & set(out):
-        if out[name].is_floating_point():
+    for name in buffers:  # in the order of the network: the same on every rank
+        if name in out and out[name].is_floating_point():
             mean = out[name].clone()
             torch.distributed.all_reduce(mean)
             out[name] = mean / world
