@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunus import zoo
 from prunus.core import Entry
 from prunus.zoo import PadShortcut, build, models
+from prunus.zoo.mobilenet import InvertedResidual
 
 # Option A and DenseNet-BC-40: the sizes of the published weights (akamaster/pytorch_resnet_cifar10 for 44 and 110).
 # Option B adds 16 x 32 + 32 x 64 weights and 2 (32 + 64) batch norm parameters.
@@ -89,13 +90,13 @@ def test_any_batch_and_image_size(entry: Entry) -> None:
 
 def test_option_a_is_every_second_pixel_between_zeros() -> None:
     x = torch.randn(2, 16, 8, 8)
-    y = PadShortcut(stride=2, before=8, after=8)(x)
+    y = PadShortcut(stride=2, before=5, after=11)(x)
     assert y.shape == (2, 32, 4, 4)
     for row in range(4):
         for column in range(4):
-            assert torch.equal(y[:, 8:24, row, column], x[:, :, 2 * row, 2 * column])
-    assert not y[:, :8].any()
-    assert not y[:, 24:].any()
+            assert torch.equal(y[:, 5:21, row, column], x[:, :, 2 * row, 2 * column])
+    assert not y[:, :5].any()
+    assert not y[:, 21:].any()
 
 
 def test_option_a_amounts_are_plain_integers_that_forward_reads() -> None:
@@ -128,6 +129,7 @@ def test_dense_layers_keep_their_input_in_front() -> None:
 
 
 def test_mobilenet_sums_where_sizes_agree() -> None:
+    assert not InvertedResidual(8, 8, expansion=6, stride=2).residual
     blocks = zoo.mobilenetv2().blocks
     assert sum(block.residual for block in blocks) == 10  # 17 blocks, the first of each of 7 stages without a sum
     for block in blocks:
