@@ -1,6 +1,8 @@
 """ONNX files: equal outputs at any batch, one file, quiet, and nothing left behind when it fails."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,6 +62,22 @@ def test_outputs_are_equal_at_any_batch(net, tmp_path, channels_last, capfd):
         (out,) = runner.run(None, {runner.get_inputs()[0].name: x.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(out), net(x), rtol=1e-4, atol=1e-5)
+
+
+SCRIPT = """
+import sys, torch
+from prunus.export import to_onnx
+net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+print(to_onnx(net, torch.zeros(1, 3, 8, 8), sys.argv[1]) < 1e-4)
+"""
+
+
+def test_nothing_is_said_in_a_fresh_process(tmp_path):
+    """The exporter logs and warns most when it is first imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "m.onnx")], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_the_file_is_simple(net, tmp_path):
