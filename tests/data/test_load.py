@@ -121,6 +121,25 @@ def test_words_as_labels_and_columns_by_name(parquet: Writer) -> None:
         load(odd, label="kinf")
 
 
+@pytest.mark.parametrize("kind", ["struct", "binary", "large_binary"])
+def test_parquet_of_any_writer(tmp_path: Path, kind: str) -> None:
+    """Without the metadata of `datasets`: encoded bytes in a struct, or alone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = [encoded(numbered_image(n)) for n in range(20)]
+    images = {
+        "struct": pa.array(
+            [{"bytes": f, "path": None} for f in files], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        ),
+        "binary": pa.array(files, pa.binary()),
+        "large_binary": pa.array(files, pa.large_binary()),
+    }[kind]
+    pq.write_table(pa.table({"image": images, "label": [n % 2 for n in range(20)]}), tmp_path / "val.parquet")
+    train, decide, test = parts(load(tmp_path))
+    assert (train | decide, test) == (set(range(0, 20, 2)), set(range(1, 20, 2)))
+
+
 def test_class_names_come_from_the_file(tmp_path: Path) -> None:
     import datasets
 
