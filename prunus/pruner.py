@@ -68,5 +68,6 @@ def prune_(
         raise
     if absorb:
         absorb_(model, groups, plan)
+        groups = trace(model, example_inputs, freeze=freeze, only=only)  # it may have got biases
     report = shrink_(model, groups, plan, verify=verify)
     return replace(report, left_alone=report.left_alone + unscored(groups, scores, criterion))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from prunus.core import Groups, InputError, Inputs, Registry
+from prunus.core.running import undisturbed
 from prunus.observe.progress import progress
 
 Loss = Callable[[Any, Any], Tensor]
@@ -120,19 +121,14 @@ def inputs_of(batch: Any) -> Inputs:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Eval mode, every floating-point parameter differentiable, gradients on; everything as before on leaving."""
-    modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [(b, b.clone()) for b in model.buffers()]
-    cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=cuda), torch.enable_grad():
-            model.eval()
+        with undisturbed(model), torch.enable_grad():
             for p, _ in flags:
                 p.requires_grad_(p.is_floating_point())
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for p, flag in flags:
             p.requires_grad_(flag)
         with torch.no_grad():
