@@ -1,21 +1,22 @@
-"""What prunus adds to a training step: `fit` against a loop in plain torch, ResNet-20 on CIFAR shapes, in one process.
+"""What prunus adds to a training step: `fit` against plain torch, ResNet-20 on CIFAR shapes, in one process.
 
-Both make the same steps on the same batches, prepared beforehand, in alternating rounds; every round is timed as a
-whole, checkpoints, logs and progress included.  Printed are the medians and the ratio.
+The two loops are interleaved step by step: the split that `fit` reads makes one step of the plain loop before it hands
+out each batch, so both see the same machine at the same time.  The time between handing out a batch and being asked for
+the next is the whole step of `fit`: forward, loss check, backward, optimizer, progress, checkpoint when it is due.
+Times are CPU time of the process; printed are the medians and the median of the ratios of neighbouring steps.
 
-    python benchmarks/train.py [--rounds 5] [--steps 12] [--batch 128] [--threads 1] [--precision 32]
+    python benchmarks/train.py [--steps 60] [--batch 128] [--threads 1] [--precision 32]
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,37 +26,15 @@ from torch import Tensor, nn
 from prunus import zoo
 from prunus.train import fit
 
-
-@dataclass
-class Fixed:
-    """A split whose batches lie ready."""
-
-    ready: list[tuple[Tensor, Tensor]]
-
-    def __len__(self) -> int:
-        return 0
-
-    def batches(self, size: int, preprocess: Any, **key: Any) -> list[tuple[Tensor, Tensor]]:
-        """The batches from `start` on."""
-        return self.ready[key.get("start", 0) :]
+WARM = 5  # steps not counted
 
 
-@dataclass
-class Ready:
-    """Data without a `decide` part, so that nothing is measured at the end of an epoch."""
-
-    train: Fixed
-    decide: None = None
-
-
-def plain(model: nn.Module, batches: list[tuple[Tensor, Tensor]], precision: str) -> None:
-    """The loop one would write by hand: SGD, cosine, loss noted."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+def plain_step(model: nn.Module, precision: str) -> Callable[[Tensor, Tensor], float]:
+    """A step as one would write it by hand: SGD with momentum, the loss noted."""
     model.train()
-    total = 0.0
-    for step, (x, y) in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.05 * (1 + math.cos(math.pi * step / len(batches)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+    def step(x: Tensor, y: Tensor) -> float:
         x = x.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16) if precision == "bf16-mixed" else nullcontext():
             z = model(x)
@@ -63,44 +42,67 @@ def plain(model: nn.Module, batches: list[tuple[Tensor, Tensor]], precision: str
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        total += loss.item()
+        return loss.item()
+
+    return step
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+@dataclass
+class Interleaved:
+    """A split that makes a step of the plain loop before each batch, and times both."""
+
+    step: Callable[[Tensor, Tensor], float]
+    x: Tensor
+    y: Tensor
+    steps: int
+    plain: list[float] = field(default_factory=list)
+    ours: list[float] = field(default_factory=list)
+
+    def batches(self, *args: Any, **key: Any) -> Interleaved:
+        """Itself."""
+        return self
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(self.steps):
+            start = time.process_time()
+            self.step(self.x, self.y)
+            middle = time.process_time()
+            yield self.x, self.y
+            self.plain.append(middle - start)
+            self.ours.append(time.process_time() - middle)
+
+
+@dataclass
+class Data:
+    """Without a `decide` part: nothing is measured at the end of the epoch."""
+
+    train: Interleaved
+    decide: None = None
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, value in (("rounds", 5), ("steps", 12), ("batch", 128), ("threads", 1)):
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    for name, value in (("steps", 60), ("batch", 128), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--precision", default="32", choices=("32", "bf16-mixed"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    batches = [
-        (torch.randn(given.batch, 3, 32, 32), torch.randint(0, 10, (given.batch,))) for _ in range(given.steps)
-    ]
-    models = [zoo.resnet20().to(memory_format=torch.channels_last) for _ in range(2)]
-    ours, theirs = [], []
+    x, y = torch.randn(given.batch, 3, 32, 32), torch.randint(0, 10, (given.batch,))
+    ours, theirs = (zoo.resnet20().to(memory_format=torch.channels_last) for _ in range(2))
+    split = Interleaved(plain_step(theirs, given.precision), x, y, given.steps)
+    settings = {"preprocess": None, "epochs": 1, "lr": 0.01, "batch": given.batch, "precision": given.precision}
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"preprocess": None, "epochs": 1, "lr": 0.1, "batch": given.batch, "precision": given.precision}
-        work = {
-            "prunus": lambda: fit(models[0], Ready(Fixed(batches)), **settings, folder=folder),
-            "plain": lambda: plain(models[1], batches, given.precision),
-        }
-        for turn in range(given.rounds + 1):
-            a, b = (timed(work[name]) for name in ("prunus", "plain"))
-            if turn:  # the first round warms up
-                ours.append(a)
-                theirs.append(b)
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    for name, seconds in (("prunus", ours), ("plain torch", theirs)):
-        print(f"{name:<12}{1000 * statistics.median(seconds) / given.steps:8.1f} ms a step")
-    print(f"ratio, median of {given.rounds}: {statistics.median(ratios):.3f}  (rounds: {sorted(ratios)})")
+        fit(ours, Data(split), **settings, folder=folder, every=10.0)
+    pairs = list(zip(split.ours, split.plain, strict=True))[WARM:]
+    for name, seconds in (("prunus.train.fit", [a for a, _ in pairs]), ("plain torch", [b for _, b in pairs])):
+        median, mean = 1000 * statistics.median(seconds), 1000 * statistics.fmean(seconds)
+        print(f"{name:<18}{median:8.1f} ms CPU a step, mean {mean:.1f}")
+    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+    print(f"ratio             {middle:8.3f}    (quartiles {low:.3f}, {high:.3f}; {len(pairs)} steps)")
 
 
 if __name__ == "__main__":
