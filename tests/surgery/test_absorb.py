@@ -1,0 +1,79 @@
+"""Constants of removed channels, against the network in which only their scales are zero."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import prunus
+from tests.tracing.networks import randomise
+
+X = torch.randn(4, 3, 6, 6)
+GONE = [1, 4, 5]
+
+
+def shifted(model):
+    """Some removed channels leave a constant behind, some do not (after a ReLU)."""
+    with torch.no_grad():
+        model[1].bias[GONE] = torch.tensor([0.7, -0.2, 0.4])
+    return model
+
+
+def scales_zero(model, norm):
+    """The reference: scales of the removed channels at zero, shifts left as they are."""
+    other = copy.deepcopy(model).double()
+    with torch.no_grad():
+        other.get_submodule(norm).weight[GONE] = 0
+    return other
+
+
+def build(kernel, padding, bias, norm_after, act):
+    tail = [nn.Conv2d(8, 5, kernel, padding=padding, bias=bias)] + ([nn.BatchNorm2d(5)] if norm_after else [])
+    return shifted(randomise(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), act, *tail)))
+
+
+def cut(model):
+    groups = prunus.trace(model, X)
+    plan = prunus.Plan({"0": prunus.GroupPlan(8, tuple(i for i in range(8) if i not in GONE))})
+    absorbed = prunus.absorb_(model, groups, plan)
+    groups = prunus.trace(model, X)
+    prunus.shrink_(model, groups, plan)
+    return absorbed
+
+
+@pytest.mark.parametrize("norm_after", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kernel", "act"), [(1, nn.ReLU()), (3, nn.Sigmoid()), (1, nn.Hardswish())])
+def test_exact_where_the_kernel_sees_no_padding(kernel, bias, norm_after, act):
+    torch.manual_seed(0)
+    model = build(kernel, 0, bias, norm_after, act)
+    expected = scales_zero(model, "1")(X.double())
+    assert cut(model) == ("3.weight",)
+    assert torch.allclose(model.double()(X.double()), expected, rtol=0, atol=1e-6)
+
+
+def test_nothing_is_absorbed_where_padding_would_make_it_wrong():
+    model = build(3, 1, True, False, nn.Sigmoid())
+    bias = model[3].bias.detach().clone()
+    assert cut(model) == ()
+    assert torch.equal(model[3].bias, bias)
+
+
+def test_a_linear_layer_behind_a_pooling_takes_it_up():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    model = shifted(randomise(nn.Sequential(*layers)))
+    expected = scales_zero(model, "1")(X.double())
+    assert cut(model) == ("5.weight",)
+    assert torch.allclose(model.double()(X.double()), expected, rtol=0, atol=1e-6)
+
+
+def test_the_removed_units_are_silent_afterwards():
+    model = build(1, 0, True, False, nn.ReLU())
+    groups = prunus.trace(model, X)
+    plan = prunus.Plan({"0": prunus.GroupPlan(8, (0, 2, 3, 6, 7))})
+    prunus.absorb_(model, groups, plan)
+    assert not model[1].bias[GONE].any() and not model[3].weight[:, GONE].any()

@@ -1,0 +1,79 @@
+"""The label algebra on small dimensions, against sets computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunus.tracing.labels import Labels
+
+
+def test_union_is_transitive_and_vectorised():
+    labels = Labels()
+    a = labels.new(6)
+    labels.union(a[:5], a[1:])
+    assert len(set(labels.find(a).tolist())) == 1
+
+
+def test_what_meets_nothing_is_fixed_with_its_reason():
+    labels = Labels()
+    a = labels.new(3)
+    labels.union(a, np.array([-1, -1, -1]))
+    assert labels.resolve(a[:, None]).shape == (3, 0)
+    assert "cannot be cut" in labels.reasons[0]
+
+
+def test_splitting_refines_into_a_product_and_merging_restores_it():
+    labels = Labels()
+    a = labels.new(6)[:, None]
+    major, minor = labels.split(a, 2, 3)
+    rows = labels.resolve(a)
+    assert rows.shape == (6, 2)
+    again = labels.resolve(labels.merge(major, 2, minor, 3))
+    assert np.array_equal(np.sort(rows, 1), np.sort(again, 1))
+    assert len(np.unique(rows[:, 0])) == 2 and len(np.unique(rows[:, 1])) == 3
+
+
+def test_splitting_in_another_order_gives_the_transposed_product():
+    """A channel shuffle: (2, 3) read as (3, 2) after a transpose is still one product."""
+    labels = Labels()
+    a = labels.new(6)[:, None]
+    major, minor = labels.split(a, 2, 3)
+    shuffled = labels.merge(minor, 3, major, 2)  # index j * 2 + i
+    rows, other = labels.resolve(a), labels.resolve(shuffled)
+    order = np.arange(6).reshape(2, 3).T.ravel()
+    assert np.array_equal(np.sort(rows[order], 1), np.sort(other, 1))
+
+
+def test_a_fixed_conjunction_fixes_its_parts():
+    labels = Labels()
+    a = labels.new(4)
+    major, minor = labels.split(a[:, None], 2, 2)
+    labels.fix(a[:1], "kept")
+    assert labels.resolve(major).tolist()[0] != [] and (labels.resolve(major)[0] < 0).all()
+    assert (labels.resolve(minor)[0] < 0).all()
+    assert (labels.resolve(major)[1] >= 0).all()
+
+
+def test_a_plain_dimension_that_meets_a_product_becomes_one():
+    labels = Labels()
+    heads, width = labels.new(2)[:, None], labels.new(3)[:, None]
+    plain = labels.new(6)[:, None]
+    labels.unify(plain, labels.merge(heads, 2, width, 3))
+    assert np.array_equal(np.sort(labels.resolve(plain), 1), np.sort(labels.merge(heads, 2, width, 3), 1))
+
+
+def test_two_divisions_that_do_not_fit_are_fixed():
+    labels = Labels()
+    a, b, c, d = (labels.new(n)[:, None] for n in (2, 6, 3, 4))
+    labels.unify(labels.merge(a, 2, b, 6), labels.merge(c, 3, d, 4))
+    assert all(labels.resolve(x).shape[1] == 0 for x in (a, b, c, d))
+
+
+def test_a_circle_of_refinements_ends():
+    labels = Labels()
+    a = labels.new(4)[:, None]
+    for _ in range(3):
+        major, minor = labels.split(a, 2, 2)
+        if major is not None:  # a matrix equal to its transpose
+            labels.unify(a, labels.merge(minor, 2, major, 2))
+    assert labels.resolve(a).shape == (4, 0) or labels.resolve(a).shape[1] <= 2

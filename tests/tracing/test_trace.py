@@ -1,0 +1,189 @@
+"""What `trace` finds in networks whose coupling is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import prunus
+from tests.tracing.networks import Random
+
+
+def sizes(groups):
+    return {g.id: g.units for g in groups}
+
+
+def chain():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 5))
+
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def test_a_chain_has_one_group_per_hidden_layer_with_its_roles():
+    groups = prunus.trace(chain(), X)
+    assert sizes(groups) == {"0": 8, "3": 6}
+    roles = {s.name: s.role for s in groups["0"].slices}
+    assert roles == {
+        "0.weight": "out",
+        "0.bias": "bias",
+        "1.weight": "norm_scale",
+        "1.bias": "norm_shift",
+        "1.running_mean": "stat",
+        "1.running_var": "stat",
+        "3.weight": "in",
+    }
+    flat = next(s for s in groups["3"].slices if s.name == "5.weight")
+    assert flat.index.tolist() == [list(range(16 * c, 16 * c + 16)) for c in range(6)]  # one channel, 4 x 4 columns
+
+
+def test_residual_sum_couples_its_producers():
+    groups = prunus.trace(Random([("residual", 2)], 8), X)
+    assert sizes(groups) == {"stem": 8, "layers.0.0": 12}
+    assert {s.name for s in groups["stem"].with_role("out")} == {"stem.weight", "layers.0.2.weight"}
+
+
+def test_concat_shifts_the_columns():
+    groups = prunus.trace(Random([("concat", 0), ("conv", 2)], 8), X)
+    consumer = {g.id: s.index.ravel().tolist() for g in groups for s in g.slices if s.name == "layers.1.weight" and s.dim == 1}
+    assert consumer == {"stem": list(range(8)), "layers.0": list(range(8, 12))}
+
+
+def test_grouped_convolution_has_two_axes():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1, groups=4), nn.Conv2d(12, 2, 1))
+    groups = prunus.trace(net, X)
+    assert sizes(groups) == {"0/groups": 4, "0/group_width": 2, "1": 3}
+    report = prunus.shrink_(net, groups, prunus.Plan({"0/groups": prunus.GroupPlan(4, (0, 2, 3))}))
+    assert net[1].groups == 3 and net[1].weight.shape == (9, 2, 1, 1) and net[1].in_channels == 6
+    assert report.plan.edits[0].attribute == "groups"
+
+
+def test_ids_and_groups_do_not_depend_on_the_batch():
+    one, three = (prunus.trace(chain(), torch.randn(n, 3, 8, 8)) for n in (1, 3))
+    assert sizes(one) == sizes(three)
+    assert one.costs() == three.costs()
+
+
+def test_the_model_is_left_as_it_was():
+    net = chain().train()
+    net[1].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    modes = [m.training for m in net.modules()]
+    attributes = {n: {k: type(v) for k, v in vars(m).items()} for n, m in net.named_modules()}
+    prunus.trace(net, X)
+    assert [m.training for m in net.modules()] == modes
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert {n: {k: type(v) for k, v in vars(m).items()} for n, m in net.named_modules()} == attributes
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_sizes_that_the_code_fixes_are_left_alone_with_the_reason():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = self.b(self.a(x))
+            return self.c(x.reshape(x.shape[0], 8, -1).reshape(x.shape))
+
+    groups = prunus.trace(Fixed(), X)
+    assert sizes(groups) == {"a": 8}
+    assert "the model's code fixes its size" in {f.what.split(":")[0]: f.why for f in groups.fixed}["b"]
+
+
+def test_integer_attributes_that_forward_reads_follow():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before = 3
+            self.a, self.b, self.c = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.c(self.b(x) + nn.functional.pad(self.a(x), (0, 0, 0, 0, self.before, 0)))
+
+    net = Padded()
+    groups = prunus.trace(net, X)
+    assert sizes(groups) == {"b": 3, "b#2": 5}  # b runs first; five of its channels meet those of a
+    prunus.shrink_(net, groups, prunus.Plan({"b": prunus.GroupPlan(3, (1,)), "b#2": prunus.GroupPlan(5, (0, 4))}))
+    assert net.before == 1 and net.b.weight.shape[0] == 3 and net.a.weight.shape[0] == 2
+
+
+def test_an_operator_without_a_rule_freezes_what_it_touches_and_is_named():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = self.b(self.a(x))
+            return self.c(torch.linalg.inv(x.mean((2, 3)).diag_embed() + torch.eye(8))[:, :, :1, None])
+
+    groups = prunus.trace(Odd(), X)
+    assert sizes(groups) == {"a": 8}
+    assert any("no rule" in f.why for f in groups.fixed)
+
+
+def test_tied_weights_are_one_tensor():
+    net = chain()
+    net.add_module("again", net[0])
+    net = nn.ModuleDict({"a": nn.Conv2d(3, 3, 1), "b": nn.Conv2d(3, 3, 1), "c": nn.Conv2d(3, 2, 1)})
+    net["b"].weight = net["a"].weight
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = net
+
+        def forward(self, x):
+            return self.layers["c"](self.layers["b"](self.layers["a"](x)))
+
+    model = Tied()
+    groups = prunus.trace(model, X)
+    assert groups.ties == (("layers.a.weight", "layers.b.weight"),)
+    assert groups.costs()["params"] == sum(p.numel() for p in model.parameters())
+    assert sizes(groups) == {}  # its input is the picture, so its output, being its input too, stays
+
+
+def test_what_the_example_does_not_visit_is_left_alone():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.aux = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            return (self.b(y), self.aux(y)) if self.training else self.b(y)
+
+    groups = prunus.trace(Branch(), X)
+    assert all(s.name.split(".")[0] != "aux" for g in groups for s in g.slices)
+
+
+def test_freeze_and_only_take_names_globs_and_modules():
+    net = chain()
+    assert sizes(prunus.trace(net, X, freeze="3")) == {}  # its columns are group 0, its rows group 3
+    assert sizes(prunus.trace(net, X, freeze=[net[5]])) == {"0": 8}
+    assert sizes(prunus.trace(net, X, only="0")) == {"0": 8}
+    assert sizes(prunus.trace(net, X, only=["[03]*"])) == {"0": 8, "3": 6}
+    with pytest.raises(prunus.UnknownNameError, match="matches no module"):
+        prunus.trace(net, X, freeze="conv7")
+    with pytest.raises(prunus.InputError, match="not part of the model"):
+        prunus.trace(net, X, only=nn.Linear(2, 2))
+
+
+def test_a_forward_that_fails_is_one_clear_error():
+    with pytest.raises(prunus.TraceError, match=r"failed on the example inputs \[\[1, 4, 8, 8\]\]"):
+        prunus.trace(chain(), torch.zeros(1, 4, 8, 8))
+
+
+def test_macs_of_any_plan_are_those_of_the_cut_network_by_another_count():
+    from prunus.measure import macs
+
+    net = Random([("grouped", 1), ("transposed", 1), ("depthwise", 1), ("concat", 1)], 8)
+    groups = prunus.trace(net, X)
+    keep = torch.ones(groups.units, dtype=torch.bool)
+    keep[[g.offset for g in groups if g.units > 1]] = False
+    foretold = groups.costs(keep)
+    prunus.shrink_(net, groups, groups.plan(keep))
+    assert macs(net, X).total == foretold["macs"]
