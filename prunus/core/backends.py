@@ -6,15 +6,49 @@ many threads, once and untimed, and returns a function of no arguments that runs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from prunus.core.inputs import Inputs
-from prunus.core.registry import Registry
+from prunus.core.registry import Entry, Registry
 
 Backend = Callable[[nn.Module | str | Path, Inputs, int], Callable[[], Any]]
 
-backends: Registry[Backend] = Registry("backend")
+HOMES = ("prunus.measure", "prunus.export")  # rooms that register backends, imported when a name is first looked up
+
+
+class Backends(Registry[Backend]):
+    """A registry that knows where its entries live, so that a name is found before anyone imported its room.
+
+    >>> backends["onnxruntime"].line
+    'ONNX Runtime on the CPU: takes a module, which is exported first, or the path of an ONNX file.'
+    """
+
+    def __getitem__(self, name: str) -> Entry[Backend]:
+        if not super().__contains__(name):
+            self._visit()
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[Entry[Backend]]:
+        self._visit()
+        return super().__iter__()
+
+    def __contains__(self, name: object) -> bool:
+        self._visit()
+        return super().__contains__(name)
+
+    def __len__(self) -> int:
+        self._visit()
+        return super().__len__()
+
+    @staticmethod
+    def _visit() -> None:
+        for home in HOMES:
+            import_module(home)
+
+
+backends = Backends("backend")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 import logging
@@ -52,7 +53,7 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path, *, verify: 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with undisturbed(model), _said(f"writing {path.name}"):
-            _write(model, with_batch(inputs, 2), partial)  # torch.export takes a batch of 1 for a constant
+            _write(_plain(model), with_batch(inputs, 2), partial)  # torch.export takes a batch of 1 for a constant
             error = max(_error(model, like(inputs, n), partial) for n in (1, 3)) if verify else None
         if error is not None and not error <= TOLERANCE:
             raise VerificationError(
@@ -63,6 +64,13 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path, *, verify: 
     finally:
         partial.unlink(missing_ok=True)
     return error
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The network in the contiguous format: channels_last pooling is exported as a gather, which no runtime likes."""
+    if all(p.is_contiguous() for p in model.parameters()):
+        return model
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)
 
 
 def _write(model: nn.Module, inputs: Inputs, path: Path) -> None:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import prunus.export  # noqa: F401 (registers its backends)
 from prunus.core import Inputs
 from prunus.core.backends import backends
 from prunus.measure import latency

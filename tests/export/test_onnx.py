@@ -91,6 +91,16 @@ def test_the_file_is_simple(net, tmp_path):
     assert b"test_onnx.py" not in (tmp_path / "m.onnx").read_bytes()  # no source lines of this machine
 
 
+def test_channels_last_exports_the_same_graph(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    graphs = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        to_onnx(net.to(memory_format=layout), torch.zeros(2, 3, 9, 9), tmp_path / "m.onnx")
+        graphs.append([node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node])
+    assert graphs[0] == graphs[1]
+    assert not net[0].weight.is_contiguous()
+
+
 def test_the_model_is_left_as_it_was(net, tmp_path):
     before, rng = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     to_onnx(net, torch.zeros(1, 3, 9, 9), tmp_path / "m.onnx")
