@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,20 @@ class Board:
             self._writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step or None)
 
     def add(self, row: Epoch) -> None:
-        """The values of an epoch."""
-        for name in ("loss", "accuracy", "lr"):
-            value = getattr(row, name)
-            if self._writer is not None and value is not None:
-                self._writer.add_scalar(name, value, row.step)
+        """The values of an epoch; a disk that is full ends the curves, not the training."""
+        if self._writer is None:
+            return
+        try:
+            for name in ("loss", "accuracy", "lr"):
+                value = getattr(row, name)
+                if value is not None:
+                    self._writer.add_scalar(name, value, row.step)
+        except OSError as error:
+            warnings.warn(f"TensorBoard's curves end here: {error}.", RuntimeWarning, stacklevel=2)
+            self._writer = None
 
     def close(self) -> None:
         """Write what is left."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,11 @@ class Loop:
             done, first = self.position.epoch * self.steps + self.position.batch, engine.rank == 0
             board = Board(self.folder if first else None, s.stage, done)
             display = Display(s.stage, s.epochs, self.steps, done, quiet or not first)
-            with Interrupt() as self.interrupt, display as self.display:
+            with closing(board), Interrupt() as self.interrupt, display as self.display:
                 while self.position.epoch < s.epochs:
                     board.add(self._epoch())
-            board.close()
+                if self.interrupt.wanted is not None:  # too late to stop this stage, but not what comes after it
+                    self.interrupt.leave()
         engine.fabric.barrier()
         return History(self.rows, history.precision, history.device)
 

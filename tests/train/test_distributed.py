@@ -41,7 +41,9 @@ def test_they_make_the_steps_of_one_process(ranks: Any, data: Any, small: Any, m
     model = make(norm=False)
     history = fit(model, data, **small, stage="plain")
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(ranks[0]["plain"]["model"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            ranks[0]["plain"]["model"][name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
     for (loss, accuracy), row in zip(ranks[0]["plain"]["rows"], history, strict=True):
         assert loss == pytest.approx(row.loss, rel=1e-5)
         assert accuracy == row.accuracy

@@ -172,6 +172,22 @@ def test_ctrl_c_saves_and_resume_continues(data: Any, small: Any, make: Any, tmp
     assert [(r.epoch, r.loss, r.accuracy) for r in history] == [(r.epoch, r.loss, r.accuracy) for r in expected]
 
 
+def test_ctrl_c_after_the_last_step_still_ends_the_run(
+    data: Any, small: Any, make: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    plain = Batches.__iter__
+
+    def interrupting(self: Batches) -> Any:
+        if self.epoch == 0 and self.split is data.decide and (tmp_path / "checkpoints" / "train.pt").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+        yield from plain(self)
+
+    monkeypatch.setattr(Batches, "__iter__", interrupting)
+    with pytest.raises(KeyboardInterrupt):  # while the second and last epoch is measured
+        fit(make(), data, **small, folder=tmp_path)
+    assert torch.load(tmp_path / "checkpoints" / "train.pt", weights_only=True)["finished"]
+
+
 def test_a_finished_stage_is_only_loaded(data: Any, small: Any, make: Any, tmp_path: Path, monkeypatch: Any) -> None:
     model, other = make(), make()
     history = fit(model, data, **small, folder=tmp_path)
