@@ -96,7 +96,7 @@ def score(
         stats: what `prunus.observe.collect` returned, for a criterion that needs it.
         seed: for criteria that draw at random.
         normalize: ``none``, ``mean``, ``max``, ``rank`` or any function ``(units,) -> (units,)``; None: as the
-            criterion declares.  Norms of weights declare ``mean`` (layers of another fan-in are not comparable raw).
+            criterion declares.  Norms of weights declare ``max`` (layers of another fan-in are not comparable raw).
 
     Raises: `UnknownNameError`; `InputError` when statistics are missing or of another network, when no group has a
     slice of the right role, or when a score is not finite.

@@ -32,6 +32,8 @@ def mean(scores: Tensor) -> Tensor:
 def max(scores: Tensor) -> Tensor:
     r"""Divide by the group's largest absolute score, $s_u / \max_v |s_v|$: the best unit of every group scores 1.
 
+    A group whose units are all alike then ranks high, one with a few strong units and a long tail of weak ones low.
+
     >>> max(torch.tensor([1.0, 2.0, 4.0]))
     tensor([0.2500, 0.5000, 1.0000])
     """

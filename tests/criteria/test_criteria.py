@@ -24,7 +24,8 @@ def test_filters_of_one_weight_are_ordered_by_size_not_sign(name):
     groups = scalar_filters(1.0, -3.0, 2.0)
     assert score(groups, name)["conv"].argsort().tolist() == [0, 2, 1]
     assert torch.equal(score(groups, name, normalize="none")["conv"], torch.tensor([1.0, 3.0, 2.0]).double())
-    assert torch.equal(score(groups, name)["conv"], torch.tensor([0.5, 1.5, 1.0]).double())  # over the mean, 2
+    assert score(groups, name)["conv"].tolist() == [1 / 3, 1.0, 2 / 3]  # over the largest
+    assert score(groups, name, normalize="mean")["conv"].tolist() == [0.5, 1.5, 1.0]
 
 
 def test_l1_and_l2_are_the_norms_of_the_filters_that_torch_computes():
