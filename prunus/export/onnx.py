@@ -70,7 +70,7 @@ def _plain(model: nn.Module) -> nn.Module:
     """The network in the contiguous format: channels_last pooling is exported as a gather, which no runtime likes."""
     if all(p.is_contiguous() for p in model.parameters()):
         return model
-    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _write(model: nn.Module, inputs: Inputs, path: Path) -> None:

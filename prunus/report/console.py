@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunus.report import words
+from prunus.report import reading, words
 from prunus.report.reading import read_result
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def terminal(result: Mapping[str, Any]) -> RenderableType:
 
     parts: list[RenderableType] = [before_after(result)]
     if result.get("plan"):
-        parts += ["", widths(words.widths(result))]
+        parts += ["", widths(reading.widths(result))]
     if result.get("stages"):
         parts += ["", stages(result["stages"])]
     left = words.alone(result)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunus.report import words
+from prunus.report import reading, words
 from prunus.report.reading import read_result
 
 BEFORE, AFTER, INK, SOFT = "#b9a7b4", "#8a2f66", "#231a21", "#665a63"
@@ -33,7 +33,7 @@ def picture(folder: str | Path, path: str | Path | None = None) -> Path:
     figure.suptitle(words.headline(result), fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left", wrap=True)
     costs, widths = figure.subplots(1, 2, width_ratios=(1, 1.25))
     _draw_costs(costs, result)
-    _draw_widths(widths, words.widths(result))
+    _draw_widths(widths, reading.widths(result))
     figure.savefig(path, format="png")
     return path
 

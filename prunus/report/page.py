@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunus.report import charts, words
+from prunus.report import charts, reading, words
 from prunus.report.reading import Run, read
 
 SMALL = 0.01  # a scale below this fraction of the largest one is called close to zero
@@ -58,7 +58,7 @@ def content(run: Run) -> dict[str, Any]:
         "verdict": words.verdict(result),
         "facts": _facts(result),
         "cards": cards(result),
-        "widths": widths(words.widths(result)),
+        "widths": widths(reading.widths(result)),
         "gammas": gammas(run.gammas),
         "little_sparsity": little_sparsity(run.gammas),
         "curves": curves(run),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -239,24 +238,6 @@ def _price(result: Mapping[str, Any]) -> str:
     if change == "unchanged":
         return "equally accurate"
     return change.replace("lower", "less accurate").replace("higher", "more accurate")
-
-
-def widths(result: Mapping[str, Any]) -> dict[str, Mapping[str, int]]:
-    """The plan in the order of the network; names that a file has sorted as text are sorted by their numbers.
-
-    >>> list(widths({"plan": {"c.0": {}, "c.10": {}, "c.2": {}}}))
-    ['c.0', 'c.2', 'c.10']
-    """
-    plan = dict(result.get("plan") or {})
-    if list(plan) != sorted(plan):
-        return plan
-    return {name: plan[name] for name in sorted(plan, key=_by_number)}
-
-
-def _by_number(name: str) -> list[tuple[bool, int, str]]:
-    """Text and numbers of a name apart, so that 2 comes before 10."""
-    parts = re.split(r"(\d+)", name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def proof(result: Mapping[str, Any]) -> str:
