@@ -293,6 +293,19 @@ def pixel_shuffle(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list
     return [[*dims[:-3], Dim(channel), _space(t, dims[-2]), _space(t, dims[-1])]]
 
 
+@rule("as_strided")
+def as_strided(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """Another memory layout of the same sizes is the same tensor; anything else is not followed."""
+    dims = list(t.of(args[0]))
+    if tuple(args[0].shape) != tuple(outs[0].shape):
+        for dim in dims:
+            t.fix(dim, "the code reads its memory by strides")
+        return [[Dim() for _ in outs[0].shape]]
+    for d, size in enumerate(args[1]):
+        t.fact((1, d), size, dims[d])
+    return [dims]
+
+
 # ---- contractions --------------------------------------------------------------------------------------------------
 
 

@@ -187,3 +187,15 @@ def test_macs_of_any_plan_are_those_of_the_cut_network_by_another_count():
     foretold = groups.costs(keep)
     prunus.shrink_(net, groups, groups.plan(keep))
     assert macs(net, X).total == foretold["macs"]
+
+
+def test_memory_formats_give_the_same_groups():
+    def pooled():
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+
+    plain = prunus.trace(pooled(), X)
+    last = prunus.trace(
+        pooled().to(memory_format=torch.channels_last), X.contiguous(memory_format=torch.channels_last)
+    )
+    assert sizes(plain) == sizes(last) == {"0": 8}
+    assert not any("no rule" in f.why for f in last.fixed)
