@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prunus(arguments: list[str], folder: Path) -> str:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-m", "prunus", *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    command = [sys.executable, "-m", "prunus", *arguments]
+    run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert run.returncode == 0, f"prunus {' '.join(arguments)}\n{run.stdout}\n{run.stderr}"
     return run.stdout
 

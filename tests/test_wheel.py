@@ -44,15 +44,13 @@ def test_the_wheel_installs_and_its_command_answers(wheel: Path, tmp_path: Path)
     site = next((tmp_path / "venv").glob("lib/*/site-packages"))
     libraries = [p for p in sys.path if p.endswith("site-packages")]  # the dependencies of this environment
     (site / "dependencies.pth").write_text("\n".join(libraries) + "\n")
-    where = subprocess.run(
-        [python, "-c", "import prunus; print(prunus.__file__)"], check=True, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert str(tmp_path) in where.stdout
-    help_ = subprocess.run(
-        [tmp_path / "venv" / "bin" / "prunus", "--help"], check=True, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert all(verb in help_.stdout for verb in ("run", "prune", "groups", "measure", "export", "report", "validate"))
-    listed = subprocess.run(
-        [tmp_path / "venv" / "bin" / "prunus", "ls", "recipes"], check=True, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert "quickstart" in listed.stdout
+
+    def said(*command: object) -> str:
+        arguments = [str(part) for part in command]
+        return subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+
+    script = tmp_path / "venv" / "bin" / "prunus"
+    assert str(tmp_path) in said(python, "-c", "import prunus; print(prunus.__file__)")
+    shown = said(script, "--help")
+    assert all(verb in shown for verb in ("run", "prune", "groups", "measure", "export", "report", "validate"))
+    assert "quickstart" in said(script, "ls", "recipes")

@@ -58,7 +58,8 @@ def test_every_builtin_is_valid_and_survives_being_written(name: str) -> None:
 
 
 def test_overrides_reach_stages_that_state_their_own_value() -> None:
-    raw = override(parse(SMALL, "t")[0], ["epochs=7", "stages.finetune-2.lr=0.25", "data.mean=[0.5]", "budget.macs=0.25"])
+    pairs = ["epochs=7", "stages.finetune-2.lr=0.25", "data.mean=[0.5]", "budget.macs=0.25"]
+    raw = override(parse(SMALL, "t")[0], pairs)
     recipe = check(raw, {}, "t")
     assert [s.epochs for s in recipe.stages if s.do == "finetune"] == [7, 7]
     assert [s.lr for s in recipe.stages if s.do == "finetune"] == [0.01, 0.25]
@@ -87,7 +88,8 @@ def test_overrides_leave_the_original_alone() -> None:
 
 
 def test_every_error_is_told_at_once_with_line_and_the_nearest_name() -> None:
-    text = SMALL.replace("lr: 1e-2", "learning_rate: 1").replace("epochs: 2", "epoch: 2").replace("{do: prune}", "{do: cut}")
+    text = SMALL.replace("lr: 1e-2", "learning_rate: 1").replace("epochs: 2", "epoch: 2")
+    text = text.replace("{do: prune}", "{do: cut}")
     said = problems(text + "  - {do: prune, criterion: bn-gama, budget: {mac: 1}}\n")
     assert "line 4, learning_rate: unknown key" in said
     assert "line 7, stages.finetune-1.epoch: unknown key. Did you mean 'epochs'?" in said
