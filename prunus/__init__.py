@@ -8,8 +8,8 @@ The whole way, in five verbs::
     plan = prunus.allocate(groups, scores, prunus.Budget(macs=0.5))  # how much, from where?
     report = prunus.shrink_(model, groups, plan)                     # cut, verified
 
-`prune_` is exactly these lines.  The other rooms are imported where they are used: ``prunus.measure``, ``prunus.export``,
-``prunus.train``, ``prunus.report``, ``prunus.data``, ``prunus.zoo``, ``prunus.recipes``.
+`prune_` is exactly these lines.  The other rooms are imported where they are used: ``prunus.measure``,
+``prunus.export``, ``prunus.train``, ``prunus.report``, ``prunus.data``, ``prunus.zoo``, ``prunus.recipes``.
 """
 
 from prunus.allocators import allocate
@@ -30,12 +30,12 @@ from prunus.core import (
     UnknownNameError,
     VerificationError,
 )
-from prunus.version import __version__
 from prunus.criteria import criterion, score
 from prunus.observe import collect
 from prunus.pruner import prune_
 from prunus.surgery import absorb_, load, load_, plan_of, read_plan, save, select_, shrink_
 from prunus.tracing import trace
+from prunus.version import __version__
 
 __all__ = [
     "Budget",

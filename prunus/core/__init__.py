@@ -14,11 +14,12 @@ from prunus.core.errors import (
     did_you_mean,
     missing_extra,
 )
-from prunus.core.groups import Cost, EditRule, Fixed, Group, Groups, IntFact, Operator, Slice, TensorAxes, matching, under
+from prunus.core.groups import Cost, EditRule, Fixed, Groups, IntFact, Operator, TensorAxes
 from prunus.core.inputs import Inputs
 from prunus.core.plan import Added, Edit, GroupPlan, Plan, TensorPlan
 from prunus.core.registry import Entry, Registry
 from prunus.core.report import Report, Verified
+from prunus.core.slices import Group, Slice, under
 
 __all__ = [
     "Added",
@@ -51,7 +52,6 @@ __all__ = [
     "VerificationError",
     "Verified",
     "did_you_mean",
-    "matching",
     "missing_extra",
     "under",
 ]

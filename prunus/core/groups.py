@@ -1,10 +1,9 @@
-"""The nouns every room shares: slices, groups, and the traced network with its cost."""
+"""The traced network: its groups, its operators, and what any plan of it costs."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,96 +12,9 @@ from torch import Tensor, nn
 from prunus.core.errors import InputError, UnknownNameError, did_you_mean
 from prunus.core.inputs import Inputs
 from prunus.core.plan import Edit, GroupPlan, Plan, TensorPlan
+from prunus.core.slices import Group
 
-ROLES = ("out", "bias", "in", "norm_scale", "norm_shift", "depthwise", "stat", "index", "other")
 COSTS = ("params", "macs")
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """One tensor's share of a group: which indices of which dimension belong to which unit.
-
-    Whatever the layer was, `weight`, `grad` and any per-parameter statistic are shown as ``(units, fan)``.
-
-    Attributes:
-        name: qualified name of the parameter or buffer.
-        dim: the dimension that the units live on.
-        index: ``(units, m)`` integers, the `m` indices of `dim` that belong to each unit.
-        role: what the dimension does, read off the operand position of the traced operator: ``out`` (rows of a
-            producing weight), ``bias``, ``in`` (columns of a consuming weight), ``norm_scale``, ``norm_shift``,
-            ``depthwise``, ``stat`` (running statistics), ``index`` (a channel selection) or ``other``.
-        tensor: the parameter or buffer itself.
-        stats: per-parameter statistics by kind (``"grad"``, ...), each of the tensor's shape.
-
-    >>> w = torch.arange(6.).reshape(3, 2)
-    >>> s = Slice("fc.weight", 1, torch.tensor([[0], [1]]), "in", w)
-    >>> s.weight
-    tensor([[0., 2., 4.],
-            [1., 3., 5.]])
-    """
-
-    name: str
-    dim: int
-    index: Tensor
-    role: str
-    tensor: Tensor
-    stats: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def view(self, tensor: Tensor) -> Tensor:
-        """`tensor`, shaped like the parameter, as ``(units, fan)``."""
-        units = self.index.shape[0]
-        rows = tensor.index_select(self.dim, self.index.reshape(-1).to(tensor.device))  # (.., units*m, ..)
-        return rows.movedim(self.dim, 0).reshape(units, -1)  # (units, m * rest)
-
-    def scatter(self, values: Tensor) -> Tensor:
-        """The inverse of `view`: ``(units, fan)`` or ``(units, 1)`` put back in the tensor's shape, zeros elsewhere."""
-        rest = [n for d, n in enumerate(self.tensor.shape) if d != self.dim]
-        count = self.index.numel()
-        fan = self.tensor.numel() // max(self.tensor.shape[self.dim], 1) * self.index.shape[1]
-        rows = values.expand(self.index.shape[0], fan).reshape(count, *rest).movedim(0, self.dim)
-        out = torch.zeros(self.tensor.shape, dtype=values.dtype, device=values.device)
-        return out.index_copy(self.dim, self.index.reshape(-1).to(values.device), rows)
-
-    @property
-    def weight(self) -> Tensor:
-        """The parameter as ``(units, fan)``, detached."""
-        return self.view(self.tensor.detach())
-
-    @property
-    def grad(self) -> Tensor:
-        """The collected gradient as ``(units, fan)``; raises `InputError` when none was collected."""
-        return self.statistic("grad")
-
-    def statistic(self, kind: str) -> Tensor:
-        """A collected per-parameter statistic as ``(units, fan)``."""
-        if kind not in self.stats:
-            raise InputError(
-                f"no statistic '{kind}' was collected for '{self.name}' (there is: {', '.join(self.stats) or 'none'}); "
-                f"run stats = prunus.collect(model, groups, loader, needs={{'{kind}'}}) first and pass it to score."
-            )
-        return self.view(self.stats[kind])
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Slices that must be cut together, and their units.
-
-    `id` is the qualified name of the first producing slice in execution order, equal across processes and batch sizes.
-    `floor` is the least number of units that must stay.
-    """
-
-    id: str
-    units: int
-    slices: tuple[Slice, ...]
-    offset: int = 0  # of the group's first unit in the flat numbering of all units
-    floor: int = 1
-
-    def with_role(self, *roles: str) -> tuple[Slice, ...]:
-        """The slices whose role is one of `roles`."""
-        return tuple(s for s in self.slices if s.role in roles)
-
-    def __repr__(self) -> str:
-        return f"Group({self.id!r}, units={self.units}, slices={len(self.slices)})"
 
 
 @dataclass(frozen=True)
@@ -115,7 +27,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class TensorAxes:
-    """A parameter or buffer of the model: its shape, and the axis (row of `Groups.axes`, or None) of every dimension."""
+    """A parameter or buffer of the model: its shape, and the axis (row of `Groups.axes`, or None) of every
+    dimension."""
 
     shape: tuple[int, ...]
     axes: tuple[int | None, ...]
@@ -244,7 +157,7 @@ class Groups(Sequence[Group]):
                 macs += term
         return {"params": params, "macs": round(macs)}
 
-    def count(self, alive: list[Tensor], axis: int, rows: tuple[int, int] | None) -> int:
+    def kept_rows(self, alive: list[Tensor], axis: int, rows: tuple[int, int] | None) -> int:
         """How many rows of an axis (within `rows`) survive, given `alive`."""
         kept = alive[axis] if rows is None else alive[axis][rows[0] : rows[1]]
         return int(kept.sum())
@@ -273,10 +186,12 @@ class Groups(Sequence[Group]):
                 tensors[name] = TensorPlan(tensor.shape, kept)
         edits = []
         for rule in self.edits:
-            new = self.count(alive, rule.axis, rule.rows)
+            new = self.kept_rows(alive, rule.axis, rule.rows)
             if new != rule.value:
                 edits.append(Edit(rule.module, rule.attribute, rule.value, new))
-        return Plan(groups=groups, tensors=tensors, edits=tuple(edits), ties=self.ties, inputs=tuple(self.inputs.signature()))
+        return Plan(
+            groups=groups, tensors=tensors, edits=tuple(edits), ties=self.ties, inputs=tuple(self.inputs.signature())
+        )
 
     def mask(self, plan: Plan) -> Tensor:
         """The keep mask ``(units,)`` of a plan; raises `InputError` when the plan is of another network."""
@@ -325,22 +240,3 @@ class Groups(Sequence[Group]):
         rows = [f"{len(self)} groups, {self.units} units, {cost['params']:,} params, {cost['macs']:,} MACs"]
         rows += [f"  {g.id}: {g.units} units, {', '.join(s.name for s in g.slices)}" for g in self.members]
         return "\n".join(rows)
-
-
-def matching(groups: Iterable[Group], pattern: str) -> list[Group]:
-    """Groups whose id, or one of whose tensors, matches a name or glob; raises `UnknownNameError` when none does."""
-    groups = list(groups)
-    found = [g for g in groups if any(under(n, pattern) for n in (g.id, *(s.name for s in g.slices)))]
-    if not found:
-        hint = did_you_mean(pattern, [g.id for g in groups])
-        raise UnknownNameError(f"'{pattern}' matches no group.{hint} `prunus groups` lists them.")
-    return found
-
-
-def under(name: str, pattern: str) -> bool:
-    """Whether a qualified name is `pattern`, lies below it, or matches it as a glob.
-
-    >>> under("layer1.0.conv1.weight", "layer1"), under("layer1.0.conv1.weight", "*.conv2.*")
-    (True, False)
-    """
-    return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)

@@ -95,7 +95,8 @@ class Plan:
             first_cut = tensors.get(name, TensorPlan(cut.shape, {}))
             if first_cut.left != cut.shape:
                 raise InputError(
-                    f"plans do not follow each other: '{name}' is {first_cut.left} after the first, the next one is made for "
+                    f"plans do not follow each other: '{name}' is {first_cut.left} after the first, the next one "
+                    "is made for "
                     f"{cut.shape}."
                 )
             kept = dict(first_cut.kept)

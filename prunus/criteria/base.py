@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.core import Entry, Fixed, Group, Groups, InputError, Registry
-from prunus.core.groups import ROLES
+from prunus.core.slices import ROLES
 from prunus.criteria.normalize import normalizers
 from prunus.observe import Stats
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunus.core import Group
-from prunus.core.groups import ROLES
+from prunus.core.slices import ROLES
 from prunus.criteria.base import criterion
 
 

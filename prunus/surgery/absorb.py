@@ -1,12 +1,13 @@
 r"""Absorb the constants of removed channels.
 
-A channel whose batch-norm scale is zero does not emit zero but the constant :math:`a_c = \mathrm{act}(\beta_c)`.  Before it is cut,
-the constant moves into its consumers:
+A channel whose batch-norm scale is zero does not emit zero but the constant :math:`a_c = \mathrm{act}(\beta_c)`.
+Before it is cut, the constant moves into its consumers:
 
-.. math:: b \mathrel{+}= \sum_{c,k} W_{:,c,k}\, a_c \qquad\text{or, before a batch norm,}\qquad \mu \mathrel{-}= \sum_{c,k} W_{:,c,k}\, a_c .
+.. math:: b \mathrel{+}= \sum_{c,k} W_{:,c,k}\, a_c \qquad\text{or, before a batch norm,}\qquad \mu \mathrel{-}=
+\sum_{c,k} W_{:,c,k}\, a_c .
 
-Exact where the kernel sees no zero padding (1x1, linear, unpadded), or where the constant is zero; elsewhere the border would
-differ, so nothing is absorbed there (Ye et al. 2018; Liu et al. 2017 drop the constant).
+Exact where the kernel sees no zero padding (1x1, linear, unpadded), or where the constant is zero; elsewhere the
+border would differ, so nothing is absorbed there (Ye et al. 2018; Liu et al. 2017 drop the constant).
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class Reading:
 def absorb_(model: nn.Module, groups: Groups, plan: Plan) -> tuple[str, ...]:
     """Silence the units that `plan` removes, moving their constants into their consumers where that is exact.
 
-    With the scales of all removed channels at zero, the constants are read off two forwards in float64: no layer type, activation
-    or wiring is assumed.  Afterwards the removed units are zero, so that `shrink_` cuts them without a change.
+    With the scales of all removed channels at zero, the constants are read off two forwards in float64: no layer
+    type, activation or wiring is assumed.  Afterwards the removed units are zero, so that `shrink_` cuts them without
+    a change.
 
     Returns the names of the consuming weights that took up a constant.
     """
@@ -143,7 +145,7 @@ def _take_up(model: nn.Module, groups: Groups, name: str, amount: Tensor) -> boo
         if mean is not None:
             mean.sub_(amount)
         elif leaf == "weight" and isinstance(getattr(module, "bias", None), nn.Parameter):
-            module.bias.add_(amount)  # type: ignore[operator,union-attr]
+            module.bias.add_(amount)  # type: ignore[operator]
         elif leaf == "weight" and "bias" in module._parameters:
             module.bias = nn.Parameter(amount.clone())
             dtype = str(amount.dtype).removeprefix("torch.")
@@ -162,5 +164,3 @@ def _following_mean(model: nn.Module, groups: Groups, name: str) -> Tensor | Non
                 means = [p for p in readers[0].parameters if p.endswith("running_mean")]
                 return dict(model.named_buffers())[means[0]] if means else None
     return None
-
-

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunus.core import FileError, Plan
-from prunus.version import __version__
 from prunus.surgery.memory import memory_format, plan_of, replace_
 from prunus.surgery.select import attach_
 from prunus.surgery.shrink import apply_
+from prunus.version import __version__
 
 KEY, DIGEST, FORMAT = "prunus", "prunus_digest", "prunus_memory_format"
 
@@ -62,7 +62,8 @@ def load_(model: nn.Module, path: str | Path) -> None:
 
     (On the same machine with the same number of threads; the memory format is restored.)
 
-    Raises: `FileError` for a file that is missing, truncated, edited or of another architecture; the model is then as it was.
+    Raises: `FileError` for a file that is missing, truncated, edited or of another architecture; the model is then as
+    it was.
     """
     plan, tensors, header = _read(path)
     if plan_of(model) is not None:
@@ -101,7 +102,7 @@ def _digest(tensors: Mapping[str, Tensor], plan: str) -> str:
     for name in sorted(tensors):
         t = tensors[name]
         sha.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
-        sha.update(t.reshape(-1).view(torch.uint8).numpy())
+        sha.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -116,7 +117,9 @@ def _read(path: str | Path) -> tuple[Plan, dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(f"{path}: the file is truncated or is not a safetensors file ({error}).") from None
     if KEY not in header:
-        raise FileError(f"{path}: prunus.save did not write this file (it holds no plan); load it with load_state_dict.")
+        raise FileError(
+            f"{path}: prunus.save did not write this file (it holds no plan); load it with load_state_dict."
+        )
     if header.get(DIGEST) != _digest(tensors, header[KEY]):
         raise FileError(f"{path}: the checksum does not fit: the file was damaged or edited after it was saved.")
     return Plan.from_json(header[KEY]), tensors, header
@@ -130,7 +133,8 @@ def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: st
     for name, cut in plan.tensors.items():
         if known.get(name) != cut.shape:
             raise FileError(
-                f"{path}: the file is of another architecture: it cuts '{name}' of shape {cut.shape}, the network given has "
+                f"{path}: the file is of another architecture: it cuts '{name}' of shape {cut.shape}, the network "
+                "given has "
                 f"{known.get(name, 'no such tensor')}."
             )
     for name, shape in fresh.items():
@@ -139,11 +143,14 @@ def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: st
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != expected:
             raise FileError(
-                f"{path}: the file is of another architecture: '{name}' should be {expected} after the cut, in the file it is "
+                f"{path}: the file is of another architecture: '{name}' should be {expected} after the cut, in "
+                "the file it is "
                 f"{found or 'missing'}."
             )
     if extra := sorted(set(tensors) - set(fresh)):
-        raise FileError(f"{path}: the file is of another architecture: the network given has no {', '.join(extra[:3])}.")
+        raise FileError(
+            f"{path}: the file is of another architecture: the network given has no {', '.join(extra[:3])}."
+        )
     for edit in plan.edits:
         try:
             now = getattr(model.get_submodule(edit.module), edit.attribute)
@@ -169,5 +176,3 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """The caller's own text entries of a saved file."""
     own = {KEY, DIGEST, FORMAT}
     return {k: v for k, v in _read(path)[2].items() if k not in own}
-
-

@@ -59,8 +59,8 @@ def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
 def prove(model: nn.Module, ref: Reference) -> Verified:
     r"""Compare the model as it is now with the reference: ``max |a - b| / max |b|`` over every output.
 
-    Raises: `VerificationError` when an error is above 1e-7 (float64) or 1e-4 (float32), is not a number, or when there is
-    nothing to compare.
+    Raises: `VerificationError` when an error is above 1e-7 (float64) or 1e-4 (float32), is not a number, or when
+    there is nothing to compare.
     """
     name = str(ref.dtype).removeprefix("torch.")
     worst = _worst(model, _cast(named_tensors(model), ref.dtype), ref)
@@ -98,8 +98,8 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 
     >>> relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
     0.5
-    >>> relative_error(torch.tensor([float("nan")]), torch.tensor([float("nan")])), relative_error(torch.ones(0), torch.ones(0))
-    (inf, inf)
+    >>> relative_error(torch.tensor([float("nan")]), torch.tensor([float("nan")])), relative_error(torch.ones(0),
+    torch.ones(0)) (inf, inf)
     """
     if a.shape != b.shape or a.numel() == 0 or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         return float("inf")
@@ -123,7 +123,8 @@ def _something_to_compare(outputs: tuple[tuple[Tensor, ...], ...]) -> None:
     """Raise `VerificationError` when every output is zero or empty: agreement on nothing proves nothing."""
     if not any(bool((b != 0).any()) for of in outputs for b in of if b.is_floating_point()):
         raise VerificationError(
-            "the network, with the removed units silenced, gives zeros only (a last layer initialised to zero, or all that "
+            "the network, with the removed units silenced, gives zeros only (a last layer initialised to zero, "
+            "or all that "
             "feeds it removed): nothing can be proven. Load trained weights, keep more, or pass verify=False."
         )
 

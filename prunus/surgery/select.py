@@ -1,13 +1,14 @@
 r"""Channel selection: let a normalisation that reads a shared stream read a part of it only.
 
-In pre-activation ResNets and DenseNets a batch norm stands at the *entrance* of a block and normalises a stream that others read
-too.  Its scale says which channels *this* block needs, not which channels the stream needs.  A selection in front of it,
+In pre-activation ResNets and DenseNets a batch norm stands at the *entrance* of a block and normalises a stream that
+others read too.  Its scale says which channels *this* block needs, not which channels the stream needs.  A selection
+in front of it,
 
 .. math:: y_{j} = x_{\mathrm{select}[j]},
 
-starts as the identity; `trace` then sees units that belong to this block alone (batch norm and the columns of the following
-convolution), and cutting them narrows the selection.  Selecting before a narrow batch norm equals the full batch norm followed
-by a selection, at less cost (Liu et al. 2017, section 3.4, and the authors' code).
+starts as the identity; `trace` then sees units that belong to this block alone (batch norm and the columns of the
+following convolution), and cutting them narrows the selection.  Selecting before a narrow batch norm equals the full
+batch norm followed by a selection, at less cost (Liu et al. 2017, section 3.4, and the authors' code).
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "batch_nor
 def select_(model: nn.Module, example_inputs: Any) -> tuple[str, ...]:
     """Put an identity channel selection in front of every batch norm that reads a shared stream.
 
-    A batch norm reads a shared stream unless its input is the output of a convolution or matrix product that nothing else
-    reads.  Returns the names of those batch norms (empty for networks that normalise right after every convolution).  The
-    function of the network does not change; selections that a cut leaves whole are taken out again by `shrink_`.
+    A batch norm reads a shared stream unless its input is the output of a convolution or matrix product that nothing
+    else reads.  Returns the names of those batch norms (empty for networks that normalise right after every
+    convolution). The function of the network does not change; selections that a cut leaves whole are taken out again
+    by `shrink_`.
 
     >>> class Block(nn.Module):
     ...     def __init__(self):
@@ -67,7 +69,7 @@ def _shared(norm: Any, calls: list[Any]) -> bool:
 def insert_(model: nn.Module, name: str) -> None:
     """Put an identity selection in front of the batch norm `name`, and let the network remember it."""
     module = model.get_submodule(name)
-    n = int(module.weight.shape[0])  # type: ignore[union-attr,operator]
+    n = len(module.get_parameter("weight"))
     attach_(module, n)
     remember_(model, Plan(added=(Added(f"{name}.{BUFFER}", "select", (n,), "int64"),)))
 

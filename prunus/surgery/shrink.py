@@ -9,18 +9,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationError
-from prunus.version import __version__
 from prunus.surgery.memory import memory_format, remember_
 from prunus.surgery.prove import culprits, prove, reference
 from prunus.surgery.select import drop_identities_
 from prunus.tracing.apply import narrow
+from prunus.version import __version__
+
 
 def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True) -> Report:
     r"""Remove for good what `plan` does not keep, in place, and prove it.
 
-    Parameters, buffers and gradients are narrowed; parameters keep their identity, names and ties; the integer attributes that
-    forward reads follow.  The proof: with :math:`f_0` the original in which every removed unit's own parameters and its
-    consumers' columns are zero, and :math:`f` the model after the cut, both in float64 and evaluation mode,
+    Parameters, buffers and gradients are narrowed; parameters keep their identity, names and ties; the integer
+    attributes that forward reads follow.  The proof: with :math:`f_0` the original in which every removed unit's own
+    parameters and its consumers' columns are zero, and :math:`f` the model after the cut, both in float64 and
+    evaluation mode,
 
     .. math:: \max |f(x) - f_0(x)| \,/\, \max |f_0(x)| \le 10^{-7}
 
@@ -32,8 +34,8 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
         plan: the kept units; build it with `allocate`, or edit one by hand.
         verify: False skips the proof; the report then says ``verified=None``.
 
-    Raises: `InputError` when the plan or the groups are of another network, `VerificationError` when the proof fails, naming the
-    groups; the model is then as it was.
+    Raises: `InputError` when the plan or the groups are of another network, `VerificationError` when the proof fails,
+    naming the groups; the model is then as it was.
 
     >>> import prunus
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -47,7 +49,9 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
     keep = groups.mask(plan)
     for group in groups:
         if not keep[group.offset : group.offset + group.units].any():
-            raise InputError(f"the plan keeps no unit of group '{group.id}'; a group cannot be emptied, keep at least one.")
+            raise InputError(
+                f"the plan keeps no unit of group '{group.id}'; a group cannot be emptied, keep at least one."
+            )
     full = replace(groups.plan(keep), version=__version__, memory_format=memory_format(model))
     ref = reference(model, groups, keep) if verify else None
     undo = apply_(model, full)
@@ -98,7 +102,9 @@ def check_same_network(model: nn.Module, groups: Groups) -> None:
                 f"{'missing' if found is None else found}. Trace the model again: groups are void after a cut."
             )
     if new := sorted(set(dict(model.named_parameters())) - set(groups.tensors)):
-        raise InputError(f"the network has parameters that were not traced: {', '.join(new[:3])}. Trace the model again.")
+        raise InputError(
+            f"the network has parameters that were not traced: {', '.join(new[:3])}. Trace the model again."
+        )
 
 
 def apply_(model: nn.Module, plan: Plan) -> Any:

@@ -117,7 +117,8 @@ class Checker(TorchDispatchMode):
 
     def _fail(self, args: Any, message: str) -> None:
         call = self.steps[min(self.at, len(self.steps) - 1)]
-        wrong, constant = [], []
+        wrong: list[tuple[int, ...]] = []
+        constant: list[tuple[int, ...]] = []
         for fact in self.groups.operators[call].facts:
             value = args
             try:
@@ -125,7 +126,7 @@ class Checker(TorchDispatchMode):
                     value = value[step]
             except (IndexError, TypeError):
                 continue
-            if value != self.groups.count(self.alive, fact.axis, fact.rows) and value != -1:
+            if value != self.groups.kept_rows(self.alive, fact.axis, fact.rows) and value != -1:
                 (constant if value == fact.value else wrong).append(fact.path)
         # an integer that did not move at all explains those that moved wrongly beside it
         self.misfit = Misfit(call, tuple(constant or wrong), message)

@@ -71,7 +71,9 @@ def _emptiable(groups: Groups) -> NDArray[np.bool_]:
         for pattern in np.unique(family, axis=0):
             members = pattern[pattern >= 0]
             rows = matrix[(family == pattern).all(1)]
-            all_combinations = len(set(members)) == len(members) and len(np.unique(rows, axis=0)) == sizes[members].prod()
+            all_combinations = (
+                len(set(members)) == len(members) and len(np.unique(rows, axis=0)) == sizes[members].prod()
+            )
             safe = safe or not members.size or bool(all_combinations)
         if not safe:
             loose[matrix[matrix >= 0]] = True
@@ -244,7 +246,7 @@ def _fixed(tracer: Tracer, places: dict[tuple[str, int], Atoms]) -> tuple[Fixed,
     for (name, d), resolved in places.items():
         role, _ = tracer.roles.get((name, d), ("other", 0))
         dim = tracer.initial[name][d]
-        lost = ~(resolved >= 0).any(1) if resolved.shape[1] else np.ones(len(resolved), dtype=bool)
+        lost = np.logical_and.reduce(resolved < 0, axis=1)
         if role not in ("out", "depthwise", "index") or not lost.any() or dim.labels is None:
             continue
         what = name.removesuffix(".weight")

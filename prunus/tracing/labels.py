@@ -1,9 +1,10 @@
 """Which units does every index of a dimension depend on?  The algebra of labels.
 
-An *atom* is an integer: something that may be removed.  A labelled dimension of size n is an ``(n, k)`` matrix of atoms,
--1 for "none"; index i survives iff **all** atoms of row i survive.  Atoms are unified by union-find.  An atom may be
-*refined* into the conjunction of two others, ``l := h and w``: so heads, head dimensions, convolution groups and channel
-shuffles come out by themselves when a dimension is split.  A *fixed* atom always survives; it carries the reason.
+An *atom* is an integer: something that may be removed.  A labelled dimension of size n is an ``(n, k)`` matrix of
+atoms, -1 for "none"; index i survives iff **all** atoms of row i survive.  Atoms are unified by union-find.  An atom
+may be *refined* into the conjunction of two others, ``l := h and w``: so heads, head dimensions, convolution groups and
+channel shuffles come out by themselves when a dimension is split.  A *fixed* atom always survives; it carries the
+reason.
 
 Everything is vectorised over atoms: there is no Python loop over channels.
 """
@@ -147,9 +148,10 @@ class Labels:
             labels = self.find(np.stack(columns, 1))
         labels = np.where((labels >= 0) & (self.why[np.maximum(labels, 0)] > 0), NONE, labels)
         for c in range(1, labels.shape[1]):
-            repeated = (labels[:, :c] == labels[:, c : c + 1]).any(1)
+            repeated: NDArray[np.bool_] = np.logical_or.reduce(labels[:, :c] == labels[:, c : c + 1], axis=1)
             labels[repeated, c] = NONE
-        return labels[:, (labels >= 0).any(0)]
+        used: NDArray[np.bool_] = np.logical_or.reduce(labels >= 0, axis=0)
+        return labels[:, used]
 
     def unify(self, a: Atoms, b: Atoms) -> None:
         """Row i of one matrix survives iff row i of the other does."""

@@ -28,8 +28,9 @@ def trace(
 ) -> Groups:
     r"""Find what in `model` is coupled: the groups of units that must be cut together.
 
-    The user's own forward runs once on `example_inputs` in evaluation mode; every ATen call is seen, and labels saying which
-    units an index depends on are moved through it.  Nothing is asked of the user and the model is not changed.
+    The user's own forward runs once on `example_inputs` in evaluation mode; every ATen call is seen, and labels
+    saying which units an index depends on are moved through it.  Nothing is asked of the user and the model is not
+    changed.
 
     Args:
         model: any `nn.Module`.
@@ -130,7 +131,8 @@ def _rows(dim: Dim, rows: tuple[int, int] | None) -> Any:
 
 
 def _odd_cut(groups: Groups) -> Tensor:
-    """A keep mask that takes a different number of scattered units from every group, so that no sizes agree by chance."""
+    """A keep mask that takes a different number of scattered units from every group, so that no sizes agree by
+    chance."""
     keep = torch.ones(groups.units, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     for i, group in enumerate(groups):

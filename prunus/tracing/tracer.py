@@ -176,10 +176,7 @@ class Tracer(TorchDispatchMode):
         if count is not None:
             self.call.macs = count(*args, **kwargs, out_val=out) / 2
         rule = self.rules(func)
-        if rule is None:
-            dims = self._fallback(name, inputs, outs)
-        else:
-            dims = rule(self, args, kwargs, outs)
+        dims = self._fallback(name, inputs, outs) if rule is None else rule(self, args, kwargs, outs)
         for tensor, of in zip(outs, dims):
             self.dims[tensor] = of
         self.call.dims = dims

@@ -48,7 +48,9 @@ def test_the_cumulative_plan_is_in_original_coordinates(cut):
     plan = prunus.read_plan(path)
     fresh = resnet20()
     for name, tensor in plan.tensors.items():
-        assert tensor.shape == tuple(fresh.get_parameter(name).shape if "running" not in name else fresh.get_buffer(name).shape)
+        assert tensor.shape == tuple(
+            fresh.get_parameter(name).shape if "running" not in name else fresh.get_buffer(name).shape
+        )
         assert tensor.left == tuple(model.state_dict()[name].shape)
     assert plan == prunus.plan_of(model)
 

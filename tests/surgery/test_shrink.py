@@ -68,7 +68,10 @@ def test_wrong_coupling_is_found_named_and_undone():
     groups = prunus.trace(model, X)
     broken = []
     for group in groups:
-        slices = [replace(s, index=s.index.roll(1, 0)) if s.name == "layers.1.weight" and s.dim == 1 else s for s in group.slices]
+        slices = [
+            replace(s, index=s.index.roll(1, 0)) if s.name == "layers.1.weight" and s.dim == 1 else s
+            for s in group.slices
+        ]
         broken.append(replace(group, slices=tuple(slices)))
     with pytest.raises(prunus.VerificationError, match="Groups that fail when cut alone: 'stem'"):
         prunus.shrink_(model, replace(groups, members=tuple(broken)), half(groups))

@@ -5,7 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-STEPS = ("conv", "depthwise", "grouped", "transposed", "norm", "act", "residual", "concat", "chunk", "shuffle", "se", "pool")
+STEPS = (
+    "conv",
+    "depthwise",
+    "grouped",
+    "transposed",
+    "norm",
+    "act",
+    "residual",
+    "concat",
+    "chunk",
+    "shuffle",
+    "se",
+    "pool",
+)
 
 
 class Random(nn.Module):

@@ -15,7 +15,9 @@ def sizes(groups):
 
 
 def chain():
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 5)
+    )
 
 
 X = torch.randn(2, 3, 8, 8)
@@ -46,7 +48,9 @@ def test_residual_sum_couples_its_producers():
 
 def test_concat_shifts_the_columns():
     groups = prunus.trace(Random([("concat", 0), ("conv", 2)], 8), X)
-    consumer = {g.id: s.index.ravel().tolist() for g in groups for s in g.slices if s.name == "layers.1.weight" and s.dim == 1}
+    consumer = {
+        g.id: s.index.ravel().tolist() for g in groups for s in g.slices if s.name == "layers.1.weight" and s.dim == 1
+    }
     assert consumer == {"stem": list(range(8)), "layers.0": list(range(8, 12))}
 
 
@@ -194,8 +198,6 @@ def test_memory_formats_give_the_same_groups():
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
 
     plain = prunus.trace(pooled(), X)
-    last = prunus.trace(
-        pooled().to(memory_format=torch.channels_last), X.contiguous(memory_format=torch.channels_last)
-    )
+    last = prunus.trace(pooled().to(memory_format=torch.channels_last), X.contiguous(memory_format=torch.channels_last))
     assert sizes(plain) == sizes(last) == {"0": 8}
     assert not any("no rule" in f.why for f in last.fixed)
