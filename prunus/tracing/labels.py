@@ -136,7 +136,7 @@ class Labels:
                 self.fix(labels, "its sizes are coupled in a circle")
                 break
             parts = np.where(labels[..., None] < 0, NONE, self.parts[np.maximum(labels, 0)])  # (n, k, 2)
-            refined = (parts[..., 0] >= 0).any(0)  # (k,)
+            refined: NDArray[np.bool_] = np.logical_or.reduce(parts[..., 0] >= 0, axis=0)  # (k,)
             if not refined.any():
                 break
             columns = []
