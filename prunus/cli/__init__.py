@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from prunus.cli import compare, cp, export, groups, ls, measure, prune, report, run, validate
-from prunus.core import InputError, PrunusError
+from prunus.core import InputError, PrunusError, TrainingError
 
 app = typer.Typer(
     name="prunus",
@@ -20,7 +20,8 @@ app = typer.Typer(
     context_settings={"max_content_width": 120},
 )
 for _verb in (run, prune, groups, measure, export, report, compare, ls, cp, validate):
-    app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
+    _name, _line = _verb.__name__.rpartition(".")[2], (_verb.command.__doc__ or "").strip().split("\n")[0]
+    app.command(_name, short_help=_line)(_verb.command)
 
 
 @app.callback(invoke_without_command=True)
@@ -33,12 +34,12 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; an error of the user's input is one message, without a traceback."""
+    """Run the command line; an error of the user's input, or a training that diverges, is one message and code 2."""
     try:
         app(args=None if arguments is None else list(arguments), prog_name="prunus")
     except PrunusError as error:
         typer.echo(f"Error: {error}", err=True)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(2 if isinstance(error, (InputError, TrainingError)) else 1)
     except OSError as error:  # a full disk, no permission ...
         typer.echo(f"Error: {error}", err=True)
         sys.exit(1)

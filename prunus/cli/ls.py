@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
@@ -27,7 +28,16 @@ def command(
 
 
 def _entries(registry: Iterable[Any]) -> list[Row]:
-    return [{"name": e.name, "what": e.line, "paper": e.paper} for e in registry]
+    return [{"name": e.name, "what": plain(e.line), "paper": e.paper} for e in registry]
+
+
+def plain(line: str) -> str:
+    """A sentence of a docstring for a terminal: without its equation.
+
+    >>> plain(r"Sum of the absolute weights, $s_u = \\sum_w |w|$ (section 3).")
+    'Sum of the absolute weights (section 3).'
+    """
+    return re.sub(r",?\s*\$[^$]*\$", "", line)
 
 
 def _criteria() -> list[Row]:

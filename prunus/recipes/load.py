@@ -18,6 +18,7 @@ from prunus.recipes.schema import Recipe
 
 BUILTIN = Path(__file__).parent / "builtin"
 
+
 def builtin() -> dict[str, Path]:
     """The recipes that come with prunus, by name."""
     return {path.stem: path for path in sorted(BUILTIN.glob("*.yaml"))}

@@ -227,3 +227,32 @@ def test_a_truncated_network_is_one_message(cut: Path, tmp_path: Path, capsys: p
     (broken / "model.safetensors").write_bytes(data[: len(data) // 2])
     assert code("measure", broken) == 2
     assert "truncated" in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_is_one_message_that_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["data.limit=100", "batch=50", "epochs=2", "lr=1e30", "--out", tmp_path / "out"]
+    assert code("run", "quickstart", *given, "--json") == 2
+    said = capsys.readouterr()
+    assert "stage 'sparsify'" in said.err and "epoch 1" in said.err and "Traceback" not in said.err
+    assert said.out == "" and not (tmp_path / "out" / "result.json").exists()
+
+
+def test_data_without_labels_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for n in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{n}.png")
+    assert code("run", "quickstart", f"data={tmp_path / 'images'}", "--out", tmp_path / "out") == 2
+    assert "label" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_do_not_fit_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(torch.nn.Linear(3, 3).state_dict(), tmp_path / "w.pt")
+    arguments = ["prunus:digits_net", "--budget", "macs=0.5", "--weights", tmp_path / "w.pt", "--out", tmp_path / "out"]
+    assert code("prune", *arguments) == 2
+    assert "do not fit" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
