@@ -77,3 +77,12 @@ def test_a_circle_of_refinements_ends():
         if major is not None:  # a matrix equal to its transpose
             labels.unify(a, labels.merge(minor, 2, major, 2))
     assert labels.resolve(a).shape == (4, 0) or labels.resolve(a).shape[1] <= 2
+
+
+def test_dividing_a_dimension_with_a_fixed_index_fixes_its_row_and_column():
+    labels = Labels()
+    a = labels.new(6)[:, None]
+    labels.fix(a[4], "kept")  # row 1, column 1 of (2, 3)
+    major, minor = labels.split(a, 2, 3)
+    assert (labels.resolve(major) >= 0).any(1).tolist() == [True, False]
+    assert (labels.resolve(minor) >= 0).any(1).tolist() == [True, False, True]

@@ -201,3 +201,43 @@ def test_memory_formats_give_the_same_groups():
     last = prunus.trace(pooled().to(memory_format=torch.channels_last), X.contiguous(memory_format=torch.channels_last))
     assert sizes(plain) == sizes(last) == {"0": 8}
     assert not any("no rule" in f.why for f in last.fixed)
+
+
+def test_unequal_pieces_are_followed_index_by_index():
+    class Pieces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = 3, 5
+            self.a = nn.Conv2d(3, 8, 1)
+            self.b, self.c = nn.Conv2d(3, 2, 1), nn.Conv2d(5, 2, 1)
+
+        def forward(self, x):
+            left, right = self.a(x).split([self.first, self.second], 1)
+            return self.b(left) + self.c(right)
+
+    net = Pieces()
+    groups = prunus.trace(net, X)
+    where = {s.name: (g.units, g.with_role("out")[0].index.ravel().tolist()) for g in groups for s in g.with_role("in")}
+    assert where == {"b.weight": (3, [0, 1, 2]), "c.weight": (5, [3, 4, 5, 6, 7])}
+    prunus.shrink_(net, groups, groups.plan(torch.tensor([True, False, True, True, False, False, True, True])))
+    assert (net.first, net.second) == (2, 3)
+
+
+def test_grouped_transposed_convolutions_can_be_cut_on_both_sides():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 12, 3, groups=2), nn.Conv2d(12, 2, 1))
+    groups = prunus.trace(net, X)
+    assert sizes(groups) == {"0/groups": 2, "0/group_width": 4, "1": 6}
+
+
+def test_no_plan_can_empty_a_dimension():
+    """Two shuffles give three digits; where they do not form a product, something has to stay."""
+    torch.manual_seed(3)
+    net = Random([("conv", 2), ("shuffle", 0), ("shuffle", 0)], 8)
+    for _ in range(3):
+        groups = prunus.trace(net, X)
+        keep = torch.zeros(groups.units, dtype=torch.bool)
+        keep[[g.offset + g.units - 1 for g in groups]] = True
+        assert all(bool(rows.any()) for rows in groups.alive(keep))
+        half = torch.arange(groups.units) % 3 > 0
+        half[[g.offset for g in groups]] = True
+        prunus.shrink_(net, groups, groups.plan(half))
