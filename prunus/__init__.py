@@ -12,6 +12,9 @@ The whole way, in five verbs::
 ``prunus.export``, ``prunus.train``, ``prunus.report``, ``prunus.data``, ``prunus.zoo``, ``prunus.recipes``.
 """
 
+from importlib import import_module
+from typing import Any
+
 from prunus.allocators import allocate
 from prunus.core import (
     Budget,
@@ -36,6 +39,16 @@ from prunus.pruner import prune_
 from prunus.surgery import absorb_, load, load_, plan_of, read_plan, save, select_, shrink_
 from prunus.tracing import trace
 from prunus.version import __version__
+
+_ROOMS = ("data", "export", "measure", "recipes", "recovery", "regularizers", "report", "schedules", "train", "zoo")
+
+
+def __getattr__(name: str) -> Any:
+    """The other rooms, imported when they are first named: ``prunus.zoo.resnet56()``."""
+    if name in _ROOMS:
+        return import_module(f"prunus.{name}")
+    raise AttributeError(f"module 'prunus' has no attribute '{name}'")
+
 
 __all__ = [
     "Budget",

@@ -67,7 +67,7 @@ def prune_(
         drop_identities_(model)  # what select_ put in
         raise
     if absorb:
-        absorb_(model, groups, plan)
+        absorb_(model, groups, plan, new_biases=budget.params is None)
         groups = trace(model, example_inputs, freeze=freeze, only=only)  # it may have got biases
     report = shrink_(model, groups, plan, verify=verify)
     return replace(report, left_alone=report.left_alone + unscored(groups, scores, criterion))

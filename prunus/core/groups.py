@@ -136,8 +136,11 @@ class Groups(Sequence[Group]):
     def costs(self, keep: Tensor | None = None) -> dict[str, int]:
         """``{"params": ..., "macs": ...}`` (macs per sample) of the network with the units of `keep` left.
 
-        >>> import prunus                                                      # doctest: +SKIP
-        >>> prunus.trace(model, x).costs()["params"]                           # doctest: +SKIP
+        >>> import prunus, torch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 2, 1))
+        >>> groups = prunus.trace(net, torch.zeros(1, 3, 4, 4))
+        >>> groups.costs(), groups.costs(torch.arange(8) < 4)
+        ({'params': 50, 'macs': 640}, {'params': 26, 'macs': 320})
         """
         keep = torch.ones(self.units, dtype=torch.bool) if keep is None else keep
         counts = [int(rows.sum()) for rows in self.alive(keep)]

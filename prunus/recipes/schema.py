@@ -170,10 +170,15 @@ class Training(Stage):
 
 
 class Sparsify(Training):
-    """Train under a regularizer."""
+    """Train under a regularizer.
+
+    `initial_scale` sets every normalisation scale before the first step, for networks trained from scratch (0.5 in Liu
+    et al. 2017); leave it out for trained ones.
+    """
 
     do: Literal["sparsify"]
     regularizer: RegularizerSpec = RegularizerSpec(name="bn-gamma")
+    initial_scale: float | None = Field(None, gt=0)
     distill: DistillSpec | None = None
 
 

@@ -35,6 +35,8 @@ def _train(context: Context, stage: Sparsify | Finetune, model: nn.Module) -> Ou
 
     regularizer = stage.regularizer.make() if stage.regularizer is not None else None
     groups = _groups(context, model) if regularizer is not None else None
+    if isinstance(stage, Sparsify) and stage.initial_scale is not None:
+        _set_scales_(model, stage.initial_scale)
     before = _gammas(groups) if groups is not None else {}
     teacher = context.load(context.index(stage.distill.teacher)) if stage.distill is not None else None
     history = fit(
@@ -136,6 +138,13 @@ def _groups(context: Context, model: nn.Module) -> Groups:
     from prunus.tracing import trace
 
     return trace(model, context.example)
+
+
+def _set_scales_(model: nn.Module, value: float) -> None:
+    """Every normalisation scale to `value`."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None:
+            nn.init.constant_(module.weight, value)
 
 
 def _gammas(groups: Groups) -> dict[str, list[float]]:

@@ -35,14 +35,23 @@ class Reading:
     output: Tensor
 
 
-def absorb_(model: nn.Module, groups: Groups, plan: Plan) -> tuple[str, ...]:
+def absorb_(model: nn.Module, groups: Groups, plan: Plan, *, new_biases: bool = True) -> tuple[str, ...]:
     """Silence the units that `plan` removes, moving their constants into their consumers where that is exact.
 
     With the scales of all removed channels at zero, the constants are read off two forwards in float64: no layer
     type, activation or wiring is assumed.  Afterwards the removed units are zero, so that `shrink_` cuts them without
     a change.
 
-    Returns the names of the consuming weights that took up a constant.
+    A consumer without a bias, and without a batch norm behind it, gets a bias, unless `new_biases` is False (they count
+    as parameters).  Returns the names of the consuming weights that took up a constant; trace the model again then.
+
+    Raises: `InputError` when the plan is of another network.
+
+    >>> import prunus, torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Conv2d(4, 2, 1))
+    >>> groups = prunus.trace(net, torch.randn(1, 3, 8, 8))
+    >>> absorb_(net, groups, prunus.Plan({"0": prunus.GroupPlan(4, (0, 1))}))
+    ('3.weight',)
     """
     groups = groups.bind(model)
     keep = groups.mask(plan)
@@ -58,7 +67,7 @@ def absorb_(model: nn.Module, groups: Groups, plan: Plan) -> tuple[str, ...]:
         name = first.name
         dim, index = removed[name]
         amount = _column_sums(tensors[name], dim, index) @ first.constant  # (out,)
-        if _take_up(model, groups, name, amount):
+        if _take_up(model, groups, name, amount, new_biases):
             absorbed.append(name)
     with torch.no_grad():
         for name, tensor in silenced(named_tensors(model), groups, keep).items():
@@ -135,7 +144,7 @@ def _observe(
     return {k: r for k, r in observer.readings.items() if times.count(r.name) == 1}  # a shared layer sees several
 
 
-def _take_up(model: nn.Module, groups: Groups, name: str, amount: Tensor) -> bool:
+def _take_up(model: nn.Module, groups: Groups, name: str, amount: Tensor, new_biases: bool) -> bool:
     """Add the constant to the consumer's bias, or take it from the running mean of the batch norm that follows."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
@@ -146,7 +155,7 @@ def _take_up(model: nn.Module, groups: Groups, name: str, amount: Tensor) -> boo
             mean.sub_(amount)
         elif leaf == "weight" and isinstance(getattr(module, "bias", None), nn.Parameter):
             module.bias.add_(amount)  # type: ignore[operator]
-        elif leaf == "weight" and "bias" in module._parameters:
+        elif new_biases and leaf == "weight" and "bias" in module._parameters:
             module.bias = nn.Parameter(amount.clone())
             dtype = str(amount.dtype).removeprefix("torch.")
             remember_(model, Plan(added=(Added(f"{path}.bias", "bias", tuple(amount.shape), dtype),)))

@@ -98,8 +98,9 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 
     >>> relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
     0.5
-    >>> relative_error(torch.tensor([float("nan")]), torch.tensor([float("nan")])), relative_error(torch.ones(0),
-    torch.ones(0)) (inf, inf)
+    >>> nan, nothing = torch.tensor([float("nan")]), torch.ones(0)
+    >>> relative_error(nan, nan), relative_error(nothing, nothing)
+    (inf, inf)
     """
     if a.shape != b.shape or a.numel() == 0 or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         return float("inf")

@@ -37,7 +37,7 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
     Raises: `InputError` when the plan or the groups are of another network, `VerificationError` when the proof fails,
     naming the groups; the model is then as it was.
 
-    >>> import prunus
+    >>> import prunus, torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     >>> groups = prunus.trace(net, torch.zeros(1, 3, 8, 8))
     >>> report = shrink_(net, groups, prunus.Plan({"0": prunus.GroupPlan(8, (0, 3, 5))}))

@@ -46,7 +46,7 @@ def trace(
     >>> groups = trace(net, torch.zeros(1, 3, 8, 8))
     >>> [(g.id, g.units) for g in groups]
     [('0', 8)]
-    >>> [(s.name, s.role) for s in groups["0"].slices][::5]
+    >>> [(s.name, s.role) for s in groups["0"].with_role("out", "in")]
     [('0.weight', 'out'), ('4.weight', 'in')]
     """
     inputs = Inputs.of(example_inputs)

@@ -205,3 +205,10 @@ def copy_unfinished(source: Path, target: Path) -> None:
     shutil.copytree(source, target)
     for name in ("result.json", "report.html"):
         (target / name).unlink()
+
+
+def test_scales_begin_where_the_recipe_says(tmp_path: Path) -> None:
+    stage = "  - {do: sparsify, epochs: 1, lr: 1e-3, initial_scale: 0.5, regularizer: {name: bn-gamma, strength: 0}}\n"
+    folder, _ = run(tiny(TINY[: TINY.index("stages:")] + "stages:\n" + stage), tmp_path / "run", quiet=True)
+    before = json.loads((folder / "gammas.json").read_text())["before"]
+    assert before and {v for values in before.values() for v in values} == {0.5}

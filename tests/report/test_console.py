@@ -129,3 +129,11 @@ def test_the_picture_is_a_png(run_folder, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG\r\n")
     bare = write(tmp_path / "bare", result() | {"before": {}, "after": {}, "plan": {}})
     assert picture(bare, tmp_path / "p.png").stat().st_size > 1000
+
+
+def test_a_time_that_does_not_follow_the_computation_says_what_to_do():
+    slow = result()
+    slow["after"]["latency_ms"]["onnxruntime,b1,t1"] = 2.5
+    assert any("round_to=16" in sentence for sentence in verdict(slow))
+    slow["plan"] = {name: {"units": 64, "kept": 48} for name in slow["plan"]}
+    assert not any("round_to" in sentence for sentence in verdict(slow))

@@ -77,3 +77,11 @@ def test_the_removed_units_are_silent_afterwards():
     plan = prunus.Plan({"0": prunus.GroupPlan(8, (0, 2, 3, 6, 7))})
     prunus.absorb_(model, groups, plan)
     assert not model[1].bias[GONE].any() and not model[3].weight[:, GONE].any()
+
+
+def test_a_budget_in_parameters_is_not_exceeded_by_new_biases():
+    torch.manual_seed(0)
+    model = build(1, 0, False, False, nn.Sigmoid())
+    report = prunus.prune_(model, X, budget=prunus.Budget(params=0.6), criterion="bn-gamma", absorb=True)
+    assert model[3].bias is None
+    assert report.after["params"] <= 0.6 * report.before["params"]
