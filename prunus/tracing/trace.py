@@ -92,8 +92,8 @@ def _plain(out: Any) -> Any:
 
 def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
     """Try a cut on the user's own code; whatever sizes it cannot follow is fixed, until every shape is as foretold."""
+    groups = build(tracer, inputs)
     for _ in range(1 + 2 * len(tracer.calls)):
-        groups = build(tracer, inputs)
         groups = replace(groups, edits=_edit_rules(tracer, groups))
         misfit = trial(model, groups, _odd_cut(groups))
         if misfit is None:
@@ -103,12 +103,12 @@ def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
         why = f"the model's code fixes its size ({where})"
         dims = [Dim(_rows(f.dim, f.rows)) for f in call.facts if f.path in misfit.wrong]
         dims = dims or [dim for of in call.dims for dim in of]
-        before = len(groups.members), groups.units
         for dim in dims:
             tracer.fix(dim, why)
-        after = build(tracer, inputs)
-        if (len(after.members), after.units) == before:
+        before, groups = groups, build(tracer, inputs)
+        if (len(groups), groups.units) == (len(before), before.units):
             _give_up(tracer, misfit.call, why)
+            groups = build(tracer, inputs)
     raise TraceError("the trial cuts of this model do not settle; please report the model.")
 
 

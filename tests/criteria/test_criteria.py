@@ -70,12 +70,12 @@ def test_scaling_a_layer_does_not_change_its_scores_by_default():
         torch.testing.assert_close(after[id], values, rtol=1e-6, atol=0)
 
 
-def test_gamma_is_the_mean_over_the_norms_that_share_the_units():
+def test_gamma_is_the_largest_of_the_norms_that_share_the_units():
     model, groups = residual()
     model.bn.weight.data = torch.tensor([1.0, -2.0, 0.0, 4.0])
     model.bn_b.weight.data = torch.tensor([3.0, 2.0, 0.0, -8.0])
     scores = score(groups, "bn-gamma")
-    assert scores["stem"].tolist() == [2.0, 2.0, 0.0, 6.0]
+    assert scores["stem"].tolist() == [3.0, 2.0, 0.0, 8.0]
     torch.testing.assert_close(scores["a"], model.bn_a.weight.detach().abs().double())
 
 

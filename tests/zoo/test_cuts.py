@@ -44,7 +44,7 @@ needs_torchvision = pytest.mark.skipif(
 )
 
 
-def cut_and_check(spec: str, x: torch.Tensor, budget: float) -> prunus.Report:
+def check_cut(spec: str, x: torch.Tensor, budget: float) -> prunus.Report:
     torch.manual_seed(0)
     model = randomise(build(spec).module)
     report = prunus.prune_(model, x, budget=prunus.Budget(macs=budget), criterion="random", seed=1)
@@ -59,13 +59,13 @@ def cut_and_check(spec: str, x: torch.Tensor, budget: float) -> prunus.Report:
 @pytest.mark.parametrize("name", OWN)
 def test_own_zoo(name):
     entry = build(f"prunus:{name}")
-    cut_and_check(f"prunus:{name}", torch.randn(2, *entry.input_shape), 0.5)
+    check_cut(f"prunus:{name}", torch.randn(2, *entry.input_shape), 0.5)
 
 
 @needs_torchvision
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name):
     size = 96 if name == "inception_v3" else 64
-    report = cut_and_check(f"torchvision:{name}", torch.randn(2, 3, size, size), 0.5)
+    report = check_cut(f"torchvision:{name}", torch.randn(2, 3, size, size), 0.5)
     cut = [g for g in report.plan.groups.values() if len(g.kept) < g.units]
     assert len(cut) >= 0.8 * len(report.plan.groups)
