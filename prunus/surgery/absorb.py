@@ -81,7 +81,7 @@ def _scales_zeroed(tensors: dict[str, Tensor], groups: Groups, keep: Tensor) -> 
     for group in groups:
         gone = ~keep[group.offset : group.offset + group.units]
         for s in group.with_role("norm_scale"):
-            out[s.name] = out[s.name].index_fill(s.dim, s.index[gone].reshape(-1), 0.0)
+            out[s.name] = out[s.name].index_fill(s.dim, s.index[gone].reshape(-1).to(out[s.name].device), 0.0)
     return out
 
 
@@ -99,7 +99,7 @@ def _removed_columns(groups: Groups, keep: Tensor) -> dict[str, tuple[int, Tenso
 
 def _column_sums(weight: Tensor, dim: int, index: Tensor) -> Tensor:
     """``(out, removed)``: the weight summed over its kernel, columns that are removed."""
-    columns = weight.index_select(dim, index).movedim(dim, 1)  # (out, removed, *kernel)
+    columns = weight.index_select(dim, index.to(weight.device)).movedim(dim, 1)  # (out, removed, *kernel)
     return columns.reshape(columns.shape[0], columns.shape[1], -1).sum(2)
 
 
@@ -128,7 +128,7 @@ class _Observer(TorchDispatchMode):
         name = self.weights.get(weight.data_ptr())
         if name is None:
             return
-        seen = channels[self.removed[name][1]]  # (removed, everything else)
+        seen = channels[self.removed[name][1].to(channels.device)]  # (removed, everything else)
         constant = torch.where((seen == seen[:, :1]).all(1), seen[:, 0], 0.0)
         self.readings[self.calls] = Reading(name, torch.zeros_like(constant) if padded else constant, out)
 

@@ -43,14 +43,16 @@ def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dic
 
 def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
     """Run the silenced original, in float64 where every operator has such a kernel, else in float32."""
-    inputs = (groups.inputs, other_inputs(groups.inputs))
+    inputs: tuple[Inputs, ...] = (groups.inputs, other_inputs(groups.inputs))
     for dtype in (torch.float64, torch.float32):
         try:
             tensors = silenced(_cast(named_tensors(model), dtype), groups, keep)
             outputs = tuple(tuple(run(model, tensors, i.to(dtype))) for i in inputs)
+            if not all(bool(torch.isfinite(out).all()) for out in outputs[1]):  # noise that the network is not made for
+                inputs, outputs = inputs[:1], outputs[:1]
             _something_to_compare(outputs)
             return Reference(inputs, outputs, dtype)
-        except (RuntimeError, NotImplementedError):
+        except (RuntimeError, NotImplementedError, TypeError):
             if dtype is torch.float32:
                 raise
     raise AssertionError("unreachable")

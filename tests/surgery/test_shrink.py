@@ -108,3 +108,17 @@ def test_half_precision_models_are_cut():
     groups = prunus.trace(model, X.half())
     report = prunus.shrink_(model, groups, half(groups))
     assert report.verified.max_relative_error < 1e-7 and model.stem.weight.dtype == torch.float16
+
+
+def test_a_network_that_noise_does_not_suit_is_proven_on_the_example():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.b(self.a(x.sqrt()))
+
+    model = Root()
+    groups = prunus.trace(model, X.abs())
+    assert prunus.shrink_(model, groups, half(groups)).verified.max_relative_error < 1e-7
