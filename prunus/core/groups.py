@@ -105,6 +105,7 @@ class Groups(Sequence[Group]):
     inputs: Inputs
     ties: tuple[tuple[str, ...], ...] = ()
     edits: tuple[EditRule, ...] = ()
+    outputs: tuple[int, ...] = ()  # numbers of the tensors that the model returns
 
     def __len__(self) -> int:
         return len(self.members)

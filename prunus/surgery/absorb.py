@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core import Added, Groups, Inputs, Plan
 from prunus.surgery.memory import remember_
 from prunus.surgery.prove import other_inputs, silenced
-from prunus.tracing.apply import evaluating, named_tensors
+from prunus.tracing.apply import named_tensors, run
 
 
 @dataclass(eq=False)
@@ -58,7 +57,7 @@ def absorb_(model: nn.Module, groups: Groups, plan: Plan, *, new_biases: bool = 
     tensors = {n: t.detach().double() if t.is_floating_point() else t for n, t in named_tensors(model).items()}
     scaled = _scales_zeroed(tensors, groups, keep)
     removed = _removed_columns(groups, keep)
-    runs = [_observe(model, scaled, removed, inputs) for inputs in (groups.inputs, other_inputs(groups.inputs))]
+    runs = _two_runs(model, scaled, removed, groups.inputs)
     absorbed = []
     for key, first in runs[0].items():
         second = runs[1].get(key)
@@ -73,6 +72,19 @@ def absorb_(model: nn.Module, groups: Groups, plan: Plan, *, new_biases: bool = 
         for name, tensor in silenced(named_tensors(model), groups, keep).items():
             named_tensors(model)[name].copy_(tensor)
     return tuple(absorbed)
+
+
+def _two_runs(
+    model: nn.Module, tensors: dict[str, Tensor], removed: dict[str, tuple[int, Tensor]], inputs: Inputs
+) -> list[dict[int, Reading]]:
+    """What consumers see on the example and on other inputs; nothing when there are no others to tell a constant by."""
+    other = other_inputs(inputs)
+    if all(torch.equal(a, b) for a, b in zip(inputs.tensors, other.tensors)):
+        return [{}, {}]
+    try:
+        return [_observe(model, tensors, removed, given) for given in (inputs, other)]
+    except Exception:  # noise that the network is not made for
+        return [{}, {}]
 
 
 def _scales_zeroed(tensors: dict[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
@@ -90,6 +102,8 @@ def _removed_columns(groups: Groups, keep: Tensor) -> dict[str, tuple[int, Tenso
     out: dict[str, tuple[int, Tensor]] = {}
     for group in groups:
         gone = ~keep[group.offset : group.offset + group.units]
+        if not group.with_role("norm_scale"):
+            continue
         for s in group.with_role("in"):
             index = s.index[gone].reshape(-1)
             before = out.get(s.name, (s.dim, index[:0]))[1]
@@ -138,8 +152,7 @@ def _observe(
 ) -> dict[int, Reading]:
     observer = _Observer({tensors[name].data_ptr(): name for name in removed}, removed)
     given = inputs.to(torch.float64)
-    with evaluating(model), observer:
-        functional_call(model, tensors, given.args, dict(given.kwargs), strict=False)
+    run(model, tensors, given, observer)
     times = [reading.name for reading in observer.readings.values()]
     return {k: r for k, r in observer.readings.items() if times.count(r.name) == 1}  # a shared layer sees several
 
@@ -169,7 +182,9 @@ def _following_mean(model: nn.Module, groups: Groups, name: str) -> Tensor | Non
     for op in groups.operators:
         if name in op.parameters and op.macs is not None:
             readers = [other for other in groups.operators if op.writes[0] in other.reads]
-            if len(readers) == 1 and "batch_norm" in readers[0].name:
-                means = [p for p in readers[0].parameters if p.endswith("running_mean")]
-                return dict(model.named_buffers())[means[0]] if means else None
+            if len(readers) != 1 or "batch_norm" not in readers[0].name or op.writes[0] in groups.outputs:
+                return None
+            means = [p for p in readers[0].parameters if p.endswith("running_mean")]
+            users = [other for other in groups.operators if means and means[0] in other.parameters]
+            return dict(model.named_buffers())[means[0]] if len(users) == 1 else None
     return None

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prunus.core import FileError, Plan
+from prunus.core import FileError, InputError, Plan
 from prunus.surgery.memory import memory_format, plan_of, replace_
 from prunus.surgery.select import attach_
 from prunus.surgery.shrink import apply_
@@ -30,6 +30,11 @@ def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None 
     Raises: `OSError` when the disk does not take it; a file that was there before is then still whole.
     """
     path = Path(path)
+    if inner := [name for name, module in model.named_modules() if name and plan_of(module) is not None]:
+        raise InputError(
+            f"'{inner[0]}' was cut by itself, so the file could not say how the whole was cut. Trace and cut the whole "
+            f"network (only='{inner[0]}'), or save that part: prunus.save(model.{inner[0]}, path)."
+        )
     plan = (plan_of(model) or Plan(version=__version__)).to_json()
     tensors = _stored(model)
     header = {**(metadata or {}), KEY: plan, DIGEST: _digest(tensors, plan), FORMAT: memory_format(model)}
@@ -89,11 +94,18 @@ def _stored(model: nn.Module, detach: bool = True) -> dict[str, Tensor]:
     state = model.state_dict(keep_vars=True)
     seen: set[int] = set()
     out = {}
+    stored: set[int] = set()
     for name, tensor in state.items():
-        if id(tensor) in seen:
+        if not isinstance(tensor, Tensor) or id(tensor) in seen:  # extra state is the module's own affair
             continue
         seen.add(id(tensor))
-        out[name] = tensor.detach().contiguous().cpu() if detach else tensor
+        if not detach:
+            out[name] = tensor
+            continue
+        whole = tensor.detach().contiguous().cpu()
+        shared = whole.untyped_storage().data_ptr() in stored  # two tensors over one memory
+        out[name] = whole.clone() if shared else whole
+        stored.add(out[name].untyped_storage().data_ptr())
     return out
 
 
@@ -130,7 +142,13 @@ def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: st
     added = {a.name: a.shape for a in plan.added}
     fresh = {n: tuple(t.shape) for n, t in _stored(model, detach=False).items()} | added
     known = fresh | {n: tuple(t.shape) for n, t in model.named_buffers()}
+    modules = dict(model.named_modules())
+    for entry in plan.added:
+        if entry.name.rpartition(".")[0] not in modules or entry.kind not in ("bias", "select"):
+            raise FileError(f"{path}: it is of another architecture: '{entry.name}', which it adds, has no place here.")
     for name, cut in plan.tensors.items():
+        if any(not 0 <= i < cut.shape[d] for d, kept in cut.kept.items() for i in kept):
+            raise FileError(f"{path}: the plan keeps indices of '{name}' outside its shape {cut.shape}: it was edited.")
         if known.get(name) != cut.shape:
             raise FileError(
                 f"{path}: the file is of another architecture: it cuts '{name}' of shape {cut.shape}, the network "

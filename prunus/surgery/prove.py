@@ -43,19 +43,28 @@ def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dic
 
 def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
     """Run the silenced original, in float64 where every operator has such a kernel, else in float32."""
-    inputs: tuple[Inputs, ...] = (groups.inputs, other_inputs(groups.inputs))
     for dtype in (torch.float64, torch.float32):
         try:
             tensors = silenced(_cast(named_tensors(model), dtype), groups, keep)
-            outputs = tuple(tuple(run(model, tensors, i.to(dtype))) for i in inputs)
-            if not all(bool(torch.isfinite(out).all()) for out in outputs[1]):  # noise that the network is not made for
-                inputs, outputs = inputs[:1], outputs[:1]
+            inputs, outputs = [groups.inputs], [tuple(run(model, tensors, groups.inputs.to(dtype)))]
+            noise = _on_noise(model, tensors, other_inputs(groups.inputs).to(dtype))
+            if noise:
+                inputs, outputs = [*inputs, other_inputs(groups.inputs)], [*outputs, noise]
             _something_to_compare(outputs)
-            return Reference(inputs, outputs, dtype)
+            return Reference(tuple(inputs), tuple(outputs), dtype)
         except (RuntimeError, NotImplementedError, TypeError):
             if dtype is torch.float32:
                 raise
     raise AssertionError("unreachable")
+
+
+def _on_noise(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> tuple[Tensor, ...]:
+    """The outputs on noise; none when the network is not made for it."""
+    try:
+        outputs = tuple(run(model, tensors, inputs))
+    except Exception:  # the model's own code may raise anything
+        return ()
+    return outputs if all(bool(torch.isfinite(out).all()) for out in outputs) else ()
 
 
 def prove(model: nn.Module, ref: Reference) -> Verified:
@@ -122,7 +131,7 @@ def _worst(model: nn.Module, tensors: Mapping[str, Tensor], ref: Reference) -> f
     return max(errors, default=float("inf"))
 
 
-def _something_to_compare(outputs: tuple[tuple[Tensor, ...], ...]) -> None:
+def _something_to_compare(outputs: list[tuple[Tensor, ...]]) -> None:
     """Raise `VerificationError` when every output is zero or empty: agreement on nothing proves nothing."""
     if not any(bool((b != 0).any()) for of in outputs for b in of if b.is_floating_point()):
         raise VerificationError(

@@ -69,14 +69,14 @@ def _shared(norm: Any, calls: list[Any]) -> bool:
 def insert_(model: nn.Module, name: str) -> None:
     """Put an identity selection in front of the batch norm `name`, and let the network remember it."""
     module = model.get_submodule(name)
-    n = len(module.get_parameter("weight"))
+    n = len(module.get_buffer("running_mean"))
     attach_(module, n)
     remember_(model, Plan(added=(Added(f"{name}.{BUFFER}", "select", (n,), "int64"),)))
 
 
 def attach_(module: nn.Module, n: int) -> None:
     """The buffer of an identity selection of `n` channels, and the hook that applies it."""
-    device = next(module.parameters()).device
+    device = module.get_buffer("running_mean").device
     module.register_buffer(BUFFER, torch.arange(n, device=device))
     if _apply not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(_apply)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationError
-from prunus.surgery.memory import memory_format, remember_
+from prunus.surgery.memory import memory_format, plan_of, remember_
 from prunus.surgery.prove import culprits, prove, reference
 from prunus.surgery.select import drop_identities_
 from prunus.tracing.apply import narrow
@@ -53,6 +53,8 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
                 f"the plan keeps no unit of group '{group.id}'; a group cannot be emptied, keep at least one."
             )
     full = replace(groups.plan(keep), version=__version__, memory_format=memory_format(model))
+    if (before := plan_of(model)) is not None:
+        before.then(full)  # raises here, before anything is changed, if they do not follow each other
     ref = reference(model, groups, keep) if verify else None
     undo = apply_(model, full)
     verified = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +64,40 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def run(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
-    """The output tensors of `model` in evaluation mode with other parameters and buffers."""
-    with evaluating(model):
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """What forward caches in attributes, or counts in buffers, is put back."""
+    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, state, buffers in attributes:
+            vars(module).clear()
+            vars(module).update(state)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+
+
+def output_tensors(out: Any) -> Iterator[Tensor]:
+    """Every tensor of an output: tuples, lists, dictionaries and dataclasses in any nesting."""
+    for leaf in tree_leaves(out):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from output_tensors([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
+
+
+def run(
+    model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, watch: TorchDispatchMode | None = None
+) -> list[Tensor]:
+    """The output tensors of `model` in evaluation mode with other parameters and buffers, watched by a mode."""
+    with unchanged(model), evaluating(model), watch or nullcontext():
         out = functional_call(model, dict(tensors), inputs.args, dict(inputs.kwargs), tie_weights=True, strict=False)
-    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    return list(output_tensors(out))
 
 
 @dataclass(frozen=True)
@@ -136,11 +166,14 @@ class Checker(TorchDispatchMode):
 def trial(model: nn.Module, groups: Groups, keep: Tensor) -> Misfit | None:
     """Run the narrowed network without changing the model; None when every operator's shape is as foretold."""
     plan = groups.plan(keep)
-    tensors = {name: narrow(t.detach(), plan.tensors.get(name)) for name, t in named_tensors(model).items()}
+    tensors = {  # torch calls other operators for tensors that ask for gradients
+        name: narrow(t.detach(), plan.tensors.get(name)).requires_grad_(t.requires_grad)
+        for name, t in named_tensors(model).items()
+    }
     checker = Checker(groups, keep)
     try:
-        with edited(model, plan.edits), checker:
-            run(model, tensors, groups.inputs)
+        with edited(model, plan.edits):
+            run(model, tensors, groups.inputs, checker)
     except _Found:
         return checker.misfit
     except Exception as error:  # the model's own code may raise anything when its sizes no longer fit

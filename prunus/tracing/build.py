@@ -109,6 +109,7 @@ def _build(tracer: Tracer, inputs: Inputs) -> tuple[Groups, Atoms]:
         fixed=_fixed(tracer, places),
         inputs=inputs,
         ties=tuple(tuple(names) for names in tracer.ties.values()),
+        outputs=tuple(tracer.outputs),
     )
     return groups, np.concatenate([np.zeros(0, np.int64), *families])
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from prunus.core import EditRule, Group, Groups, InputError, Inputs, TraceError, UnknownNameError, did_you_mean, under
 from prunus.tracing import rules
-from prunus.tracing.apply import evaluating, trial
+from prunus.tracing.apply import evaluating, output_tensors, trial, unchanged
 from prunus.tracing.build import build
 from prunus.tracing.tracer import Dim, Tracer
 
 Pattern = str | nn.Module
+TRIALS = 3  # cuts that every set of groups is tried with; sizes that agree by chance in all of them are rare
 
 
 def trace(
@@ -51,8 +51,9 @@ def trace(
     """
     inputs = Inputs.of(example_inputs)
     tracer = record(model, inputs)
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for name in _named(model, freeze, "freeze"):
-        for dim in tracer.initial[name]:
+        for dim in tracer.initial[tracer.names[tensors[name]]]:
             tracer.fix(dim, "frozen by the user")
     groups = _in_place(tracer, model, inputs)
     if only:
@@ -63,19 +64,19 @@ def trace(
 def record(model: nn.Module, inputs: Inputs) -> Tracer:
     """Run forward under the tracer, fix what reaches an output and what the example does not visit."""
     tracer = Tracer(model, rules.find)
-    with evaluating(model), tracer.recording():
+    with unchanged(model), evaluating(model), tracer.recording():
         try:
             out = inputs(model)
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+        except Exception as error:  # the model's own code may raise anything
             shapes = [s["shape"] for s in inputs.signature()]
             raise TraceError(
                 f"the model's forward failed on the example inputs {shapes}: {type(error).__name__}: {error}. "
                 "Give example_inputs that `model(*example_inputs)` accepts."
             ) from error
-    for leaf in tree_leaves(_plain(out)):
-        if isinstance(leaf, Tensor):
-            for dim in tracer.of(leaf):
-                tracer.fix(dim, "it is an output of the model")
+    for tensor in output_tensors(out):
+        tracer.outputs.append(tracer.number(tensor))
+        for dim in tracer.of(tensor):
+            tracer.fix(dim, "it is an output of the model")
     visited = {name for call in tracer.calls for name in call.parameters}
     for name, dims in tracer.initial.items():
         if name not in visited:
@@ -84,19 +85,14 @@ def record(model: nn.Module, inputs: Inputs) -> Tracer:
     return tracer
 
 
-def _plain(out: Any) -> Any:
-    """Dataclass outputs as dictionaries; everything else as it is."""
-    fields = getattr(out, "__dataclass_fields__", None)
-    return {name: getattr(out, name) for name in fields} if fields else out
-
-
 def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
     """Try a cut on the user's own code; whatever sizes it cannot follow is fixed, until every shape is as foretold."""
     groups = build(tracer, inputs)
     for _ in range(1 + 2 * len(tracer.calls)):
         groups = replace(groups, edits=_edit_rules(tracer, groups))
-        misfit = trial(model, groups, _odd_cut(groups))
-        if misfit is None:
+        misfits = (trial(model, groups, _odd_cut(groups, seed)) for seed in range(TRIALS))
+        misfit = next((m for m in misfits if m is not None), None)
+        if misfit is None or not groups.units:
             return groups
         call = tracer.calls[misfit.call]
         where = f"{call.name} in '{call.module}'" if call.module else call.name
@@ -130,13 +126,12 @@ def _rows(dim: Dim, rows: tuple[int, int] | None) -> Any:
     return dim.labels if rows is None or dim.labels is None else dim.labels[rows[0] : rows[1]]
 
 
-def _odd_cut(groups: Groups) -> Tensor:
-    """A keep mask that takes a different number of scattered units from every group, so that no sizes agree by
-    chance."""
+def _odd_cut(groups: Groups, seed: int) -> Tensor:
+    """A keep mask that takes random units, and a random number of them, from every group."""
     keep = torch.ones(groups.units, dtype=torch.bool)
-    generator = torch.Generator().manual_seed(0)
-    for i, group in enumerate(groups):
-        count = min(group.units - 1, 1 + (7 * i + group.units // 3) % max(1, group.units // 2))
+    generator = torch.Generator().manual_seed(seed)
+    for group in groups:
+        count = int(torch.randint(0, group.units, (), generator=generator)) if group.units > 1 else 0
         drop = torch.randperm(group.units, generator=generator)[:count]
         keep[group.offset + drop] = False
     return keep
@@ -159,7 +154,8 @@ def _named(model: nn.Module, patterns: Iterable[Pattern] | Pattern, option: str)
     """The parameters and buffers under names, globs or modules."""
     patterns = [patterns] if isinstance(patterns, (str, nn.Module)) else list(patterns)
     modules = {id(m): name for name, m in model.named_modules()}
-    names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_buffers()]
+    names = [n for n, _ in model.named_parameters(remove_duplicate=False)]
+    names += [n for n, _ in model.named_buffers(remove_duplicate=False)]
     out: list[str] = []
     for pattern in patterns:
         if isinstance(pattern, nn.Module):

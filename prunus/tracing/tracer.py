@@ -91,6 +91,7 @@ class Tracer(TorchDispatchMode):
         self.dims: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.names: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.outputs: list[int] = []
         self.tensors: dict[str, Tensor] = {}
         self.initial: dict[str, Dims] = {}
         self.ties: dict[str, list[str]] = {}
@@ -151,7 +152,8 @@ class Tracer(TorchDispatchMode):
 
     # ---- the recording -----------------------------------------------------------------------------------------
 
-    def _number(self, tensor: Tensor) -> int:
+    def number(self, tensor: Tensor) -> int:
+        """The number of a tensor among those that flow between operators."""
         if tensor not in self.numbers:
             self.numbers[tensor] = next(self._fresh_numbers)
         return self.numbers[tensor]
@@ -159,7 +161,7 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        reads = [self._number(t) for t in inputs]
+        reads = [self.number(t) for t in inputs]
         out = func(*args, **kwargs)
         outs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         name = func._schema.name.removeprefix("aten::")
@@ -167,7 +169,7 @@ class Tracer(TorchDispatchMode):
             name,
             self.modules.current,
             reads,
-            [self._number(t) for t in outs],
+            [self.number(t) for t in outs],
             [self.names[t] for t in inputs if t in self.names],
             [tuple(t.shape) for t in outs],
             origins=self.origins.current,

@@ -85,3 +85,45 @@ def test_a_budget_in_parameters_is_not_exceeded_by_new_biases():
     report = prunus.prune_(model, X, budget=prunus.Budget(params=0.6), criterion="bn-gamma", absorb=True)
     assert model[3].bias is None
     assert report.after["params"] <= 0.6 * report.before["params"]
+
+
+class Twice(nn.Module):
+    """A batch norm used twice, or an output of the model in front of it."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.a, self.n, self.b = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 1, bias=False)
+        self.m, self.c, self.returned = nn.BatchNorm2d(5), nn.Conv2d(3, 5, 1), returned
+
+    def forward(self, x):
+        y = self.b(torch.sigmoid(self.n(self.a(x))))
+        return (self.m(y), y) if self.returned else self.m(y) + self.m(self.c(x))
+
+
+@pytest.mark.parametrize("returned", [True, False])
+def test_a_mean_that_others_see_is_left_alone(returned):
+    torch.manual_seed(0)
+    model = randomise(Twice(returned))
+    expected = scales_zero(model, "n")(X.double())
+    groups = prunus.trace(model, X)
+    plan = prunus.Plan({"a": prunus.GroupPlan(8, tuple(i for i in range(8) if i not in GONE))})
+    prunus.absorb_(model, groups, plan)
+    found = model.double()(X.double())
+    for a, b in zip(found, expected) if returned else [(found, expected)]:
+        assert torch.allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_data_is_not_taken_for_a_constant():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.b, self.c = nn.Embedding(10, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.c(self.b(self.e(x).mean(1)).relu())
+
+    model = Tokens()
+    bias = model.c.bias.detach().clone()
+    groups = prunus.trace(model, torch.zeros(1, 4, dtype=torch.long))
+    assert prunus.absorb_(model, groups, prunus.Plan({"b": prunus.GroupPlan(8, (0, 1))})) == ()
+    assert torch.equal(model.c.bias, bias)

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import prunus
+from prunus.core import Added
+from prunus.surgery.memory import replace_
 from prunus.zoo import densenet_bc40, resnet20
 from tests.tracing.networks import randomise
 
@@ -138,3 +141,25 @@ def test_a_file_that_was_there_survives_a_full_disk(cut, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         prunus.save(cut[0], path)
     assert path.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_part_that_was_cut_by_itself_is_saved_by_itself(tmp_path):
+    model = torch.nn.Sequential(resnet20())
+    prunus.prune_(model[0], X, budget=prunus.Budget(macs=0.9))
+    with pytest.raises(prunus.InputError, match="'0' was cut by itself"):
+        prunus.save(model, tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("what", ["index", "module"])
+def test_a_crafted_plan_is_refused(cut, tmp_path, what):
+    plan = prunus.read_plan(cut[1])
+    name, tensor = next((n, t) for n, t in plan.tensors.items() if 0 in t.kept)
+    far = (*tensor.kept[0][:-1], 99)
+    added = (Added("nowhere.bias", "bias", (3,)),)
+    bad = replace(plan, tensors={**plan.tensors, name: replace(tensor, kept={**tensor.kept, 0: far})})
+    bad = bad if what == "index" else replace(plan, added=added)
+    model = prunus.load(cut[1], resnet20)
+    replace_(model, bad)
+    prunus.save(model, tmp_path / "bad.safetensors")
+    with pytest.raises(prunus.FileError, match="outside its shape|no place here"):
+        prunus.load(tmp_path / "bad.safetensors", resnet20)

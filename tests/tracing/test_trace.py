@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -241,3 +244,111 @@ def test_no_plan_can_empty_a_dimension():
         half = torch.arange(groups.units) % 3 > 0
         half[[g.offset for g in groups]] = True
         prunus.shrink_(net, groups, groups.plan(half))
+
+
+class Fn(nn.Module):
+    """A network whose forward is a function of itself and its input."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def conv(i, o):
+    return nn.Conv2d(i, o, 1)
+
+
+def test_a_patch_stem_with_linears_is_followed():
+    net = Fn(
+        lambda s, x: s.d(s.b(s.a(x).flatten(2).transpose(1, 2)).relu()),
+        a=conv(3, 8),
+        b=nn.Linear(8, 16),
+        d=nn.Linear(16, 2),
+    )
+    groups = prunus.trace(net, X)
+    assert sizes(groups) == {"a": 8, "b": 16}
+    keep = torch.arange(groups.units) % 3 > 0
+    assert prunus.shrink_(net, groups, groups.plan(keep)).verified.max_relative_error < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [
+        (nn.LSTM(6, 8, batch_first=True), torch.randn(2, 5, 6)),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8)),
+    ],
+)
+def test_networks_of_other_kinds_are_traced_and_what_is_not_understood_is_left(net, x):
+    groups = prunus.trace(net, x)
+    assert groups.costs()["params"] == sum(p.numel() for p in net.parameters())
+
+
+def test_outputs_in_dataclasses_are_outputs():
+    @dataclasses.dataclass
+    class Out:
+        y: torch.Tensor
+
+    net = Fn(lambda s, x: (s.b(y := s.a(x)), Out(s.c(y))), a=conv(3, 8), b=conv(8, 2), c=conv(8, 4))
+    assert sizes(prunus.trace(net, X)) == {"a": 8}
+
+
+def test_sizes_that_agree_by_chance_are_not_taken_for_equal():
+    net = Fn(
+        lambda s, x: s.c(s.q(x).view(-1, s.w).relu()) + s.d(s.k(x).view(-1, s.w).relu()),
+        w=14,
+        q=nn.Linear(6, 14),
+        k=nn.Linear(6, 14),
+        c=nn.Linear(14, 3),
+        d=nn.Linear(14, 3),
+    )
+    x = torch.randn(2, 5, 6)
+    groups = prunus.trace(net, x)
+    for group in groups:
+        keep = torch.ones(groups.units, dtype=torch.bool)
+        keep[group.offset + 2 : group.offset + group.units] = False
+        twin = copy.deepcopy(net)
+        prunus.shrink_(twin, groups, groups.plan(keep))
+
+
+def test_caches_and_counters_of_forward_are_put_back():
+    class Stateful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.mask, self.calls = conv(3, 8), conv(8, 8), conv(8, 2), None, 0
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen.add_(1)
+            if self.mask is None:
+                self.mask = torch.ones(8, 8)
+            return self.c(self.b(self.a(x)).relu() * self.mask)
+
+    net = Stateful()
+    groups = prunus.trace(net, X)
+    prunus.shrink_(net, groups, groups.plan(torch.arange(groups.units) % 2 == 0))
+    assert (net.mask, net.calls, float(net.seen)) == (None, 0, 0.0)
+
+
+def test_freezing_one_name_of_a_tied_tensor_freezes_it():
+    net = Fn(lambda s, x: s.c(s.b(s.a(x))), a=nn.Linear(8, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 2))
+    net.b.weight = net.a.weight
+    assert prunus.trace(net, torch.randn(2, 8), freeze="b.weight").ties
+    assert sizes(prunus.trace(net, torch.randn(2, 8), freeze="b")) == {}
+
+
+def test_norms_sorts_and_squeezes_read_the_right_dimension():
+    net = Fn(lambda s, x: s.b(s.a(x).norm(2, 2)[..., None]), a=conv(3, 8), b=conv(8, 2))
+    assert sizes(prunus.trace(net, X)) == {"a": 8}
+    net = Fn(lambda s, x: s.b(torch.sort(s.a(x), dim=1, stable=True).values), a=conv(3, 8), b=conv(8, 2))
+    assert sizes(prunus.trace(net, X)) == {}
+    net = Fn(lambda s, x: s.b(s.a(x.mean((2, 3), keepdim=True)).squeeze()), a=conv(3, 8), b=nn.Linear(8, 2))
+    groups = prunus.trace(net, X)
+    keep = torch.zeros(groups.units, dtype=torch.bool)
+    keep[0] = True
+    prunus.shrink_(net, groups, groups.plan(keep))

@@ -66,7 +66,8 @@ rule("upsample_trilinear3d")(_spatial(3))
 def reduce(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """What is reduced over cannot be cut; the rest passes."""
     x, dims = args[0], list(t.of(args[0]))
-    rest = [a for a in args[1:] if isinstance(a, (int, list, tuple)) and not isinstance(a, bool)]
+    first = 2 if t.call.name in ("norm", "linalg_vector_norm") else 1  # their first argument is the order of the norm
+    rest = [a for a in args[first:] if isinstance(a, (int, list, tuple)) and not isinstance(a, bool)]
     which = kwargs.get("dim", rest[0] if rest else None)
     which = range(x.dim()) if which is None or which == [] else [which] if isinstance(which, int) else which
     gone = {d % max(x.dim(), 1) for d in which}
@@ -83,7 +84,7 @@ def along(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Something is computed along one dimension, which cannot be cut; the rest passes."""
     x, dims = args[0], list(t.of(args[0]))
     along_dim = [a for a in args[1:] if isinstance(a, (int, list, tuple)) and not isinstance(a, bool)]
-    which = along_dim[-1] if along_dim else -1
+    which = kwargs.get("dim", along_dim[-1] if along_dim else -1)
     for d in [which] if isinstance(which, int) else range(x.dim()):
         dims[d] = t.fix(dims[d], "something is computed along it")
     same_shape = [o.dim() == x.dim() for o in outs]

@@ -17,6 +17,10 @@ from prunus.tracing.tracer import Dim, Dims, Tracer
 def reshape(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Merge and split, block by block of equal product."""
     old, new = list(args[0].shape), list(outs[0].shape)
+    if args[0].dtype != outs[0].dtype:  # the same memory read as another type
+        for dim in t.of(args[0]):
+            t.fix(dim, "the code reads its memory as another type")
+        return [[Dim() for _ in new]]
     before, after = t.of(args[0]), []
     if 0 in old:
         return [[Dim() for _ in new]]
@@ -84,6 +88,14 @@ def squeeze(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]
     x = args[0]
     which = range(x.dim()) if len(args) == 1 else [args[1]] if isinstance(args[1], int) else args[1]
     gone = {d % max(x.dim(), 1) for d in which if x.shape[d] == 1}
+    if outs[0] is x:  # in place: x has its new shape already
+        for dim in t.of(x):
+            t.fix(dim, "the code squeezes it in place")
+        return [[Dim() for _ in x.shape]]
+    if len(args) == 1:  # a dimension that is cut down to one would go too
+        for dim in t.of(x):
+            if dim.labels is not None:
+                t.fix(Dim(dim.labels[:2]), "squeeze() needs two of it")
     return [[dim for d, dim in enumerate(t.of(x)) if d not in gone]]
 
 
