@@ -54,14 +54,17 @@ def target(name: str, *, input: str | None = None, weights: str | None = None, c
 
     Raises: `InputError` when it is neither, or its inputs are not known.
     """
+    from prunus.core.running import check_runs
     from prunus.recipes.inputs import parse_input
     from prunus.zoo import build
 
     if (Path(name) / "recipe.yaml").is_file() or (Path(name).is_dir() and weights is None):
-        return _of_run(Path(name), input)
-    model = build(name, weights=weights, classes=classes, seed=0)
-    example = parse_input(input) if input else Inputs.of(model.example(1))
-    return Target(name, model.module, example)
+        found = _of_run(Path(name), input)
+    else:
+        model = build(name, weights=weights, classes=classes, seed=0)
+        found = Target(name, model.module, parse_input(input) if input else Inputs.of(model.example(1)))
+    check_runs(found.module, found.example)
+    return found
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -77,7 +80,7 @@ def recipe_of(folder: Path) -> Recipe:
 
 def _of_run(folder: Path, input: str | None) -> Target:
     """The final network of a run."""
-    from prunus.recipes.context import example_of, origin_of
+    from prunus.recipes.context import example_of_run, origin_of
     from prunus.recipes.inputs import parse_input
     from prunus.surgery import load
 
@@ -85,6 +88,6 @@ def _of_run(folder: Path, input: str | None) -> Target:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise FileError(f"the run in '{folder}' is not finished (no model.safetensors); continue it with --resume.")
-    origin = origin_of(recipe)
-    example = parse_input(input) if input else example_of(recipe, origin)
+    origin = origin_of(recipe.model_copy(update={"weights": None}))  # the run's own network has all of them
+    example = parse_input(input) if input else example_of_run(recipe, origin, path)
     return Target(recipe.model, load(path, origin.factory), example, folder)

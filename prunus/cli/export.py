@@ -24,6 +24,8 @@ def command(
     formats = [exporters[name.strip()] for name in to.split(",")]
     if out is not None and len(formats) > 1:
         raise InputError("--out names one file; give one format with --to.")
+    if out is not None and out.exists():
+        raise InputError(f"--out {out} exists already; nothing was written. Give another name.")
     if not folder.is_dir():
         raise FileError(f"there is no run folder '{folder}'.")
     found = target(str(folder), input=input)

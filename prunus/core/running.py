@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from prunus.core.errors import InputError, PrunusError
 from prunus.core.inputs import Inputs
 
 
@@ -31,6 +32,28 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def check_runs(model: nn.Module, inputs: Inputs) -> None:
+    """Run `model` once on `inputs`; raises `InputError` that names their shapes when its forward does not take them.
+
+    >>> check_runs(nn.Linear(3, 2), Inputs.of(torch.zeros(1, 4)))
+    Traceback (most recent call last):
+    prunus.core.errors.InputError: the forward of Linear does not take inputs of ...
+    """
+    try:
+        with undisturbed(model):
+            inputs(model)
+    except PrunusError:
+        raise
+    except Exception as error:  # whatever the forward of a user's model raises
+        shapes = " + ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in inputs.tensors)
+        reason = (str(error).strip() or "no message").split("\n")[0]
+        raise InputError(
+            f"the forward of {type(model).__name__} does not take inputs of {shapes or 'no tensors'} "
+            f"({type(error).__name__}: {reason}). Give the shape and type of what it takes, "
+            "e.g. --input 1,3,224,224 or --input 1,16:int64<1000 (input: in a recipe)."
+        ) from error
 
 
 def with_batch(inputs: Inputs, batch: int) -> Inputs:

@@ -19,6 +19,7 @@ from prunus.data.preprocess import Preprocess
 from prunus.data.sources import locate, opened
 from prunus.data.split import Data, Split
 
+MOST_CLASSES = 1_000_000  #: a class number from here on is none, but an index or a hash
 TEST = 0.2  #: the share that tests, the same whatever the seed, of data with a training part alone
 
 
@@ -104,7 +105,7 @@ def _read(
     features = next(iter(found.values())).features
     column, target = image_column(features, image, name), label_column(features, label, name)
     raw = {part: list(data[target]) for part, data in found.items()}
-    raw = {part: values for part, values in raw.items() if values and values[0] not in (None, -1)}
+    raw = {part: values for part, values in raw.items() if any(v not in (None, -1) for v in values)}
     if not raw:
         raise InputError(f"{name}: the label column '{target}' is empty; labels are needed to train and to evaluate.")
     names = getattr(features[target], "names", None)
@@ -120,6 +121,11 @@ def _numbered(raw: dict[str, list[Any]], names: list[str] | None, where: str) ->
     if None in seen or (-1 in seen):
         raise InputError(f"{where}: some rows have no label; remove them or give them one.")
     if all(isinstance(value, int) for value in seen):
+        if min(seen) < 0 or max(seen) >= MOST_CLASSES:
+            raise InputError(
+                f"{where}: the labels go from {min(seen)} to {max(seen)}; expected class numbers from 0 to fewer than "
+                f"{MOST_CLASSES:,}. Number the classes from 0, or name another column (data.label=COLUMN)."
+            )
         classes = list(names or [str(n) for n in range(max(seen) + 1)])
         return {part: torch.tensor(values) for part, values in raw.items()}, classes
     classes = sorted(str(value) for value in seen)

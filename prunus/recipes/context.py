@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,9 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus.core import InputError, Inputs
+from prunus.core.running import check_runs
 from prunus.data import Data, Preprocess, load
 from prunus.recipes.folder import START, Folder
-from prunus.recipes.inputs import function, parse_input
+from prunus.recipes.inputs import function, inputs_like, measure_of, parse_input
 from prunus.recipes.load import expand
 from prunus.recipes.schema import Prune, Recipe
 from prunus.zoo import Model, build
@@ -23,7 +25,8 @@ from prunus.zoo import Model, build
 class Context:
     """The fixed surroundings of a run.
 
-    `original` is the cost of the network that the run began with: what fractions of a budget refer to.
+    `original` is the cost of the network that the run began with: what fractions of a budget refer to.  `evaluate` and
+    `loss` are the user's own measure and loss, if the recipe names them.
     """
 
     recipe: Recipe
@@ -33,11 +36,15 @@ class Context:
     data: Data | None
     example: Inputs
     quiet: bool = False
+    evaluate: Callable[[nn.Module], float] | None = None
+    loss: Callable[..., Any] | None = None
     original: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Folder, *, quiet: bool = False) -> Context:
-        """Build the model, read the data, and check that they fit each other."""
+        """Build the model, read the data, and check that they fit each other and the user's own functions."""
+        evaluate = measure_of(recipe.evaluate) if recipe.evaluate else None
+        loss = function(recipe.loss, "loss") if recipe.loss else None
         origin = origin_of(recipe)
         preprocess = origin.preprocess
         data = None
@@ -46,9 +53,12 @@ class Context:
             preprocess = preprocess.override(d.preprocess)
             data = load(expand(d.source), preprocess=preprocess, seed=recipe.seed, decide=d.decide, limit=d.limit)
         example = example_of(recipe, origin, preprocess(data.train.images[:1]) if data is not None else None)
-        context = cls(recipe, folder, origin, preprocess, data, example, quiet)
+        check_runs(origin.module, example)
+        context = cls(recipe, folder, origin, preprocess, data, example, quiet, evaluate, loss)
         if data is not None:
             _check_classes(origin.module, example, data)
+        if evaluate is not None and folder.done(0, START) is None:
+            evaluate(copy.deepcopy(origin.module))
         context.original.update(context.cost(origin.module))
         return context
 
@@ -92,16 +102,6 @@ class Context:
         split = self.needed().train
         return islice(split.batches(size, self.preprocess, seed=self.recipe.seed, train=True, augment="none"), count)
 
-    @property
-    def evaluate(self) -> Callable[[nn.Module], float] | None:
-        """The user's own measure, if the recipe names one."""
-        return function(self.recipe.evaluate, "evaluate") if self.recipe.evaluate else None
-
-    @property
-    def loss(self) -> Callable[..., Any] | None:
-        """The user's own loss, if the recipe names one."""
-        return function(self.recipe.loss, "loss") if self.recipe.loss else None
-
 
 def origin_of(recipe: Recipe) -> Model:
     """The model of a recipe with its weights; the same initial weights for the same seed."""
@@ -116,6 +116,17 @@ def example_of(recipe: Recipe, origin: Model, image: Tensor | None = None) -> In
     if origin.input_shape is None and image is not None:
         return Inputs.of(image)
     return Inputs.of(origin.example(1))
+
+
+def example_of_run(recipe: Recipe, origin: Model, network: Path) -> Inputs:
+    """Example inputs for a finished run; where neither recipe nor model say, as the file `network` remembers them."""
+    from prunus.surgery import read_plan
+
+    if recipe.input is None and origin.input_shape is None:
+        remembered = read_plan(network).inputs
+        if remembered:
+            return inputs_like(remembered)
+    return example_of(recipe, origin)
 
 
 def _check_classes(model: nn.Module, example: Inputs, data: Data) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.core import InputError, Inputs
 
@@ -29,6 +30,24 @@ def parse_input(text: str) -> Inputs:
     """
     generator = torch.Generator().manual_seed(0)
     return Inputs(tuple(_tensor(part, text, generator) for part in text.split("+")))
+
+
+def inputs_like(signature: Sequence[Mapping[str, Any]]) -> Inputs:
+    """Example inputs of the shapes and types that a plan keeps: random floats, zeros for whole numbers and tokens.
+
+    >>> inputs_like([{"shape": [1, 4], "dtype": "int64"}]).tensors
+    [tensor([[0, 0, 0, 0]])]
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = ((tuple(one["shape"]), getattr(torch, one["dtype"])) for one in signature)
+    return Inputs(
+        tuple(
+            torch.randn(shape, generator=generator).to(dtype)
+            if dtype.is_floating_point
+            else torch.zeros(shape, dtype=dtype)
+            for shape, dtype in found
+        )
+    )
 
 
 def _tensor(part: str, whole: str, generator: torch.Generator) -> Tensor:
@@ -66,3 +85,23 @@ def function(spec: str, option: str) -> Callable[..., Any]:
     if not callable(found):
         raise InputError(f"{option} {spec!r}: {file} defines no function '{name}'.")
     return found
+
+
+def measure_of(spec: str) -> Callable[[nn.Module], float]:
+    """The user's own measure named ``path/file.py:name``; what it raises or returns wrongly is an `InputError`."""
+    own = function(spec, "evaluate")
+
+    def measure(model: nn.Module) -> float:
+        try:
+            given = own(model)
+        except Exception as error:  # the user's own code
+            raise InputError(f"evaluate {spec!r} raised {type(error).__name__}: {error}") from error
+        try:
+            value = float(given)
+        except (TypeError, ValueError, RuntimeError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise InputError(f"evaluate {spec!r} returned {given!r}; expected one finite number, higher is better.")
+        return value
+
+    return measure

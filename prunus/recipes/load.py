@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from prunus.core import FileError, InputError, UnknownNameError, did_you_mean
 from prunus.recipes import text
-from prunus.recipes.problems import at, misplaced, say
+from prunus.recipes.problems import at, malformed, misplaced, told
 from prunus.recipes.resolve import overridden, override, pair_of, resolve
 from prunus.recipes.schema import Recipe
 
@@ -48,6 +48,7 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = find(recipe)
     raw, lines = text.read(path)
+    _well_formed(raw, lines, str(path))
     overrides = list(overrides)
     for keys, _ in (pair_of(pair) for pair in overrides):
         lines = {place: 0 if overridden(place, keys) else line for place, line in lines.items()} | {tuple(keys): 0}
@@ -63,15 +64,22 @@ def expand(path: str) -> str:
 
 def check(raw: dict[str, Any], lines: Mapping[text.Key, int], name: str) -> Recipe:
     """The checked recipe of a dict as `text.parse` gives it."""
+    _well_formed(raw, lines, name)
     problems = [f"{at(lines, (key,))}{key}: {why}" for key, why in misplaced(raw)]
     try:
         recipe = Recipe.model_validate(resolve(raw))
     except ValidationError as error:
-        problems += [say(e, raw, lines) for e in error.errors()]
+        problems += told(error.errors(), raw, lines)
     if problems:
         count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
         raise InputError("\n  ".join([f"{name} has {count}:", *problems]))
     return recipe
+
+
+def _well_formed(raw: Mapping[str, Any], lines: Mapping[text.Key, int], name: str) -> None:
+    wrong = malformed(raw, lines)
+    if wrong is not None:
+        raise InputError(f"{name} has 1 error:\n  {wrong}")
 
 
 def dump(recipe: Recipe) -> dict[str, Any]:

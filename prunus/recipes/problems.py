@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,6 +21,21 @@ NESTED: Mapping[str, type[BaseModel]] = {
 }
 
 
+_ALTERNATIVE = re.compile(r"^(int|float|bool|str|(list|dict|literal|constrained)[\[-].*)$")  # of a union, in a place
+
+
+def malformed(raw: Mapping[str, Any], lines: Mapping[text.Key, int]) -> str | None:
+    """What is wrong with the stages as a whole: they are no list, or a stage has no keys."""
+    stages = raw.get("stages")
+    form = "expected a list of stages, one line each: - {do: prune}."
+    if stages is not None and not isinstance(stages, list):
+        return f"{at(lines, ('stages',))}stages: {form} Given {stages!r}."
+    for n, stage in enumerate(stages or ()):
+        if not isinstance(stage, Mapping):
+            return f"{at(lines, ('stages', n))}stages, number {n + 1}: {form} Given {stage!r}."
+    return None
+
+
 def misplaced(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Top-level keys that nothing knows, or that no stage of this recipe takes."""
     found = []
@@ -33,9 +49,33 @@ def misplaced(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def told(errors: Iterable[Any], raw: Mapping[str, Any], lines: Mapping[text.Key, int]) -> list[str]:
+    """The errors of pydantic in words; those of the alternatives that one value may be are one."""
+    by_place: dict[tuple[Any, ...], list[Any]] = {}
+    for error in errors:
+        by_place.setdefault(_place(error, lines), []).append(error)
+    out = []
+    for same in by_place.values():
+        first = dict(same[0])
+        if len({e["msg"] for e in same}) > 1:
+            first["msg"] = " or ".join(dict.fromkeys(e["msg"].partition(",")[0] for e in same))
+            first["msg"] = first["msg"].replace(" or Input should be ", " or ")
+        out.append(say(first, raw, lines))
+    return out
+
+
+def _place(error: Any, lines: Mapping[text.Key, int]) -> tuple[Any, ...]:
+    """Where a recipe has the value: without the kind of stage and the alternative of a union, handed down or not."""
+    place = tuple(p for i, p in enumerate(error["loc"]) if not (i == 2 and error["loc"][0] == "stages"))
+    ends = [i for i, p in enumerate(place) if _ALTERNATIVE.match(str(p))]
+    place = place[: ends[0]] if ends else place
+    handed_down = place[:1] == ("stages",) and place not in lines and place[2:] in lines
+    return place[2:] if handed_down else place
+
+
 def say(error: Any, raw: Mapping[str, Any], lines: Mapping[text.Key, int]) -> str:
     """One error of pydantic in words, with its line."""
-    place = tuple(p for i, p in enumerate(error["loc"]) if not (i == 2 and error["loc"][0] == "stages"))
+    place = _place(error, lines)
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         message = f"unknown key.{did_you_mean(str(place[-1]), _siblings(error['loc']))}"

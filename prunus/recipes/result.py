@@ -68,7 +68,7 @@ def _side(context: Context, model: nn.Module) -> dict[str, Any]:
     side |= {"accuracy": None, "metric": None}
     if context.evaluate is not None:
         name = (context.recipe.evaluate or "").rpartition(":")[2]
-        side["metric"] = {"name": name, "value": float(context.evaluate(model))}
+        side["metric"] = {"name": name, "value": context.evaluate(model)}
     return {**side, "latency_ms": {}}
 
 

@@ -1,125 +1,15 @@
-"""What a recipe may say: one pydantic class a stage, and what is common to all of them."""
+"""What a recipe may say: one pydantic class a stage, and the recipe itself."""
 
 from __future__ import annotations
 
-import inspect
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prunus.allocators import allocators
-from prunus.core import Budget, BudgetError, InputError, UnknownNameError, did_you_mean
+from prunus.core import InputError, UnknownNameError, did_you_mean
 from prunus.criteria import criteria
-from prunus.regularizers import Regularizer, regularizers
-
-FORMATS = ("onnx",)
-
-
-class Strict(BaseModel):
-    """A part of a recipe: a key that it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=False)
-
-
-class BudgetSpec(Strict):
-    """What may remain: a fraction of the original network, or an absolute whole number."""
-
-    params: int | float | None = None
-    macs: int | float | None = None
-
-    @model_validator(mode="after")
-    def _is_a_budget(self) -> BudgetSpec:
-        Budget(**self._limits())
-        return self
-
-    def at(self, progress: float, original: dict[str, int]) -> Budget:
-        """The budget after the share `progress` of the way from the original cost to this budget, in absolute numbers.
-
-        >>> BudgetSpec(macs=0.5).at(0.5, {"macs": 1000, "params": 10})
-        Budget(params=None, macs=750)
-        """
-        ends = Budget(**self._limits()).limits(original)
-        return Budget(**{kind: int(original[kind] - progress * (original[kind] - end)) for kind, end in ends.items()})
-
-    def _limits(self) -> dict[str, Any]:
-        given = {"params": self.params, "macs": self.macs}
-        return {kind: 1.0 if value == 1 else value for kind, value in given.items() if value is not None}
-
-
-class RegularizerSpec(BaseModel):
-    """A regularizer by name, with the arguments of its factory."""
-
-    model_config = ConfigDict(extra="allow")
-    name: str
-
-    @model_validator(mode="after")
-    def _can_be_made(self) -> RegularizerSpec:
-        self.make()
-        return self
-
-    def make(self) -> Regularizer:
-        """The regularizer itself; raises `InputError` for an argument it does not take."""
-        factory = regularizers[self.name].call
-        given = dict(self.model_extra or {})
-        known = list(inspect.signature(factory).parameters)
-        for argument, value in given.items():
-            if argument not in known:
-                hint = did_you_mean(argument, known)
-                raise InputError(f"regularizer '{self.name}' has no '{argument}'.{hint} Known: {', '.join(known)}.")
-            if isinstance(value, str):
-                raise InputError(f"regularizer '{self.name}': {argument}={value!r} is not a number.")
-        return factory(**given)
-
-
-class DistillSpec(Strict):
-    """Learning from another network of the run.
-
-    `teacher` is the name of a stage (the network as that stage left it), or ``unpruned``: the network that the run
-    began with when it had weights, else as it was just before the first cut.
-    """
-
-    temperature: float = Field(4.0, gt=0)
-    weight: float = Field(0.9, ge=0, le=1)
-    teacher: str = "unpruned"
-
-
-class DataSpec(Strict):
-    """Where the data comes from, and how its images become inputs where that is not as the model declares."""
-
-    source: str
-    mean: float | list[float] | None = None
-    std: float | list[float] | None = None
-    scale: float | None = None
-    size: int | list[int] | None = None
-    channels: int | None = None
-    crop: float | None = None
-    limit: int | None = Field(None, ge=1)
-    decide: float = Field(0.1, ge=0, lt=1)
-
-    @property
-    def preprocess(self) -> dict[str, Any]:
-        """The fields of the preprocessing that are overridden."""
-        given = {k: getattr(self, k) for k in ("mean", "std", "scale", "size", "channels", "crop")}
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
-
-
-class MeasureSpec(Strict):
-    """What is timed at the end: every backend at every batch size."""
-
-    backends: list[str] = ["torch", "onnxruntime"]
-    batches: list[Annotated[int, Field(ge=1)]] = [1, 64]
-    threads: int = Field(1, ge=1)
-    seconds: float = Field(0.5, gt=0)
-
-    @field_validator("backends")
-    @classmethod
-    def _known(cls, names: list[str]) -> list[str]:
-        import prunus.export  # noqa: F401 (registers its backends)
-        from prunus.measure import backends
-
-        for name in names:
-            backends[name]
-        return names
+from prunus.recipes.parts import BudgetSpec, DataSpec, DistillSpec, MeasureSpec, RegularizerSpec, Strict
 
 
 class Stage(Strict):
@@ -297,7 +187,6 @@ __all__ = [
     "STAGES",
     "STAGE_KEYS",
     "AnyStage",
-    "BudgetError",
     "BudgetSpec",
     "DataSpec",
     "DistillSpec",

@@ -138,17 +138,27 @@ def from_file(spec: str, classes: int | None) -> Source:
         raise UnknownNameError(f"{file} defines no function '{name}'.{did_you_mean(name, public)}")
     function = getattr(module, name)
     options = {} if classes is None else {_classes_argument(function, spec): classes}
+    _check_callable(function, options, spec)
 
     def factory() -> nn.Module:
         try:
             made = function(**options)
-        except TypeError as error:
-            raise InputError(f"{spec} could not be called without arguments ({error}).") from error
+        except Exception as error:  # the user's own code
+            raise InputError(f"{spec} raised {type(error).__name__} when it was called: {error}") from error
         if not isinstance(made, nn.Module):
             raise InputError(f"{spec} returned {type(made).__name__}; expected a torch.nn.Module.")
         return made
 
     return Source(factory, Preprocess())
+
+
+def _check_callable(function: Callable[..., Any], options: Mapping[str, Any], spec: str) -> None:
+    """Raise `InputError` when `function` needs arguments beside `options`."""
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError as error:
+        given = f"with {', '.join(options)} alone" if options else "without arguments"
+        raise InputError(f"{spec} is called {given}: {error}. Give every other argument a default.") from None
 
 
 def _classes_argument(function: Callable[..., Any], spec: str) -> str:

@@ -59,12 +59,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    if path.stat().st_size == 0:
+        raise FileError(f"{path} is empty; fetch or write the weights again.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise FileError(
-            f"{path} cannot be read as plain tensors ({str(error).splitlines()[0]}); prunus runs no code from a file: "
-            "save the state dict alone, best as safetensors."
+            f"{path} cannot be read as plain tensors ({type(error).__name__}): it is damaged, or holds more than "
+            "tensors. prunus runs no code from a file: save the state dict alone, best as safetensors."
         ) from None
     return _state_dict(content, path)
 

@@ -104,6 +104,10 @@ def test_every_error_is_told_at_once_with_line_and_the_nearest_name() -> None:
     ("old", "new", "expected"),
     [
         ("budget: {macs: 0.5}", "budget: {macs: 1.5}", "line 5, .*must lie in"),
+        ("budget: {macs: 0.5}", "budget: {macs: 50%}", r"has 1 error:\n  line 5, [^\n]*'50%' is not a number[^\n]*$"),
+        ("budget: {macs: 0.5}", "budget: {macs: 50}", r"line 5, .*a fraction is written 0\.5"),
+        ("budget: {macs: 0.5}", "budget: 0.5", r"line 5, .*e\.g\. \{macs: 0\.5\}"),
+        ("lr: 1e-2", "floor: much", r"has 1 error:\n  line 4, [^\n]*integer or a valid number; given 'much'\.$"),
         ("lr: 1e-2", "lr: -1", "line 4, .*greater than 0"),
         ("lr: 1e-2", "schedule: cosin", "Did you mean 'cosine'"),
         ("lr: 1e-2", "regularizer: {name: bn-gamma, strenght: 1}", "Did you mean 'strength'"),
@@ -118,6 +122,15 @@ def test_every_error_is_told_at_once_with_line_and_the_nearest_name() -> None:
 def test_what_is_wrong_is_said(old: str, new: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         read(SMALL.replace(old, new))
+
+
+@pytest.mark.parametrize("stages", ["3", "{do: prune}", "[3]", "prune"])
+def test_stages_that_are_no_list_of_stages(stages: str, tmp_path: Path) -> None:
+    text = SMALL[: SMALL.index("stages:")] + f"stages: {stages}\n"
+    assert "has 1 error:\n  line 6, stages" in problems(text) and "expected a list of stages" in problems(text)
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(InputError, match="expected a list of stages"):
+        load(tmp_path / "own.yaml", ["stages.prune.progress=1"])
 
 
 def test_a_key_given_twice_is_an_error_with_both_lines() -> None:
@@ -158,10 +171,10 @@ def test_paths_are_stored_as_given_and_expanded_at_use(monkeypatch: pytest.Monke
 
 
 def test_a_budget_on_the_way_lies_between_the_original_and_the_end() -> None:
-    budget = load("network-slimming-multipass", ["budget.macs=0.4", "budget.params=100"]).stages[1].budget
+    budget = load("network-slimming-multipass", ["budget.macs=0.4", "budget.params=200"]).stages[1].budget
     at = [budget.at(p, {"macs": 1000, "params": 500}) for p in (0.25, 0.5, 1.0)]
     assert [b.macs for b in at] == [850, 700, 400]
-    assert [b.params for b in at] == [400, 300, 100]
+    assert [b.params for b in at] == [425, 350, 200]
 
 
 def test_a_budget_of_one_is_the_whole_network() -> None:

@@ -1,0 +1,137 @@
+"""What is common to the stages of a recipe: budget, regularizer, teacher, data, and what is timed."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from prunus.core import Budget, BudgetError, InputError, did_you_mean
+from prunus.regularizers import Regularizer, regularizers
+
+
+class Strict(BaseModel):
+    """A part of a recipe: a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=False)
+
+
+class BudgetSpec(Strict):
+    """What may remain: a fraction of the original network, or an absolute whole number."""
+
+    params: int | float | None = None
+    macs: int | float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_kinds(cls, given: Any) -> Any:
+        if not isinstance(given, (dict, BudgetSpec)):
+            raise BudgetError(f"expected what may remain, e.g. {{macs: 0.5}}, which keeps half; given {given!r}.")
+        return given
+
+    @field_validator("params", "macs", mode="before")
+    @classmethod
+    def _is_a_number(cls, given: Any, info: ValidationInfo) -> Any:
+        kind = info.field_name
+        if given is not None and (isinstance(given, bool) or not isinstance(given, (int, float))):
+            raise BudgetError(f"{given!r} is not a number; a fraction is written 0.5 ({kind}=0.5 keeps half).")
+        if isinstance(given, int) and 1 < given <= 100:
+            raise BudgetError(
+                f"{given} would be an absolute number of {kind}; a fraction is written 0.5 ({kind}=0.5 keeps half)."
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _is_a_budget(self) -> BudgetSpec:
+        Budget(**self._limits())
+        return self
+
+    def at(self, progress: float, original: dict[str, int]) -> Budget:
+        """The budget after the share `progress` of the way from the original cost to this budget, in absolute numbers.
+
+        >>> BudgetSpec(macs=0.5).at(0.5, {"macs": 1000, "params": 10})
+        Budget(params=None, macs=750)
+        """
+        ends = Budget(**self._limits()).limits(original)
+        return Budget(**{kind: int(original[kind] - progress * (original[kind] - end)) for kind, end in ends.items()})
+
+    def _limits(self) -> dict[str, Any]:
+        given = {"params": self.params, "macs": self.macs}
+        return {kind: 1.0 if value == 1 else value for kind, value in given.items() if value is not None}
+
+
+class RegularizerSpec(BaseModel):
+    """A regularizer by name, with the arguments of its factory."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> RegularizerSpec:
+        self.make()
+        return self
+
+    def make(self) -> Regularizer:
+        """The regularizer itself; raises `InputError` for an argument it does not take."""
+        factory = regularizers[self.name].call
+        given = dict(self.model_extra or {})
+        known = list(inspect.signature(factory).parameters)
+        for argument, value in given.items():
+            if argument not in known:
+                hint = did_you_mean(argument, known)
+                raise InputError(f"regularizer '{self.name}' has no '{argument}'.{hint} Known: {', '.join(known)}.")
+            if isinstance(value, str):
+                raise InputError(f"regularizer '{self.name}': {argument}={value!r} is not a number.")
+        return factory(**given)
+
+
+class DistillSpec(Strict):
+    """Learning from another network of the run.
+
+    `teacher` is the name of a stage (the network as that stage left it), or ``unpruned``: the network that the run
+    began with when it had weights, else as it was just before the first cut.
+    """
+
+    temperature: float = Field(4.0, gt=0)
+    weight: float = Field(0.9, ge=0, le=1)
+    teacher: str = "unpruned"
+
+
+class DataSpec(Strict):
+    """Where the data comes from, and how its images become inputs where that is not as the model declares."""
+
+    source: str
+    mean: float | list[float] | None = None
+    std: float | list[float] | None = None
+    scale: float | None = None
+    size: int | list[int] | None = None
+    channels: int | None = None
+    crop: float | None = None
+    limit: int | None = Field(None, ge=1)
+    decide: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """The fields of the preprocessing that are overridden."""
+        given = {k: getattr(self, k) for k in ("mean", "std", "scale", "size", "channels", "crop")}
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
+
+
+class MeasureSpec(Strict):
+    """What is timed at the end: every backend at every batch size."""
+
+    backends: list[str] = ["torch", "onnxruntime"]
+    batches: list[Annotated[int, Field(ge=1)]] = [1, 64]
+    threads: int = Field(1, ge=1)
+    seconds: float = Field(0.5, gt=0)
+
+    @field_validator("backends")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        import prunus.export  # noqa: F401 (registers its backends)
+        from prunus.measure import backends
+
+        for name in names:
+            backends[name]
+        return names
