@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import prunus
+from prunus.core import Plan
 from prunus.recipes import load, run
 from prunus.zoo import build, densenet_bc40, resnet20
 
@@ -46,6 +47,24 @@ def test_several_passes_with_channel_selections(shared: Path, tmp_path: Path) ->
     assert net(x).shape == (2, 10) and prunus.plan_of(net).added
 
 
+SPY = """\
+import os, sys
+from pathlib import Path
+from prunus.cli import main
+from prunus.recipes import stages
+
+cut = stages.cut
+
+def spied(*given, **more):
+    report = cut(*given, **more)
+    Path(sys.argv[1], f"plan-{os.environ['RANK']}.json").write_text(report.plan.to_json())
+    return report
+
+stages.cut = spied
+main(sys.argv[2:])
+"""
+
+
 def test_two_processes_make_the_same_plan_and_one_writes(tmp_path: Path) -> None:
     recipe = tmp_path / "two.yaml"
     recipe.write_text(
@@ -56,12 +75,17 @@ def test_two_processes_make_the_same_plan_and_one_writes(tmp_path: Path) -> None
         "  - {do: finetune, epochs: 1, lr: 0.01}\n"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", "-m", "prunus"]
-    arguments = ["run", str(recipe), "--out", str(tmp_path / "out"), "--json"]
+    spy = tmp_path / "spy.py"
+    spy.write_text(SPY)
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", str(spy)]
+    arguments = [str(tmp_path), "run", str(recipe), "--out", str(tmp_path / "out"), "--json"]
     done = subprocess.run([sys.executable, *command, *arguments], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)  # one rank speaks
     assert result["after"]["macs"] <= 0.5 * result["before"]["macs"]
+    one, two = (Plan.from_json((tmp_path / f"plan-{rank}.json").read_text()) for rank in (0, 1))
+    assert one == two and not one.identity
+    assert {k: len(g.kept) for k, g in one.groups.items()} == {k: g["kept"] for k, g in result["plan"].items()}
     rows = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
     assert [r.split(",")[0] for r in rows] == ["stage", "sparsify", "finetune"]
     tensors = load_file(tmp_path / "out" / "model.safetensors")

@@ -20,6 +20,7 @@ def command(
 ) -> None:
     """Write the network of a run in another format, compared with the network itself."""
     from prunus.export import exporters
+    from prunus.recipes.folder import make_folder
 
     formats = [exporters[name.strip()] for name in to.split(",")]
     if out is not None and len(formats) > 1:
@@ -29,6 +30,8 @@ def command(
     if not folder.is_dir():
         raise FileError(f"there is no run folder '{folder}'.")
     found = target(str(folder), input=input)
+    if out is not None:
+        make_folder(out.parent, "--out")
     files = {}
     for entry in formats:
         path = out or folder / f"model.{entry.name}"

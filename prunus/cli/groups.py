@@ -39,10 +39,12 @@ def _write(path: Path, table: Any, title: str) -> None:
 
     from rich.console import Console
 
+    from prunus.recipes.folder import make_folder
+
     if path.exists():
         raise InputError(f"--html {path} exists already; nothing was written. Give another name.")
     console = Console(record=True, width=140, file=io.StringIO())
     console.print(title, style="bold")
     console.print(table)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "--html")
     path.write_text(console.export_html(inline_styles=True), encoding="utf-8")

@@ -41,14 +41,17 @@ def command(
     """One cut without training: prune a network to a budget, verify, and save it with its report."""
     from prunus.recipes import check
     from prunus.recipes import run as carry_out
+    from prunus.recipes.folder import refuse_used
 
     if repair and data is None:
         raise InputError("--repair recalibrates batch norms on data: give --data.")
     if out is None and not dry_run:
         raise InputError("--out is missing: name the folder to write, or say --dry-run.")
+    if out is not None and not dry_run:
+        refuse_used(out, "Give another --out.")
     cut: dict[str, Any] = {"do": "prune", "criterion": criterion, "allocator": allocator, "round_to": round_to}
     cut |= {"budget": _budget(budget), "freeze": freeze or [], "only": only or [], "absorb": absorb, "select": select}
-    cut["floor"] = int(floor) if floor is not None and floor >= 1 else floor
+    cut["floor"] = int(floor) if floor is not None and floor >= 1 and floor.is_integer() else floor
     stages = [cut] + ([{"do": "recalibrate"}] if data is not None and repair is not False else [])
     raw: dict[str, Any] = {"recipe": "prune", "model": model, "weights": weights, "classes": classes, "data": data}
     raw |= {"input": input, "loss": loss, "evaluate": evaluate, "seed": seed, "stages": stages}

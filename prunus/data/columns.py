@@ -49,9 +49,11 @@ def _choose(
     if not best:
         raise InputError(
             f"{source} has no {what} column: its columns are {', '.join(columns) or 'none'}. "
-            f"Expected one named {', '.join(usual[:3])}, or name it with {what}=COLUMN"
+            f"Expected one named {', '.join(usual[:3])}, or name it with data.{what}=COLUMN"
             + (", or sort the images into one folder a class." if what == "label" else ".")
         )
     if len(best) > 1 and best[0] not in usual:
-        raise InputError(f"{source} has several {what} columns ({', '.join(best)}); choose one with {what}=COLUMN.")
+        raise InputError(
+            f"{source} has several {what} columns ({', '.join(best)}); choose one with data.{what}=COLUMN."
+        )
     return best[0]

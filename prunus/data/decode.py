@@ -100,7 +100,7 @@ def _shape(kinds: set[tuple[int, int, bool]], preprocess: Preprocess, source: st
         few = ", ".join(f"{w}x{h}" for h, w in sizes[:3])
         raise InputError(
             f"the images of {source} differ in size ({few}{', ...' if len(sizes) > 3 else ''}) and the model names no "
-            "input size; give one (size=224)."
+            "input size; give one (data.size=224)."
         )
     return (channels, *size), True
 

@@ -51,7 +51,8 @@ class Context:
         if recipe.data is not None:
             d = recipe.data
             preprocess = preprocess.override(d.preprocess)
-            data = load(expand(d.source), preprocess=preprocess, seed=recipe.seed, decide=d.decide, limit=d.limit)
+            sizes: dict[str, Any] = {"seed": recipe.seed, "decide": d.decide, "limit": d.limit}
+            data = load(expand(d.source), preprocess=preprocess, image=d.image, label=d.label, **sizes)
         example = example_of(recipe, origin, preprocess(data.train.images[:1]) if data is not None else None)
         check_runs(origin.module, example)
         context = cls(recipe, folder, origin, preprocess, data, example, quiet, evaluate, loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Folder:
         """Make the folder and write the recipe into it; False when it was there already."""
         new = not (self.path / "recipe.yaml").is_file()
         if new and self.writes:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path, "--out")
             self.write_text("recipe.yaml", text.write(dump(recipe)))
         return new
 
@@ -98,21 +99,43 @@ def recipe_of(path: Path) -> dict[str, Any] | None:
 def choose(recipe: Recipe, out: str | Path | None, *, resume: bool) -> Path:
     """The folder to run in: a new one, or with `resume` the one that holds an unfinished run of the same recipe.
 
-    Without `out` a new run goes to ``runs/<recipe>-<time>``, and `resume` takes the newest unfinished run there.
+    Without `out` a new run goes to ``runs/<recipe>-<time>``, and `resume` takes the newest unfinished run there.  To
+    resume a folder into which nothing was written yet is to start.
     Nothing is written.
 
     Raises: `InputError` when the folder already holds something and `resume` is not given, when it is not a folder,
     when it holds a run of another recipe, or when there is nothing to resume.
     """
     path = Path(out) if out is not None else _newest(recipe) if resume else _fresh(recipe)
+    if resume and out is not None and not _blank(path):
+        _same_recipe(path, recipe)
+    elif not resume:
+        refuse_used(path, "Give another --out, or --resume to go on.")
+    return path
+
+
+def refuse_used(path: Path, hint: str) -> None:
+    """Raise `InputError` when a run cannot be written to `path`: it is a file, or a folder that holds something."""
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file; give a folder that is new or empty.")
-    if resume and out is not None:
-        _same_recipe(path, recipe)
-    elif not resume and path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(path.iterdir()):
         what = "already holds a run" if (path / "recipe.yaml").is_file() else "is not empty"
-        raise InputError(f"the folder '{path}' {what}; nothing was written. Give another --out, or --resume to go on.")
-    return path
+        raise InputError(f"the folder '{path}' {what}; nothing was written. {hint}")
+
+
+def make_folder(path: Path, option: str) -> None:
+    """Make a folder to write into; raises `InputError` naming the `option` when that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be written ({error.strerror}); give another place.") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {path} cannot be written (no permission); give another place.")
+
+
+def _blank(path: Path) -> bool:
+    """Whether nothing was written to a folder yet, but for files that a kill left half written."""
+    return not path.exists() or (path.is_dir() and all(p.suffix == ".part" for p in path.rglob("*") if p.is_file()))
 
 
 def _fresh(recipe: Recipe) -> Path:

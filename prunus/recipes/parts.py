@@ -67,6 +67,11 @@ class RegularizerSpec(BaseModel):
     model_config = ConfigDict(extra="allow")
     name: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
     @model_validator(mode="after")
     def _can_be_made(self) -> RegularizerSpec:
         self.make()
@@ -99,7 +104,7 @@ class DistillSpec(Strict):
 
 
 class DataSpec(Strict):
-    """Where the data comes from, and how its images become inputs where that is not as the model declares."""
+    """Where the data comes from, its columns, and how images become inputs where that is not as the model declares."""
 
     source: str
     mean: float | list[float] | None = None
@@ -108,6 +113,8 @@ class DataSpec(Strict):
     size: int | list[int] | None = None
     channels: int | None = None
     crop: float | None = None
+    image: str | None = None
+    label: str | None = None
     limit: int | None = Field(None, ge=1)
     decide: float = Field(0.1, ge=0, lt=1)
 

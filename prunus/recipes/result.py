@@ -32,12 +32,16 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
     """Measure the network before and after, in turns, and gather what the stages said."""
     from prunus.surgery import plan_of
 
-    models = {"before": context.load(context.unpruned), "after": context.load(len(context.recipe.stages))}
+    index = {"before": context.unpruned, "after": len(context.recipe.stages)}
+    models = {side: context.load(i) for side, i in index.items()}
     top1 = {
         "before": stages[context.unpruned - 1]["accuracy"] if context.unpruned else accuracy(context, models["before"]),
         "after": stages[-1]["accuracy"],
     }
-    sides = {side: {**_side(context, model), "accuracy": top1[side]} for side, model in models.items()}
+    sides = {
+        side: {**_side(context, model, context.network(index[side])), "accuracy": top1[side]}
+        for side, model in models.items()
+    }
     times, failed = _latency(context, models)
     for key, both in times.items():
         for side, ms in both.items():
@@ -60,11 +64,11 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _side(context: Context, model: nn.Module) -> dict[str, Any]:
-    """Costs and quality of one network, its latencies to be filled in."""
-    from prunus.measure import state_size
+def _side(context: Context, model: nn.Module, file: Path) -> dict[str, Any]:
+    """Costs and quality of one network and its `file`, its latencies to be filled in."""
+    from prunus.measure import size_on_disk
 
-    side: dict[str, Any] = {**context.cost(model), "size_bytes": state_size(model)}
+    side: dict[str, Any] = {**context.cost(model), "size_bytes": size_on_disk(file)}
     side |= {"accuracy": None, "metric": None}
     if context.evaluate is not None:
         name = (context.recipe.evaluate or "").rpartition(":")[2]

@@ -56,15 +56,16 @@ def run(
 
 
 def rehearse(context: Context) -> list[Report]:
-    """Make every cut on a copy of the network as it is now, so that a budget out of reach shows before any training.
+    """Make every cut, one after the other, on a copy of the network as it is now: a budget out of reach shows at once.
 
     Cuts whose criterion looks at data are left out.
     """
-    return [
-        cut(context, stage, copy.deepcopy(context.origin.module), verify=False)
-        for stage in context.recipe.stages
-        if isinstance(stage, Prune) and not needs(stage.criterion)
-    ]
+    model, reports = copy.deepcopy(context.origin.module), []
+    for stage in context.recipe.stages:
+        if isinstance(stage, Prune) and not needs(stage.criterion):
+            reports.append(cut(context, stage, model, verify=False))
+            model = reports[-1].model
+    return reports
 
 
 def _begin(context: Context) -> None:

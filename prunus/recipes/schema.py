@@ -99,6 +99,13 @@ class Prune(Stage):
     select: bool | Literal["auto"] = False
     verify: bool = True
 
+    @field_validator("floor")
+    @classmethod
+    def _is_a_share_or_whole(cls, floor: int | float | None) -> int | float | None:
+        if isinstance(floor, float) and not floor <= 1:
+            raise InputError(f"{floor} is neither a share of a group (below 1) nor a whole number of its units.")
+        return floor
+
     @field_validator("criterion")
     @classmethod
     def _known_criterion(cls, name: str) -> str:
@@ -180,6 +187,12 @@ class Recipe(Strict):
         needy = [s.name for s in self.stages if isinstance(s, (Training, Recalibrate))]
         if self.data is None and needy:
             raise InputError(f"stage '{needy[0]}' needs data; give data: (a folder, Parquet files, or a name).")
+        trains = [s.name for s in self.stages if isinstance(s, Training)]
+        if self.loss is not None and trains:
+            raise InputError(
+                f"loss: is for criteria that look at gradients; stage '{trains[0]}' trains on the cross-entropy of the "
+                "labels and would not use it. Remove loss:, or prune without training."
+            )
         return self
 
 

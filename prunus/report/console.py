@@ -49,7 +49,7 @@ def before_after(result: Mapping[str, Any]) -> Table:
     for name, key in (
         ("parameters", "params"),
         ("multiply-adds per sample", "macs"),
-        ("size of the weights", "size_bytes"),
+        ("size on disk", "size_bytes"),
     ):
         old, new = before.get(key), after.get(key)
         if old is not None or new is not None:

@@ -41,7 +41,7 @@ def picture(folder: str | Path, path: str | Path | None = None) -> Path:
 def _draw_costs(axes: Any, result: Mapping[str, Any]) -> None:
     """What is left of every cost, in per cent of the original."""
     rows = []
-    for name, key in (("parameters", "params"), ("multiply-adds", "macs"), ("size of the weights", "size_bytes")):
+    for name, key in (("parameters", "params"), ("multiply-adds", "macs"), ("size on disk", "size_bytes")):
         old, new = result["before"].get(key), result["after"].get(key)
         show = words.size if key == "size_bytes" else words.short
         rows.append((name, words.left(old, new), f"{show(old)} → {show(new)}"))

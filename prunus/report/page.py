@@ -91,7 +91,7 @@ def cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     costs = (
         ("Parameters", "numbers the network has to remember", "params", words.short),
         ("Computation", "multiply-adds for one input", "macs", words.short),
-        ("Size", "bytes of all its weights", "size_bytes", words.size),
+        ("Size", "bytes on disk", "size_bytes", words.size),
     )
     out = [
         _cost_card(name, hint, before.get(key), after.get(key), show)

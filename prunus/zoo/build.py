@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus.core import InputError, UnknownNameError, did_you_mean
+from prunus.core import FileError, InputError, UnknownNameError, did_you_mean
 from prunus.data.preprocess import Preprocess
 from prunus.zoo.registry import models
 from prunus.zoo.sources import Source, from_file, from_timm, from_torchvision, from_transformers
@@ -82,6 +82,11 @@ def _parse(spec: str) -> tuple[str, str]:
         return "file", spec
     if spec.endswith(".py"):
         raise InputError(f"model '{spec}': name the function that builds it too, as in {spec}:factory.")
+    if "/" in spec and ":" not in spec:
+        raise FileError(
+            f"there is no folder of a run at '{spec}', and it is no model. Expected a folder that `prunus run` wrote, "
+            "prunus:NAME, or path/file.py:factory."
+        )
     known = [f"prunus:{entry.name}" for entry in models]
     hint = did_you_mean(spec, known) or did_you_mean(f"prunus:{spec}", known)
     raise UnknownNameError(

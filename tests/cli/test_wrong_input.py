@@ -106,3 +106,26 @@ def test_a_percentage_is_told_how_a_fraction_is_written(
 ) -> None:
     said = refused(capsys, "prune", "prunus:digits_net", "--budget", budget, "--out", tmp_path / "out")
     assert "0.5" in said and not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_no_reason_to_resume_a_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").touch()
+    said = refused(capsys, "prune", "prunus:digits_net", *HALF, "--out", tmp_path)
+    assert "is not empty" in said and "--resume" not in said
+
+
+def test_a_place_that_cannot_be_written(own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = ["prune", "prunus:digits_net", *HALF]
+    assert "cannot be written" in refused(capsys, *cut, "--out", Path(own) / "out")
+    page = Path(own) / "groups" / "page.html"
+    assert "--html" in refused(capsys, "groups", "prunus:digits_net", "--html", page)
+
+
+def test_a_folder_that_is_not_there_is_no_misspelt_model(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "measure", "runs/resnet20")
+    assert "no folder of a run at 'runs/resnet20'" in said and "Did you mean" not in said
+
+
+def test_a_floor_between_two_numbers_of_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = ["prune", "prunus:digits_net", *HALF, "--out", tmp_path / "out"]
+    assert "1.5 is neither a share" in refused(capsys, *cut, "--floor", "1.5")

@@ -73,6 +73,11 @@ def test_the_more_specific_override_wins_in_any_order() -> None:
         assert (stages[0].epochs, stages[2].epochs) == (9, 1)
 
 
+def test_a_regularizer_may_be_its_name_alone() -> None:
+    stages = {s.name: s for s in load("quickstart", ["regularizer=bn-gamma"]).stages}
+    assert (stages["sparsify"].regularizer.name, stages["sparsify"].regularizer.model_extra) == ("bn-gamma", {})
+
+
 def test_a_part_of_a_value_does_not_switch_the_value_on_elsewhere() -> None:
     stages = {s.name: s for s in load("quickstart", ["distill.weight=0.5", "regularizer.strength=0.25"]).stages}
     assert stages["sparsify"].distill is None
@@ -108,6 +113,9 @@ def test_every_error_is_told_at_once_with_line_and_the_nearest_name() -> None:
         ("budget: {macs: 0.5}", "budget: {macs: 50}", r"line 5, .*a fraction is written 0\.5"),
         ("budget: {macs: 0.5}", "budget: 0.5", r"line 5, .*e\.g\. \{macs: 0\.5\}"),
         ("lr: 1e-2", "floor: much", r"has 1 error:\n  line 4, [^\n]*integer or a valid number; given 'much'\.$"),
+        ("lr: 1e-2", "floor: 1.5", "line 4, .*neither a share"),
+        ("lr: 1e-2", "regularizer: bn-gama", "line 4, .*Did you mean 'bn-gamma'"),
+        ("lr: 1e-2", "loss: mine.py:loss", "loss: is for criteria .* 'finetune-1' trains"),
         ("lr: 1e-2", "lr: -1", "line 4, .*greater than 0"),
         ("lr: 1e-2", "schedule: cosin", "Did you mean 'cosine'"),
         ("lr: 1e-2", "regularizer: {name: bn-gamma, strenght: 1}", "Did you mean 'strength'"),
@@ -175,6 +183,11 @@ def test_a_budget_on_the_way_lies_between_the_original_and_the_end() -> None:
     at = [budget.at(p, {"macs": 1000, "params": 500}) for p in (0.25, 0.5, 1.0)]
     assert [b.macs for b in at] == [850, 700, 400]
     assert [b.params for b in at] == [425, 350, 200]
+
+
+def test_a_pass_takes_at_most_half_of_a_layer() -> None:
+    stages = load("network-slimming-multipass").stages
+    assert [s.floor for s in stages if s.do == "prune"] == [0.5, 0.5, 0.5]
 
 
 def test_a_budget_of_one_is_the_whole_network() -> None:

@@ -65,6 +65,9 @@ def test_the_result_has_the_promised_form(done: tuple[Path, dict]) -> None:
         assert set(result[side]["latency_ms"]) == {"torch,b1,t1", "onnxruntime,b1,t1"}
         assert all(ms > 0 for ms in result[side]["latency_ms"].values())
         assert 0 <= result[side]["accuracy"] <= 1
+    files = {"before": "01-sparsify", "after": "06-export"}
+    for side, name in files.items():
+        assert result[side]["size_bytes"] == (folder / "checkpoints" / f"{name}.safetensors").stat().st_size
     assert [s["name"] for s in result["stages"]] == [
         "sparsify", "prune-1", "recalibrate", "prune-2", "finetune", "export",
     ]  # fmt: skip
@@ -132,6 +135,8 @@ def test_a_foreign_folder_and_a_file_are_refused(tmp_path: Path) -> None:
             run(tiny(), out, quiet=True)
     with pytest.raises(InputError, match="holds no run"):
         run(tiny(), tmp_path, resume=True, quiet=True)
+    with pytest.raises(InputError, match="--out .*cannot be written"):
+        run(tiny(), tmp_path / "mine.txt" / "out", quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -149,6 +154,19 @@ def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path, change: tuple[st
     with pytest.raises(error):
         run(tiny(TINY.replace(*change)), tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("left", [None, "", "recipe.yaml.part"])
+def test_resuming_where_nothing_was_written_starts(tmp_path: Path, left: str | None) -> None:
+    out = tmp_path / "out"
+    if left is not None:
+        out.mkdir()
+    if left:
+        (out / left).write_text("recipe: ti")
+    text = TINY[: TINY.index("data:")] + TINY[TINY.index("measure:") : TINY.index("  - {do: sparsify")]
+    recipe = tiny(text + "  - {do: prune, budget: {macs: 0.6}}\n")
+    assert run(recipe, out, resume=True, quiet=True)[0] == out
+    assert (out / "result.json").is_file() and not list(out.rglob("*.part"))
 
 
 def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:

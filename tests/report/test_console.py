@@ -26,7 +26,7 @@ def test_before_and_after():
     text = shown(terminal(result()))
     assert row_of(text, "parameters") == "parameters 853,018 447,310 52.4 % left"
     assert row_of(text, "multiply-adds") == "multiply-adds per sample 125,485,696 62,716,416 50.0 % left"
-    assert row_of(text, "size of") == "size of the weights 3.45 MB 1.83 MB 53.0 % left"
+    assert row_of(text, "size on") == "size on disk 3.45 MB 1.83 MB 53.0 % left"
     assert row_of(text, "ONNX Runtime, batch 64") == "ONNX Runtime, batch 64, 1 thread 321 ms 178 ms 1.80x faster"
     assert row_of(text, "accuracy") == "accuracy 93.39 % 92.61 % 0.78 points lower"
 
