@@ -60,10 +60,17 @@ def _map(
         results = pool.map(lambda item: _attempt(read, item), batch[column])
         for result in results:
             if isinstance(result, Exception):
-                raise InputError(f"image {row} of the {name} part cannot be read ({result}).") from result
+                file = batch[column][row % _BATCH]
+                raise InputError(f"image {row} of the {name} part{_named(file)} cannot be read ({result}).") from result
             yield result
             step()
             row += 1
+
+
+def _named(item: dict[str, Any] | None) -> str:
+    """The file of an image in brackets, where it is one."""
+    path = item.get("path") if item is not None else None
+    return f" ({path})" if path else ""
 
 
 def _attempt(read: Callable[[bytes], Any], item: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -91,7 +92,10 @@ def opened(location: Location) -> Iterator[dict[str, Any]]:
 
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(prefix="prunus-", ignore_cleanup_errors=True) as folder:
+    with (
+        _hushed("huggingface_hub"),
+        tempfile.TemporaryDirectory(prefix="prunus-", ignore_cleanup_errors=True) as folder,
+    ):
         options = dict(location.options, cache_dir=folder) if location.files else {}
         try:
             found = datasets.load_dataset(location.builder, **options)
@@ -104,6 +108,18 @@ def opened(location: Location) -> Iterator[dict[str, Any]]:
         yield parts
 
 
+@contextmanager
+def _hushed(logger: str) -> Iterator[None]:
+    """Without the warnings of a library, whose errors are told once, at the end."""
+    noisy = logging.getLogger(logger)
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        noisy.setLevel(level)
+
+
 def _unreadable(location: Location, error: Exception) -> str:
     reason = str(error.__cause__ or error).strip().split("\n")[0]
     if location.files:
@@ -111,4 +127,5 @@ def _unreadable(location: Location, error: Exception) -> str:
     return (
         f"'{location.name}' is neither a folder or file here, nor could a data set of this name be had from the hub "
         f"({type(error).__name__}: {reason}). Give a folder, a Parquet file, 'digits', or the name of a data set."
+        f"{did_you_mean(location.name, ['digits'])}"
     )

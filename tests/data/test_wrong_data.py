@@ -1,7 +1,8 @@
-"""Labels that are missing or are none: said, never dropped in silence."""
+"""What is wrong with the data: labels that are missing or none, damaged files, names that do not exist."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from prunus.data import load
 from prunus.recipes import check
 from prunus.recipes.context import Context
 from prunus.recipes.folder import Folder
-from tests.data.conftest import Writer
+from tests.data.conftest import Writer, encoded, numbered_image
 
 
 @pytest.mark.parametrize("missing", [None, -1])
@@ -37,3 +38,34 @@ def test_a_recipe_names_the_columns(parquet: Writer, tmp_path: Path) -> None:
     raw["data"] = {**data, "label": None}
     with pytest.raises(InputError, match="data.label=COLUMN"):
         Context.of(check(raw, {}, "r"), Folder(tmp_path))
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    for n in range(4):
+        path = tmp_path / f"class{n % 2}" / f"{n}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded(numbered_image(n))[: 45 if n == 3 else None])
+    with pytest.raises(InputError, match=r"\(.*class1.3\.png\) cannot be read"):
+        load(tmp_path)
+
+
+def test_a_name_that_the_hub_does_not_have_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    heard: list[str] = []
+    noisy = logging.getLogger("huggingface_hub.utils._http")
+    ear = logging.Handler()
+    ear.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+
+    def unknown(name: str, **_: object) -> None:
+        noisy.warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("no such data set")
+
+    monkeypatch.setattr(datasets, "load_dataset", unknown)
+    noisy.addHandler(ear)
+    try:
+        with pytest.raises(InputError, match="'digts' is neither .*Did you mean 'digits'"):
+            load("digts")
+    finally:
+        noisy.removeHandler(ear)
+    assert heard == [] and noisy.isEnabledFor(logging.WARNING)
