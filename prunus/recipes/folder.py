@@ -12,7 +12,7 @@ from typing import Any
 
 from prunus.core import FileError, InputError
 from prunus.recipes import text
-from prunus.recipes.load import dump
+from prunus.recipes.load import check, dump
 from prunus.recipes.schema import Recipe
 
 START = "start"
@@ -91,9 +91,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def recipe_of(path: Path) -> dict[str, Any] | None:
-    """The resolved recipe in a run folder, as plain data; None when there is none."""
+    """The resolved recipe in a run folder, as plain data, keys that it was written without at their defaults.
+
+    None when there is none.
+    """
     file = path / "recipe.yaml"
-    return text.read(file)[0] if file.is_file() else None
+    if not file.is_file():
+        return None
+    raw = text.read(file)[0]
+    try:
+        return dump(check(raw, {}, str(file)))
+    except InputError:  # of another prunus: it is no recipe of this one
+        return raw
 
 
 def choose(recipe: Recipe, out: str | Path | None, *, resume: bool) -> Path:

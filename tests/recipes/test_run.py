@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import prunus
 from prunus.core import BudgetError, FileError, InputError
 from prunus.recipes import check, dump, run
+from prunus.recipes.folder import choose
 from prunus.recipes.schema import Recipe
 from prunus.recipes.text import parse, write
 from prunus.zoo import digits_net
@@ -214,6 +215,14 @@ def test_resume_without_a_folder_takes_the_newest_unfinished_run(
     assert path == Path("runs/new")
     assert_same(path, done[0])
     assert not (tmp_path / "runs" / "old" / "result.json").exists()
+
+
+def test_a_recipe_written_without_a_key_is_the_same_at_its_default(done: tuple[Path, dict], tmp_path: Path) -> None:
+    copy_unfinished(done[0], tmp_path / "old")
+    raw = dump(tiny())
+    del raw["data"]["label"], raw["measure"]["threads"]
+    (tmp_path / "old" / "recipe.yaml").write_text(write(raw))
+    assert choose(tiny(), tmp_path / "old", resume=True) == tmp_path / "old"
 
 
 def copy_unfinished(source: Path, target: Path) -> None:
