@@ -28,7 +28,7 @@ def trace(
 ) -> Groups:
     r"""Find what in `model` is coupled: the groups of units that must be cut together.
 
-    The user's own forward runs once on `example_inputs` in evaluation mode; every ATen call is seen, and labels
+    The user's own forward runs on `example_inputs` in evaluation mode; every ATen call is seen, and labels
     saying which units an index depends on are moved through it.  Nothing is asked of the user and the model is not
     changed.
 

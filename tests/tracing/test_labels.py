@@ -76,7 +76,7 @@ def test_a_circle_of_refinements_ends():
         major, minor = labels.split(a, 2, 2)
         if major is not None:  # a matrix equal to its transpose
             labels.unify(a, labels.merge(minor, 2, major, 2))
-    assert labels.resolve(a).shape == (4, 0) or labels.resolve(a).shape[1] <= 2
+    assert labels.resolve(a).shape[1] <= 2
 
 
 def test_dividing_a_dimension_with_a_fixed_index_fixes_its_row_and_column():
