@@ -61,9 +61,9 @@ def trace(
     return groups
 
 
-def record(model: nn.Module, inputs: Inputs) -> Tracer:
+def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) -> Tracer:
     """Run forward under the tracer, fix what reaches an output and what the example does not visit."""
-    tracer = Tracer(model, rules.find)
+    tracer = Tracer(model, rules.find, keep_arguments=keep_arguments)
     with unchanged(model), evaluating(model), tracer.recording():
         try:
             out = inputs(model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -56,6 +56,13 @@ class TracedInt(int):
     origin: Origin
 
 
+@dataclass(frozen=True)
+class Ref:
+    """A tensor among the arguments of a recorded call, by its number."""
+
+    number: int
+
+
 @dataclass(eq=False)
 class Call:
     """One ATen call: what went in, what came out, and what the rule found."""
@@ -71,6 +78,9 @@ class Call:
     scaled: list[Dim] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     origins: tuple[Origin, ...] = ()
+    func: Any = None  # the overload, and its arguments with tensors replaced by `Ref`: only when they are kept
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 Rule = Callable[["Tracer", tuple[Any, ...], dict[str, Any], list[Tensor]], list[Dims]]
@@ -79,8 +89,12 @@ Rule = Callable[["Tracer", tuple[Any, ...], dict[str, Any], list[Tensor]], list[
 class Tracer(TorchDispatchMode):
     """Records every operator of a forward and moves the labels through it by the rule of its family."""
 
-    def __init__(self, model: nn.Module, rules: Callable[[Any], Rule | None]) -> None:
+    def __init__(
+        self, model: nn.Module, rules: Callable[[Any], Rule | None], *, keep_arguments: bool = False
+    ) -> None:
         super().__init__()
+        self.keep_arguments = keep_arguments
+        self.constants: dict[int, Tensor] = {}  # tensors that no call made: inputs, parameters, buffers, constants
         self.labels = Labels()
         self.rules = rules
         self.calls: list[Call] = []
@@ -91,6 +105,7 @@ class Tracer(TorchDispatchMode):
         self.dims: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.names: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.made: set[int] = set()
         self.outputs: list[int] = []
         self.tensors: dict[str, Tensor] = {}
         self.initial: dict[str, Dims] = {}
@@ -162,6 +177,9 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         reads = [self.number(t) for t in inputs]
+        if self.keep_arguments:
+            self._keep(inputs)
+            kept = tree_map_only(Tensor, lambda t: Ref(self.number(t)), (args, kwargs))
         out = func(*args, **kwargs)
         outs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         name = func._schema.name.removeprefix("aten::")
@@ -177,6 +195,9 @@ class Tracer(TorchDispatchMode):
         count = flop_registry.get(func.overloadpacket)
         if count is not None:
             self.call.macs = count(*args, **kwargs, out_val=out) / 2
+        if self.keep_arguments:
+            self.call.func, (self.call.args, self.call.kwargs) = func, kept
+            self.made.update(self.call.writes)
         rule = self.rules(func)
         dims = self._fallback(name, inputs, outs) if rule is None else rule(self, args, kwargs, outs)
         for tensor, of in zip(outs, dims):
@@ -184,6 +205,13 @@ class Tracer(TorchDispatchMode):
         self.call.dims = dims
         self.calls.append(self.call)
         return out
+
+    def _keep(self, inputs: list[Tensor]) -> None:
+        """Hold on to what no recorded call has made."""
+        for tensor in inputs:
+            number = self.number(tensor)
+            if number not in self.made:
+                self.constants.setdefault(number, tensor)
 
     def _fallback(self, name: str, inputs: list[Tensor], outs: list[Tensor]) -> list[Dims]:
         """No rule: nothing that goes in can be cut.  Sound; the report names the operator."""
