@@ -52,7 +52,8 @@ class Problem:
         removal = Removal.of(self, ranking)
         low, high = 0, removal.steps
         if not self.fits(removal.keep(high)):
-            raise BudgetError(self._unreachable(self.groups.costs(removal.keep(high))))
+            least = self.groups.costs(removal.keep(high))
+            raise BudgetError(self._unreachable(least), least)
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if self.fits(removal.keep(middle)) else (middle + 1, high)

@@ -14,7 +14,7 @@ from prunus.core.errors import (
     did_you_mean,
     missing_extra,
 )
-from prunus.core.groups import Cost, EditRule, Fixed, Groups, IntFact, Operator, TensorAxes
+from prunus.core.groups import Cost, EditRule, Fixed, Groups, IntFact, Operator, TensorAxes, Term
 from prunus.core.inputs import Inputs
 from prunus.core.plan import Added, Edit, GroupPlan, Plan, TensorPlan
 from prunus.core.registry import Entry, Registry
@@ -45,6 +45,7 @@ __all__ = [
     "Report",
     "Slice",
     "TensorAxes",
+    "Term",
     "TensorPlan",
     "TraceError",
     "TrainingError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class PrunusError(Exception):
@@ -34,7 +34,11 @@ class UnknownNameError(InputError, KeyError):
 
 
 class BudgetError(InputError):
-    """A budget that is malformed or that cannot be met."""
+    """A budget that is malformed, or that cannot be met: then `least` is the least reachable cost of every kind."""
+
+    def __init__(self, message: str, least: Mapping[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.least = least
 
 
 class FileError(InputError):

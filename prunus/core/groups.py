@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,14 +53,22 @@ class IntFact:
 
 
 @dataclass(frozen=True)
+class Term:
+    """``coefficient`` times kept units of groups (id, power) and kept rows of axes (axis, rows, power)."""
+
+    coefficient: Fraction
+    groups: tuple[tuple[str, int], ...] = ()
+    axes: tuple[tuple[int, tuple[int, int] | None, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class EditRule:
-    """An integer attribute that forward really reads and that must follow a cut: the kept rows of `axis` in `rows`."""
+    """An integer that a module holds, that forward really reads and that must follow a cut: the sum of `terms`."""
 
     module: str
-    attribute: str
+    attribute: str  # a place, as in "num_heads" or "normalized_shape[0]"
     value: int
-    axis: int
-    rows: tuple[int, int] | None = None
+    terms: tuple[Term, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +76,9 @@ class Operator:
     """One ATen call of the traced forward, in execution order.
 
     `reads` and `writes` number the tensors that flow between operators; `parameters` are the qualified names of the
-    parameters and buffers among the operands; `axes` holds, per output, the axis of every dimension.
+    parameters and buffers among the operands; `axes` holds, per output, the axis of every dimension.  An operator that
+    computes `over` a labelled dimension (a norm, a softmax) gives something else for the kept units alone than for the
+    silenced whole; for those `operands` holds the axes of every tensor that goes in.
     """
 
     name: str
@@ -77,6 +90,8 @@ class Operator:
     axes: tuple[tuple[int | None, ...], ...]
     macs: Cost | None = None
     facts: tuple[IntFact, ...] = ()
+    over: bool = False
+    operands: tuple[tuple[int | None, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,9 @@ class Groups(Sequence[Group]):
     ties: tuple[tuple[str, ...], ...] = ()
     edits: tuple[EditRule, ...] = ()
     outputs: tuple[int, ...] = ()  # numbers of the tensors that the model returns
+    in_place: bool = True  # whether a cut has to fit the model's own code
+    proportions: tuple[tuple[str, ...], ...] = ()  # groups whose kept counts stay in the proportion of their units
+    caches: tuple[tuple[str, str], ...] = ()  # module and attribute of what forward caches
 
     def __len__(self) -> int:
         return len(self.members)
@@ -115,12 +133,15 @@ class Groups(Sequence[Group]):
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
-            for group in self.members:
-                if group.id == key:
-                    return group
+            if key in self._by_id:
+                return self._by_id[key]
             ids = [group.id for group in self.members]
             raise UnknownNameError(f"there is no group '{key}'.{did_you_mean(key, ids)} See: prunus groups.")
         return self.members[key]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Group]:
+        return {group.id: group for group in self.members}
 
     @property
     def units(self) -> int:
@@ -166,6 +187,24 @@ class Groups(Sequence[Group]):
         kept = alive[axis] if rows is None else alive[axis][rows[0] : rows[1]]
         return int(kept.sum())
 
+    def edit(self, rule: EditRule, keep: Tensor, alive: list[Tensor]) -> Fraction:
+        """The value that an integer of the model takes under the keep mask `keep`."""
+        total = Fraction(0)
+        for term in rule.terms:
+            value = term.coefficient
+            for id, power in term.groups:
+                group = self[id]
+                value *= Fraction(int(keep[group.offset : group.offset + group.units].sum())) ** power
+            for axis, rows, power in term.axes:
+                value *= Fraction(self.kept_rows(alive, axis, rows)) ** power
+            total += value
+        return total
+
+    def quanta(self, ids: Sequence[str]) -> tuple[int, ...]:
+        """The units that groups in proportion lose together in one step (192 channels and 3 heads: 64 and 1)."""
+        units = [self[id].units for id in ids]
+        return tuple(n // math.gcd(*units) for n in units)
+
     # ---- keep masks and plans ----------------------------------------------------------------------------------
 
     def plan(self, keep: Tensor) -> Plan:
@@ -190,11 +229,28 @@ class Groups(Sequence[Group]):
                 tensors[name] = TensorPlan(tensor.shape, kept)
         edits = []
         for rule in self.edits:
-            new = self.kept_rows(alive, rule.axis, rule.rows)
+            new = self.edit(rule, keep, alive)
+            if new.denominator != 1:
+                raise InputError(self._out_of_proportion(f"{rule.module}.{rule.attribute} would be {new}"))
             if new != rule.value:
-                edits.append(Edit(rule.module, rule.attribute, rule.value, new))
+                edits.append(Edit(rule.module, rule.attribute, rule.value, int(new)))
         return Plan(
             groups=groups, tensors=tensors, edits=tuple(edits), ties=self.ties, inputs=tuple(self.inputs.signature())
+        )
+
+    def check_proportions(self, keep: Tensor) -> None:
+        """Raise `InputError` when groups that the model's code keeps in proportion are not under `keep`."""
+        for ids in self.proportions:
+            kept = [int(keep[self[id].offset : self[id].offset + self[id].units].sum()) for id in ids]
+            if len({Fraction(n, self[id].units) for n, id in zip(kept, ids)}) > 1:
+                told = ", ".join(f"{n} of {self[id].units} of '{id}'" for n, id in zip(kept, ids))
+                raise InputError(self._out_of_proportion(f"the plan keeps {told}"))
+
+    def _out_of_proportion(self, what: str) -> str:
+        held = "; ".join(", ".join(f"'{id}' ({self[id].units})" for id in ids) for ids in self.proportions)
+        return (
+            f"{what}, but the model's code keeps the counts of these groups in proportion: {held}. Keep the same "
+            "fraction of each, or trace(..., in_place=False) and take the rewritten network."
         )
 
     def mask(self, plan: Plan) -> Tensor:
@@ -217,8 +273,14 @@ class Groups(Sequence[Group]):
     # ---- the same groups seen otherwise ------------------------------------------------------------------------
 
     def select(self, ids: Iterable[str], why: str = "not among the groups selected") -> Groups:
-        """The same network where only the groups named may be cut; the others are held whole, with the reason."""
+        """The same network where only the groups named may be cut; the others are held whole, with the reason.
+
+        Groups in proportion are held whole with each other.
+        """
         wanted = {self[id].id for id in ids}
+        for tied in self.proportions:
+            if not wanted.issuperset(tied):
+                wanted.difference_update(tied)
         number = torch.full((self.units + 1,), -1, dtype=torch.long)
         members, offset = [], 0
         for group in self.members:
@@ -227,7 +289,15 @@ class Groups(Sequence[Group]):
                 members.append(replace(group, offset=offset))
                 offset += group.units
         fixed = self.fixed + tuple(Fixed(g.id, why) for g in self.members if g.id not in wanted)
-        return replace(self, members=tuple(members), axes=tuple(number[a] for a in self.axes), fixed=fixed)
+        whole = {g.id: g.units for g in self.members if g.id not in wanted}
+        return replace(
+            self,
+            members=tuple(members),
+            axes=tuple(number[a] for a in self.axes),
+            fixed=fixed,
+            edits=tuple(replace(e, terms=tuple(_held(t, whole) for t in e.terms)) for e in self.edits),
+            proportions=tuple(tied for tied in self.proportions if wanted.issuperset(tied)),
+        )
 
     def bind(self, model: nn.Module) -> Groups:
         """The same groups over the parameters and buffers of `model`, another copy of the traced network."""
@@ -244,3 +314,12 @@ class Groups(Sequence[Group]):
         rows = [f"{len(self)} groups, {self.units} units, {cost['params']:,} params, {cost['macs']:,} MACs"]
         rows += [f"  {g.id}: {g.units} units, {', '.join(s.name for s in g.slices)}" for g in self.members]
         return "\n".join(rows)
+
+
+def _held(term: Term, whole: Mapping[str, int]) -> Term:
+    """The term where the groups of `whole` keep all of their units."""
+    coefficient = term.coefficient
+    for id, power in term.groups:
+        if id in whole:
+            coefficient *= Fraction(whole[id]) ** power
+    return replace(term, coefficient=coefficient, groups=tuple(g for g in term.groups if g[0] not in whole))

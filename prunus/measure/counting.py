@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from prunus.core import FileError, Inputs
+from prunus.core.counting import FORMULAS
 from prunus.core.running import undisturbed
 
 aten = torch.ops.aten
@@ -87,7 +88,7 @@ def macs(model: nn.Module, example_inputs: Any) -> Macs:
     """
     inputs = Inputs.of(example_inputs)
     batch = max(inputs.batch, 1)
-    counter = FlopCounterMode(display=False, custom_mapping=_MORE_FORMULAS)
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     leaves = _Leaves()
     with undisturbed(model), _plain_attention(), leaves, counter:  # the counter decomposes before `leaves` sees a call
         inputs(model)
@@ -130,31 +131,6 @@ def _per_sample(flops: int, batch: int) -> int:
     return round(flops / 2 / batch)
 
 
-def _dot(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
-    """Vector, or matrix times vector: one multiply-add an element of the left operand."""
-    return 2 * math.prod(a)
-
-
-def _addmv(_: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
-    return _dot(a, b)
-
-
-def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _recurrent(x: Any, w_input: Any, w_hidden: Any, *args: Any, **kwargs: Any) -> int:
-    """Every time step of every sample, x: (T, N, C), meets both matrices whole."""
-    return 2 * x[0] * x[1] * (math.prod(w_input) + math.prod(w_hidden))
-
-
-_MORE_FORMULAS = {
-    aten.mkldnn_rnn_layer: _recurrent,
-    aten.dot: _dot,
-    aten.mv: _dot,
-    aten.addmv: _addmv,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-}
 _FREE_NAMES = """
     clone copy_ _to_copy detach empty_like zeros_like ones_like cat stack index_select constant_pad_nd unsafe_split
     _local_scalar_dense lift_fresh _unsafe_view _reshape_copy contiguous

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunus.core import FileError, InputError, Plan
+from prunus.core.places import get_place
 from prunus.surgery.memory import memory_format, plan_of, replace_
 from prunus.surgery.select import attach_
 from prunus.surgery.shrink import apply_
@@ -78,7 +79,8 @@ def load_(model: nn.Module, path: str | Path) -> None:
     apply_(model, plan)
     with torch.no_grad():
         for name, tensor in _stored(model, detach=False).items():
-            tensor.data = tensors[name].to(tensor.device)
+            # a copy: in the file's own memory tensors lie unaligned, and kernels then sum in another order
+            tensor.data = tensors[name].to(tensor.device, copy=True)
     if header.get(FORMAT) == "channels_last":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     replace_(model, plan)
@@ -171,8 +173,8 @@ def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: st
         )
     for edit in plan.edits:
         try:
-            now = getattr(model.get_submodule(edit.module), edit.attribute)
-        except AttributeError:
+            now = get_place(model.get_submodule(edit.module), edit.attribute)
+        except (AttributeError, IndexError, TypeError):
             now = None
         if now != edit.old:
             where = f"{edit.module}.{edit.attribute}"

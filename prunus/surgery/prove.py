@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from prunus.core import Group, Groups, Inputs, VerificationError, Verified
-from prunus.tracing.apply import edited, named_tensors, narrow, run
+from prunus.core import Group, Groups, Inputs, Operator, VerificationError, Verified
+from prunus.tracing.apply import alike, edited, named_tensors, narrow, plain_name, run
+from prunus.tracing.tracer import SILENT
 
 TOLERANCE = {"float64": 1e-7, "float32": 1e-4}
 
@@ -21,6 +26,7 @@ class Reference:
     inputs: tuple[Inputs, ...]
     outputs: tuple[tuple[Tensor, ...], ...]
     dtype: torch.dtype
+    exact: bool = True
 
 
 def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
@@ -46,22 +52,138 @@ def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
     for dtype in (torch.float64, torch.float32):
         try:
             tensors = silenced(_cast(named_tensors(model), dtype), groups, keep)
-            inputs, outputs = [groups.inputs], [tuple(run(model, tensors, groups.inputs.to(dtype)))]
-            noise = _on_noise(model, tensors, other_inputs(groups.inputs).to(dtype))
+            kept = [Kept(groups, keep)]
+            inputs, outputs = [groups.inputs], [tuple(_run(model, tensors, groups.inputs, dtype, kept[0]))]
+            noise = _on_noise(model, tensors, other_inputs(groups.inputs), dtype, watch := Kept(groups, keep))
             if noise:
+                kept.append(watch)
                 inputs, outputs = [*inputs, other_inputs(groups.inputs)], [*outputs, noise]
             _something_to_compare(outputs)
-            return Reference(tuple(inputs), tuple(outputs), dtype)
+            return Reference(tuple(inputs), tuple(outputs), dtype, all(watch.exact for watch in kept))
         except (RuntimeError, NotImplementedError, TypeError):
             if dtype is torch.float32:
                 raise
     raise AssertionError("unreachable")
 
 
-def _on_noise(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> tuple[Tensor, ...]:
+def _run(
+    model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype, watch: Kept | None = None
+) -> list[Tensor]:
+    """The outputs in the precision `dtype` throughout, also where the model's code asks for a lower one."""
+    with Precise(dtype), default_dtype(dtype):
+        return run(model, tensors, inputs.to(dtype), watch)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """While this is open, tensors are made in `dtype`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class Precise(TorchDispatchMode):
+    """Computes in float64 what the model's code would compute in a lower precision."""
+
+    LOWER = (torch.float32, torch.float16, torch.bfloat16)
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.active = dtype is torch.float64
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.active:
+            args, kwargs = tree_map(self._raised, (args, dict(kwargs)))
+        return func(*args, **kwargs)
+
+    def _raised(self, leaf: Any) -> Any:
+        if isinstance(leaf, torch.dtype):
+            return torch.float64 if leaf in self.LOWER else leaf
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype in self.LOWER else leaf
+
+
+class Kept(TorchDispatchMode):
+    """Runs operators that compute over a labelled dimension (norms, softmax ...) on the kept units alone.
+
+    Their silenced units would count in a mean or a sum of exponentials.  The results stand at the kept places of a
+    tensor of zeros.  `exact` stays True as long as that changes nothing: then silence alone has told the outcome.
+    """
+
+    def __init__(self, groups: Groups, keep: Tensor) -> None:
+        super().__init__()
+        self.alive = groups.alive(keep)
+        self.groups = groups
+        self.steps = [op for op in groups.operators if op.name not in SILENT]
+        self.at = 0
+        self.exact = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = plain_name(func)
+        if name in SILENT:
+            return func(*args, **kwargs)
+        if self.at >= len(self.steps) or alike(self.steps[self.at].name) != alike(name):
+            raise VerificationError(f"forward called {name} where it had not when it was traced: nothing can be proven.")
+        op = self.steps[self.at]
+        self.at += 1
+        if not op.over or not any(self._cut(axis) for axes in op.operands for axis in axes):
+            return func(*args, **kwargs)
+        return self._on_kept(op, func, args, kwargs)
+
+    def _cut(self, axis: int | None) -> bool:
+        return axis is not None and not bool(self.alive[axis].all())
+
+    def _on_kept(self, op: Operator, func: Any, args: Any, kwargs: Any) -> Any:
+        whole = func(*args, **kwargs)
+        for fact in op.facts:
+            args = _put(args, fact.path, self.groups.kept_rows(self.alive, fact.axis, fact.rows))
+        leaves, spec = tree_flatten((args, kwargs))
+        axes = iter(op.operands)
+        leaves = [self._narrow(leaf, next(axes)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = tree_unflatten(leaves, spec)
+        outs, spec = tree_flatten(func(*args, **kwargs))
+        wholes, axes = tree_leaves(whole), iter(op.axes)
+        return tree_unflatten(
+            [self._back(o, w, next(axes)) if isinstance(o, Tensor) else o for o, w in zip(outs, wholes)], spec
+        )
+
+    def _narrow(self, tensor: Tensor, axes: tuple[int | None, ...]) -> Tensor:
+        for d, axis in enumerate(axes):
+            if axis is not None and self._cut(axis):
+                tensor = tensor.index_select(d, self.alive[axis].nonzero().flatten().to(tensor.device))
+        return tensor
+
+    def _back(self, part: Tensor, whole: Tensor, axes: tuple[int | None, ...]) -> Tensor:
+        """The result for the kept units, at their places among zeros."""
+        seen = self._narrow(whole, axes)
+        if self.exact and part.is_floating_point():
+            self.exact = seen.shape == part.shape and torch.allclose(seen, part, rtol=1e-10, atol=0, equal_nan=True)
+        for d, axis in enumerate(axes):
+            if axis is not None and self._cut(axis):
+                index = self.alive[axis].nonzero().flatten().to(part.device)
+                shape = list(part.shape)
+                shape[d] = len(self.alive[axis])
+                part = part.new_zeros(shape).index_copy_(d, index, part)
+        return part
+
+
+def _put(args: Any, path: tuple[int, ...], value: int) -> Any:
+    """The nested arguments with `value` at `path`."""
+    if not path:
+        return value
+    return type(args)(_put(a, path[1:], value) if i == path[0] else a for i, a in enumerate(args))
+
+
+def _on_noise(
+    model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype, watch: Kept
+) -> tuple[Tensor, ...]:
     """The outputs on noise; none when the network is not made for it."""
     try:
-        outputs = tuple(run(model, tensors, inputs))
+        outputs = tuple(_run(model, tensors, inputs, dtype, watch))
     except Exception:  # the model's own code may raise anything
         return ()
     return outputs if all(bool(torch.isfinite(out).all()) for out in outputs) else ()
@@ -79,7 +201,7 @@ def prove(model: nn.Module, ref: Reference) -> Verified:
         raise VerificationError(
             f"the cut network differs from the silenced original by {worst:.1e} ({name}, at most {TOLERANCE[name]:.0e})"
         )
-    return Verified(worst, exact=True, in_place=True, dtype=name)
+    return Verified(worst, exact=ref.exact, in_place=True, dtype=name)
 
 
 def culprits(model: nn.Module, groups: Groups, keep: Tensor) -> list[Group]:
@@ -123,7 +245,7 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 def _worst(model: nn.Module, tensors: Mapping[str, Tensor], ref: Reference) -> float:
     errors = []
     for inputs, expected in zip(ref.inputs, ref.outputs):
-        found = run(model, tensors, inputs.to(ref.dtype))
+        found = _run(model, tensors, inputs, ref.dtype)
         if len(found) != len(expected):
             return float("inf")
         pairs = [(a, b) for a, b in zip(found, expected) if b.is_floating_point()]

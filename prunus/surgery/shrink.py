@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationError
+from prunus.core.places import set_place
 from prunus.surgery.memory import memory_format, plan_of, remember_
 from prunus.surgery.prove import culprits, prove, reference
 from prunus.surgery.select import drop_identities_
@@ -52,6 +53,7 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
             raise InputError(
                 f"the plan keeps no unit of group '{group.id}'; a group cannot be emptied, keep at least one."
             )
+    groups.check_proportions(keep)
     full = replace(groups.plan(keep), version=__version__, memory_format=memory_format(model))
     if (before := plan_of(model)) is not None:
         before.then(full)  # raises here, before anything is changed, if they do not follow each other
@@ -138,7 +140,7 @@ def apply_(model: nn.Module, plan: Plan) -> Any:
 
 def _set(model: nn.Module, edits: Iterable[Edit]) -> None:
     for e in edits:
-        setattr(model.get_submodule(e.module), e.attribute, e.new)
+        set_place(model.get_submodule(e.module), e.attribute, e.new)
 
 
 # Attributes that torch's own layers print but never read in forward, and the weight's dimension they tell.

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunus.core import Edit, Groups, Inputs, TensorPlan
+from prunus.core.places import set_place
 from prunus.tracing.tracer import SILENT
 
 
@@ -41,11 +42,11 @@ def edited(model: nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
     edits = list(edits)
     try:
         for e in edits:
-            setattr(model.get_submodule(e.module), e.attribute, e.new)
+            set_place(model.get_submodule(e.module), e.attribute, e.new)
         yield
     finally:
         for e in edits:
-            setattr(model.get_submodule(e.module), e.attribute, e.old)
+            set_place(model.get_submodule(e.module), e.attribute, e.old)
 
 
 @contextmanager
@@ -68,6 +69,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def unchanged(model: nn.Module) -> Iterator[None]:
     """What forward caches in attributes, or counts in buffers, is put back."""
     attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    held = [(v, v.copy()) for _, state, _ in attributes for v in state.values() if type(v) in (dict, list)]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
@@ -77,9 +79,24 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             vars(module).update(state)
             module._buffers.clear()
             module._buffers.update(buffers)
+        for holder, content in held:
+            holder.clear()
+            holder.update(content) if isinstance(holder, dict) else holder.extend(content)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)
+
+
+def empty_caches(model: nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
+    """Empty every dictionary of tensors that a module holds; those that forward fills again are caches."""
+    emptied = {}
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if type(value) is dict and not attribute.startswith("_"):
+                if all(isinstance(v, Tensor) for v in value.values()):
+                    value.clear()
+                    emptied[name, attribute] = value
+    return emptied
 
 
 def output_tensors(out: Any) -> Iterator[Tensor]:
@@ -95,9 +112,26 @@ def run(
     model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, watch: TorchDispatchMode | None = None
 ) -> list[Tensor]:
     """The output tensors of `model` in evaluation mode with other parameters and buffers, watched by a mode."""
-    with unchanged(model), evaluating(model), watch or nullcontext():
-        out = functional_call(model, dict(tensors), inputs.args, dict(inputs.kwargs), tie_weights=True, strict=False)
+    inputs = inputs.map(torch.clone)  # forward may change them in place
+    asks = {name for name, t in named_tensors(model).items() if t.requires_grad}  # torch calls other operators for them
+    tensors = {n: t.detach().requires_grad_(n in asks and t.is_floating_point()) for n, t in tensors.items()}
+    with unchanged(model), evaluating(model):
+        empty_caches(model)
+        with watch or nullcontext():
+            out = functional_call(
+                model, tensors, inputs.args, dict(inputs.kwargs), tie_weights=True, strict=False
+            )
     return list(output_tensors(out))
+
+
+def plain_name(func: Any) -> str:
+    """``view`` for ``aten::view.default``."""
+    return str(func._schema.name).removeprefix("aten::")
+
+
+def alike(name: str) -> str:
+    """One name for operators that torch chooses between by strides alone."""
+    return "view" if name in ("_unsafe_view", "reshape", "_reshape_alias") else name
 
 
 @dataclass(frozen=True)
@@ -125,15 +159,17 @@ class Checker(TorchDispatchMode):
         self.misfit: Misfit | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
+        name = plain_name(func)
         if name in SILENT:
             return func(*args, **(kwargs or {}))
-        if self.at >= len(self.steps) or self.groups.operators[self.steps[self.at]].name != name:
+        if self.at >= len(self.steps) or alike(self.groups.operators[self.steps[self.at]].name) != alike(name):
             self._fail(args, f"forward called {name} where it had not before")
         try:
             out = func(*args, **(kwargs or {}))
         except (RuntimeError, IndexError, ValueError) as error:
             self._fail(args, f"{name}: {error}")
+        if out is NotImplemented:
+            return out
         op = self.groups.operators[self.steps[self.at]]
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         expected = [self._expected(s, axes) for s, axes in zip(op.shapes, op.axes)]
@@ -166,10 +202,7 @@ class Checker(TorchDispatchMode):
 def trial(model: nn.Module, groups: Groups, keep: Tensor) -> Misfit | None:
     """Run the narrowed network without changing the model; None when every operator's shape is as foretold."""
     plan = groups.plan(keep)
-    tensors = {  # torch calls other operators for tensors that ask for gradients
-        name: narrow(t.detach(), plan.tensors.get(name)).requires_grad_(t.requires_grad)
-        for name, t in named_tensors(model).items()
-    }
+    tensors = {name: narrow(t.detach(), plan.tensors.get(name)) for name, t in named_tensors(model).items()}
     checker = Checker(groups, keep)
     try:
         with edited(model, plan.edits):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -46,14 +47,23 @@ class Axes:
         return self._seen[key]
 
 
-def build(tracer: Tracer, inputs: Inputs) -> Groups:
+@dataclass(eq=False)
+class Built:
+    """Groups in the present state of the labels, with the axis of any dimension and the atom of every unit."""
+
+    groups: Groups
+    axes: Axes
+    atoms: Atoms
+
+
+def build(tracer: Tracer, inputs: Inputs) -> Built:
     """Groups, operators and costs of a traced forward, once nothing can be emptied any more."""
     while True:
-        groups, atoms = _build(tracer, inputs)
-        loose = _emptiable(groups)
+        built = _build(tracer, inputs)
+        loose = _emptiable(built.groups)
         if not loose.any():
-            return groups
-        tracer.labels.fix(atoms[loose], "a dimension could lose all of its rows")
+            return built
+        tracer.labels.fix(built.atoms[loose], "a dimension could lose all of its rows")
 
 
 def _emptiable(groups: Groups) -> NDArray[np.bool_]:
@@ -80,8 +90,7 @@ def _emptiable(groups: Groups) -> NDArray[np.bool_]:
     return loose
 
 
-def _build(tracer: Tracer, inputs: Inputs) -> tuple[Groups, Atoms]:
-    """Groups in the present state of the labels, and the atom of every unit."""
+def _build(tracer: Tracer, inputs: Inputs) -> Built:
     places = {
         (name, d): tracer.labels.resolve(dim.labels)
         for name, tensor in tracer.tensors.items()
@@ -110,8 +119,9 @@ def _build(tracer: Tracer, inputs: Inputs) -> tuple[Groups, Atoms]:
         inputs=inputs,
         ties=tuple(tuple(names) for names in tracer.ties.values()),
         outputs=tuple(tracer.outputs),
+        caches=tuple(sorted(tracer.caches)),
     )
-    return groups, np.concatenate([np.zeros(0, np.int64), *families])
+    return Built(groups, axes, np.concatenate([np.zeros(0, np.int64), *families]))
 
 
 def _families(tracer: Tracer, places: dict[tuple[str, int], Atoms]) -> tuple[list[NDArray[np.int64]], Atoms]:
@@ -238,6 +248,8 @@ def _operator(tracer: Tracer, i: int, axes: Axes, batch: int) -> Operator:
         tuple(tuple(axes(dim) for dim in dims) for dims in call.dims),
         macs,
         tuple(facts),
+        call.over,
+        tuple(tuple(axes(dim) for dim in dims) for dims in call.operands),
     )
 
 
@@ -252,7 +264,7 @@ def _fixed(tracer: Tracer, places: dict[tuple[str, int], Atoms]) -> tuple[Fixed,
             continue
         what = name.removesuffix(".weight")
         out.append(Fixed(f"{what}: {int(lost.sum())} of {len(lost)} channels", _why(tracer, dim.labels[lost])))
-    out += [Fixed(f"operator {name}", "no rule: what it touches is left alone") for name in tracer.unknown]
+    out += [Fixed(f"operator {name}", why) for name, why in tracer.unknown.items()]
     return tuple(out)
 
 

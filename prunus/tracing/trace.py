@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.core import EditRule, Group, Groups, InputError, Inputs, TraceError, UnknownNameError, did_you_mean, under
+from prunus.core import Group, Groups, InputError, Inputs, TraceError, UnknownNameError, did_you_mean, under
 from prunus.tracing import rules
-from prunus.tracing.apply import evaluating, output_tensors, trial, unchanged
-from prunus.tracing.build import build
+from prunus.tracing.apply import empty_caches, evaluating, output_tensors, trial, unchanged
+from prunus.tracing.build import Built, build
+from prunus.tracing.constraints import solve
 from prunus.tracing.tracer import Dim, Tracer
 
 Pattern = str | nn.Module
@@ -25,6 +26,7 @@ def trace(
     *,
     freeze: Iterable[Pattern] | Pattern = (),
     only: Iterable[Pattern] | Pattern = (),
+    in_place: bool = True,
 ) -> Groups:
     r"""Find what in `model` is coupled: the groups of units that must be cut together.
 
@@ -37,6 +39,8 @@ def trace(
         example_inputs: what forward takes: a tensor, a tuple of positional inputs, or `Inputs`.
         freeze: names, globs or modules; no parameter under them changes shape.
         only: names, globs or modules; only groups whose producing slices are all under them.
+        in_place: whether a cut has to fit the model's own code.  False finds everything that the operators alone allow;
+            the cut network is then the rewritten graph of operators.
 
     Returns: `Groups`, with units in order of execution; ``groups.fixed`` says what was left alone and why.
 
@@ -55,7 +59,10 @@ def trace(
     for name in _named(model, freeze, "freeze"):
         for dim in tracer.initial[tracer.names[tensors[name]]]:
             tracer.fix(dim, "frozen by the user")
-    groups = _in_place(tracer, model, inputs)
+    if in_place:
+        groups = _in_place(tracer, model, inputs)
+    else:
+        groups = replace(build(tracer, inputs).groups, in_place=False)
     if only:
         groups = _only(groups, set(_named(model, only, "only")))
     return groups
@@ -64,15 +71,18 @@ def trace(
 def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) -> Tracer:
     """Run forward under the tracer, fix what reaches an output and what the example does not visit."""
     tracer = Tracer(model, rules.find, keep_arguments=keep_arguments)
-    with unchanged(model), evaluating(model), tracer.recording():
+    with unchanged(model), evaluating(model):
+        emptied = empty_caches(model)
         try:
-            out = inputs(model)
+            with tracer.recording():
+                out = inputs.map(torch.clone)(model)
         except Exception as error:  # the model's own code may raise anything
             shapes = [s["shape"] for s in inputs.signature()]
             raise TraceError(
                 f"the model's forward failed on the example inputs {shapes}: {type(error).__name__}: {error}. "
                 "Give example_inputs that `model(*example_inputs)` accepts."
             ) from error
+        tracer.caches = {place for place, holder in emptied.items() if holder}
     for tensor in output_tensors(out):
         tracer.outputs.append(tracer.number(tensor))
         for dim in tracer.of(tensor):
@@ -86,13 +96,13 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
 
 
 def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
-    """Try a cut on the user's own code; whatever sizes it cannot follow is fixed, until every shape is as foretold."""
-    groups = build(tracer, inputs)
+    """Groups that can be cut on the user's own code: its equations hold, and every shape of a trial is as foretold."""
+    built = _solved(tracer, inputs)
     for _ in range(1 + 2 * len(tracer.calls)):
-        groups = replace(groups, edits=_edit_rules(tracer, groups))
-        misfits = (trial(model, groups, _odd_cut(groups, seed)) for seed in range(TRIALS))
-        misfit = next((m for m in misfits if m is not None), None)
-        if misfit is None or not groups.units:
+        groups = built.groups
+        misfits = (trial(model, groups, odd_cut(groups, seed)) for seed in range(TRIALS))
+        misfit = next((m for m in misfits if m is not None), None) if groups.units else None
+        if misfit is None:
             return groups
         call = tracer.calls[misfit.call]
         where = f"{call.name} in '{call.module}'" if call.module else call.name
@@ -101,11 +111,24 @@ def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
         dims = dims or [dim for of in call.dims for dim in of]
         for dim in dims:
             tracer.fix(dim, why)
-        before, groups = groups, build(tracer, inputs)
-        if (len(groups), groups.units) == (len(before), before.units):
+        built = _solved(tracer, inputs)
+        if (len(groups), groups.units) == (len(built.groups), built.groups.units):
             _give_up(tracer, misfit.call, why)
-            groups = build(tracer, inputs)
+            built = _solved(tracer, inputs)
     raise TraceError("the trial cuts of this model do not settle; please report the model.")
+
+
+def _solved(tracer: Tracer, inputs: Inputs) -> Built:
+    """Groups with the edits and proportions that the model's code asks for."""
+    while True:
+        built = build(tracer, inputs)
+        solution = solve(tracer, built)
+        if not solution.fix:
+            built.groups = replace(built.groups, edits=solution.edits, proportions=solution.proportions)
+            return built
+        for g, why in solution.fix.items():
+            group = built.groups[g]
+            tracer.labels.fix(built.atoms[group.offset : group.offset + group.units], why)
 
 
 def _give_up(tracer: Tracer, last: int, why: str) -> None:
@@ -126,28 +149,20 @@ def _rows(dim: Dim, rows: tuple[int, int] | None) -> Any:
     return dim.labels if rows is None or dim.labels is None else dim.labels[rows[0] : rows[1]]
 
 
-def _odd_cut(groups: Groups, seed: int) -> Tensor:
-    """A keep mask that takes random units, and a random number of them, from every group."""
+def odd_cut(groups: Groups, seed: int) -> Tensor:
+    """A keep mask that takes random units, and a random number of them, from every group, as far as code allows."""
     keep = torch.ones(groups.units, dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
-    for group in groups:
-        count = int(torch.randint(0, group.units, (), generator=generator)) if group.units > 1 else 0
-        drop = torch.randperm(group.units, generator=generator)[:count]
-        keep[group.offset + drop] = False
+    together = {id: tied for tied in groups.proportions for id in tied}
+    for tied in dict.fromkeys(together.get(g.id, (g.id,)) for g in groups):
+        quanta = groups.quanta(tied)
+        steps = groups[tied[0]].units // quanta[0]
+        gone = int(torch.randint(0, steps, (), generator=generator)) if steps > 1 else 0
+        for id, quantum in zip(tied, quanta):
+            group = groups[id]
+            drop = torch.randperm(group.units, generator=generator)[: gone * quantum]
+            keep[group.offset + drop] = False
     return keep
-
-
-def _edit_rules(tracer: Tracer, groups: Groups) -> tuple[EditRule, ...]:
-    """Attributes that reached an operator as an integer which has to follow the cut."""
-    found: dict[tuple[str, str], EditRule] = {}
-    for call, op in zip(tracer.calls, groups.operators):
-        for value in {fact.value for fact in op.facts}:
-            facts = [fact for fact in op.facts if fact.value == value]
-            origins = [origin for origin in call.origins if origin.value == value]
-            for fact, origin in zip(facts, origins[-len(facts) :]):
-                rule = EditRule(origin.module, origin.attribute, value, fact.axis, fact.rows)
-                found.setdefault((origin.module, origin.attribute), rule)
-    return tuple(found.values())
 
 
 def _named(model: nn.Module, patterns: Iterable[Pattern] | Pattern, option: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,12 +13,33 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from prunus.core.counting import multiply_adds
 from prunus.tracing.labels import Atoms, Labels
+from prunus.tracing.probe import unknown_operator
+from prunus.tracing.symbols import (
+    Computed,
+    Expression,
+    Size,
+    TracedFloat,
+    TracedInt,
+    Watch,
+    evaluated,
+    expression,
+    leaves,
+    open_functions,
+    plain,
+    stripped,
+    traced,
+    traced_attributes,
+    traced_roots,
+)
 
-SILENT = {"detach", "alias", "lift_fresh", "lift_fresh_copy", "empty", "_to_copy"}  # may differ between two runs
+SILENT = {  # may differ between two runs
+    *("detach", "alias", "lift_fresh", "lift_fresh_copy", "empty", "_to_copy", "clone", "contiguous"),
+    *("_has_compatible_shallow_copy_type", "is_same_size"),
+}
 
 
 @dataclass(eq=False)
@@ -41,19 +63,16 @@ class Fact:
     rows: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
-class Origin:
-    """A module's integer attribute."""
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """What must stay equal for forward to go on as it does: an expression, and a fact, another expression or a number.
 
-    module: str
-    attribute: str
-    value: int
+    `call` numbers the operator it was found at.
+    """
 
-
-class TracedInt(int):
-    """An int that knows which attribute it was read from; arithmetic gives plain ints."""
-
-    origin: Origin
+    left: Expression
+    right: Fact | Expression
+    call: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,9 @@ class Call:
     macs: float = 0.0
     scaled: list[Dim] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
-    origins: tuple[Origin, ...] = ()
+    integers: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # path and value, while functions run
+    over: bool = False  # it computes over a labelled dimension: silence alone does not tell what a cut gives
+    operands: list[Dims] = field(default_factory=list)  # of every tensor that goes in, of such an operator
     func: Any = None  # the overload, and its arguments with tensors replaced by `Ref`: only when they are kept
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -93,19 +114,22 @@ class Tracer(TorchDispatchMode):
         self, model: nn.Module, rules: Callable[[Any], Rule | None], *, keep_arguments: bool = False
     ) -> None:
         super().__init__()
-        self.keep_arguments = keep_arguments
-        self.constants: dict[int, Tensor] = {}  # tensors that no call made: inputs, parameters, buffers, constants
+        self.model = model
         self.labels = Labels()
         self.rules = rules
+        self.keep_arguments = keep_arguments
+        self.constants: dict[int, Tensor] = {}  # tensors that no call made: inputs, parameters, buffers, constants
+        self.made: set[int] = set()
         self.calls: list[Call] = []
-        self.unknown: dict[str, int] = {}
+        self.equations: list[Equation] = []
+        self.unknown: dict[str, str] = {}  # operator without a rule -> what became of it
+        self.random: dict[str, str] = {}  # operator that draws numbers -> the module that calls it
+        self.caches: set[tuple[str, str]] = set()  # module and attribute of what forward caches
         self.roles: dict[tuple[str, int], tuple[str, int]] = {}  # (tensor, dim) -> role, number of the call
         self.modules = ModuleStack(model)
-        self.origins = Origins(model)
         self.dims: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.names: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.made: set[int] = set()
         self.outputs: list[int] = []
         self.tensors: dict[str, Tensor] = {}
         self.initial: dict[str, Dims] = {}
@@ -151,6 +175,17 @@ class Tracer(TorchDispatchMode):
             self.labels.fix(dim.labels, why)
         return Dim()
 
+    def over(self, dim: Dim) -> Dim:
+        """Values are computed over this dimension together: removing a unit changes the others."""
+        if dim.labels is not None:
+            self.call.over = True
+        return dim
+
+    def equal(self, a: Dim, b: Dim) -> None:
+        """Two dimensions whose numbers of rows must stay equal, though their units are not the same."""
+        if a.labels is not None and b.labels is not None and len(a.labels) == len(b.labels):
+            self.equations.append(Equation(Size(a, len(a.labels)), Size(b, len(b.labels)), len(self.calls)))
+
     def role(self, dim: Dim, role: str) -> None:
         """What a parameter's dimension does, the first time an operator says so."""
         if dim.source is not None:
@@ -180,6 +215,7 @@ class Tracer(TorchDispatchMode):
         if self.keep_arguments:
             self._keep(inputs)
             kept = tree_map_only(Tensor, lambda t: Ref(self.number(t)), (args, kwargs))
+        operands = [self.of(t) for t in inputs]  # before an operator that works in place changes them
         out = func(*args, **kwargs)
         outs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         name = func._schema.name.removeprefix("aten::")
@@ -190,19 +226,26 @@ class Tracer(TorchDispatchMode):
             [self.number(t) for t in outs],
             [self.names[t] for t in inputs if t in self.names],
             [tuple(t.shape) for t in outs],
-            origins=self.origins.current,
+            integers=list(_integers(args, ())),
         )
-        count = flop_registry.get(func.overloadpacket)
-        if count is not None:
-            self.call.macs = count(*args, **kwargs, out_val=out) / 2
+        self.call.macs = multiply_adds(func, args, kwargs, out)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.random[name] = self.modules.current
         if self.keep_arguments:
             self.call.func, (self.call.args, self.call.kwargs) = func, kept
             self.made.update(self.call.writes)
         rule = self.rules(func)
-        dims = self._fallback(name, inputs, outs) if rule is None else rule(self, args, kwargs, outs)
+        if rule is not None:
+            dims = rule(self, args, kwargs, outs)
+        elif any(dim.labels is not None for of in operands for dim in of):
+            dims = unknown_operator(self, func, args, kwargs, outs)
+        else:
+            dims = [[Dim() for _ in t.shape] for t in outs]
         for tensor, of in zip(outs, dims):
             self.dims[tensor] = of
         self.call.dims = dims
+        if self.call.over:
+            self.call.operands = operands
         self.calls.append(self.call)
         return out
 
@@ -213,25 +256,18 @@ class Tracer(TorchDispatchMode):
             if number not in self.made:
                 self.constants.setdefault(number, tensor)
 
-    def _fallback(self, name: str, inputs: list[Tensor], outs: list[Tensor]) -> list[Dims]:
-        """No rule: nothing that goes in can be cut.  Sound; the report names the operator."""
-        for tensor in inputs:
-            for dim in self.of(tensor):
-                if dim.labels is not None:
-                    self.unknown[name] = self.unknown.get(name, 0) + 1
-                self.fix(dim, f"the operator {name} has no rule")
-        return [[Dim() for _ in t.shape] for t in outs]
-
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Everything that has to be set up around the forward, and undone."""
-        fastpath = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with torch.no_grad(), self.modules, self.origins.attributes(), self.origins, self:
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
+        functions = Functions(self)
+        with torch.no_grad(), self.modules, traced_attributes(self.model), traced_roots(), open_functions():
+            Watch.equal = []
+            try:
+                with functions, self:
+                    yield
+            finally:
+                found, Watch.equal = Watch.equal, None
+        self.equations += [Equation(a, b, len(self.calls) - 1) for a, b in found]
 
 
 class ModuleStack:
@@ -263,36 +299,86 @@ class ModuleStack:
             handle.remove()
 
 
-class Origins(TorchFunctionMode):
-    """Sees which integer attributes of which modules reach a torch function."""
+def _integers(value: Any, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
+    """The integers among the arguments of an operator, with their paths."""
+    if isinstance(value, int):
+        if not isinstance(value, bool):
+            yield path, value
+    elif isinstance(value, (tuple, list)):
+        for i, item in enumerate(value):
+            yield from _integers(item, (*path, i))
 
-    def __init__(self, model: nn.Module) -> None:
+
+class Functions(TorchFunctionMode):
+    """Sees torch's functions above the operators: which traced numbers go in, and which operators come of it."""
+
+    def __init__(self, tracer: Tracer) -> None:
         super().__init__()
-        self.model = model
-        self.current: tuple[Origin, ...] = ()
+        self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.current = tuple(v.origin for v in tree_leaves((args, kwargs)) if isinstance(v, TracedInt))
-        try:
-            return func(*args, **kwargs)
-        finally:
-            self.current = ()
+        name = getattr(func, "__name__", "")
+        if name == "__get__" and func == torch.Tensor.shape.__get__:  # type: ignore[attr-defined]
+            return torch.Size(self._sizes(args[0]))
+        if func is torch.Tensor.size:
+            which = [*args[1:], *kwargs.values()]
+            sizes = self._sizes(args[0])
+            return sizes[which[0]] if which and which[0] is not None else torch.Size(sizes)
+        if func is torch.Tensor.numel or func is torch.numel:
+            return math.prod(self._sizes(args[0]))
+        numbers = list(leaves((args, kwargs)))
+        first = len(self.tracer.calls)
+        if not any(type(v) in (TracedInt, TracedFloat) for v in numbers):
+            out = func(*args, **kwargs)
+        else:
+            out = func(*stripped(args), **stripped(kwargs))
+            self._explain(numbers, first)
+        if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
+            self._number(Computed("pow", (expression(self._sizes(args[0])[-1]), -0.5)), first)
+        return out
 
-    @contextmanager
-    def attributes(self) -> Iterator[None]:
-        """While this is open, integer attributes of all modules know where they come from."""
-        changed: list[tuple[nn.Module, str, int]] = []
-        try:
-            for name, module in self.model.named_modules():
-                for attribute, value in list(vars(module).items()):
-                    if type(value) is int and not attribute.startswith("_"):
-                        traced = TracedInt(value)
-                        traced.origin = Origin(name, attribute, value)
-                        changed.append((module, attribute, value))
-                        vars(module)[attribute] = traced
-            yield
-        finally:
-            for module, attribute, value in changed:
-                if vars(module).get(attribute) == value:
-                    vars(module)[attribute] = value
+    def _sizes(self, tensor: Tensor) -> list[int]:
+        """The shape; labelled sizes remember their dimension."""
+        dims = self.tracer.of(tensor)
+        return [n if d.labels is None else traced(n, Size(d, n)) for n, d in zip(tuple(tensor.shape), dims)]
+
+    def _explain(self, numbers: list[Any], first: int) -> None:
+        """Match the numbers that a function was called with to the integers of the operators that came of it."""
+        calls = self.tracer.calls[first:]
+        found = [(first + i, path, value) for i, call in enumerate(calls) for path, value in call.integers]
+        whole = [v for v in numbers if isinstance(v, int)]
+        same = len(whole) == len(found) and all(
+            plain(a) == c or (type(a) is int and -1 in (a, c)) for a, (_, _, c) in zip(whole, found)
+        )
+        for number in numbers:
+            if type(number) not in (TracedInt, TracedFloat):
+                if isinstance(number, int) and not same:
+                    _take(found, number)
+                elif isinstance(number, int):
+                    found.pop(0)
+                continue
+            at = None
+            if isinstance(number, int):
+                at = found.pop(0) if same else _take(found, plain(number))
+            fact = None if at is None else self._fact(at[0], at[1])
+            if fact is not None:
+                self.tracer.equations.append(Equation(expression(number), fact, at[0]))
+            else:
+                self._number(expression(number), first)
+
+    def _fact(self, call: int, path: tuple[int, ...]) -> Fact | None:
+        return next((fact for fact in self.tracer.calls[call].facts if fact.path == path), None)
+
+    def _number(self, expression: Expression, first: int) -> None:
+        """A number that must not change, whatever is cut."""
+        value = evaluated(expression)
+        self.tracer.equations.append(Equation(expression, value, max(len(self.tracer.calls) - 1, first)))
+
+
+def _take(found: list[Any], value: int) -> Any:
+    """Take the first integer of that value off the list."""
+    for i, (_, _, other) in enumerate(found):
+        if other == value:
+            return found.pop(i)
+    return None

@@ -308,13 +308,14 @@ def test_sizes_that_agree_by_chance_are_not_taken_for_equal():
     )
     x = torch.randn(2, 5, 6)
     groups = prunus.trace(net, x)
-    for group in groups:
-        keep = torch.ones(groups.units, dtype=torch.bool)
-        keep[group.offset + 2 : group.offset + group.units] = False
-        twin = copy.deepcopy(net)
-        report = prunus.shrink_(twin, groups, groups.plan(keep))
-        assert report.verified.max_relative_error < 1e-7
-    assert not any(s.name.startswith(("q.", "k.")) and s.role == "out" for g in groups for s in g.slices)
+    assert groups.proportions == (("q", "k"),)  # both are viewed by the one attribute
+    keep = torch.ones(groups.units, dtype=torch.bool)
+    keep[2:14] = False
+    with pytest.raises(prunus.InputError, match="in proportion"):
+        prunus.shrink_(net, groups, groups.plan(keep))
+    keep[14:26] = False
+    report = prunus.shrink_(net, groups, groups.plan(keep))
+    assert report.verified.max_relative_error < 1e-7 and net.w == 2
 
 
 def test_caches_and_counters_of_forward_are_put_back():

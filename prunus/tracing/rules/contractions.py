@@ -26,6 +26,7 @@ def convolution(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[D
     if groups == 1:
         produced, consumed = (ws[1], ws[0]) if transposed else (ws[0], ws[1])
         t.unify(source, consumed)
+        _contracted(t, consumed)
         t.role(produced, "out")
         t.role(consumed, "in")
     else:
@@ -51,7 +52,14 @@ def _grouped(t: Tracer, source: Dim, channels: int, ws: Dims, weight: Tensor, gr
         t.unify(x_position, row_position)
         return Dim(t.labels.merge(row_group.labels, groups, ws[1].labels, weight.shape[1]))
     t.unify(x_position, ws[1])
+    _contracted(t, ws[1])
     return ws[0]
+
+
+def _contracted(t: Tracer, *operands: Dim) -> None:
+    """A sum over units is exact under silence where one operand is a parameter: its columns are zero."""
+    if not any(dim.source for dim in operands):
+        t.over(operands[0])
 
 
 @rule("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "dot", "addmv")
@@ -59,8 +67,10 @@ def matmul(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Matrix products: the contracted dimensions are cut alike."""
     added, (a, b) = (args[0], args[1:3]) if len(args) > 2 else (None, args[:2])
     left, right = t.of(a), t.of(b)
-    t.unify(left[-1], right[0 if b.dim() < 3 else -2])
-    t.role(right[0 if b.dim() < 3 else -2], "in")
+    inner = right[0 if b.dim() < 3 else -2]
+    t.unify(left[-1], inner)
+    _contracted(t, left[-1], inner)
+    t.role(inner, "in")
     t.role(left[-1], "in")
     t.role(left[0], "out")
     columns = right[-1] if b.dim() > 1 else None
@@ -77,3 +87,60 @@ def matmul(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
             if added.shape[-back] == outs[0].shape[-back] > 1:
                 t.unify(other, dim)
     return [dims]
+
+
+@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
+@rule("_scaled_dot_product_efficient_attention", "_scaled_dot_product_fused_attention_overrideable")
+def attention(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """softmax(q k^T) v with q: (..., H, L, E), k: (..., H', S, E), v: (..., H', S, E'); H may be a multiple of H'."""
+    q, k, v = (t.of(x) for x in args[:3])
+    for a, b in zip(q[:-3], k[:-3]):
+        t.unify(a, b)
+    t.unify(q[-1], k[-1])
+    for a, b in zip(k[:-1], v[:-1]):
+        t.unify(a, b)
+    t.fix(k[-2], "attention runs over it")
+    many, few = args[0].shape[-3], args[1].shape[-3]
+    if many == few:
+        t.unify(q[-3], k[-3])
+    elif q[-3].labels is not None:
+        shared, position = t.labels.split(q[-3].labels, few, many // few)
+        t.unify(Dim(shared), k[-3])
+        t.fix(Dim(position), "query heads share key heads in a fixed number")
+    t.over(q[-1])
+    t.equal(q[-1], v[-1])  # the fused kernel takes heads of one size
+    t.scales(*(dim for dim in (q[0], q[-3], q[-1]) if dim.labels is not None))
+    masks = [x for x in [*args[3:], *kwargs.values()] if isinstance(x, Tensor)]
+    for mask in masks:
+        scores = [*q[:-1], k[-2]]
+        for a, b, n in zip(t.of(mask)[::-1], scores[::-1], tuple(mask.shape)[::-1]):
+            if n > 1:
+                t.unify(a, b)
+    out = [Dim(dim.labels) for dim in (*q[:-1], v[-1])]
+    return [out, *([Dim() for _ in o.shape] for o in outs[1:])]
+
+
+@rule("_grouped_mm")
+def grouped_mm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """Tokens (T, in), sorted by expert, times (experts, in, out): the experts stay."""
+    x, w = t.of(args[0]), t.of(args[1])
+    if len(x) != 2 or len(w) != 3:
+        for dim in (*x, *w):
+            t.fix(dim, "a grouped product of a form that is not followed")
+        return [[Dim() for _ in outs[0].shape]]
+    t.fix(w[0], "the code routes to it by number")
+    t.unify(x[1], w[1])
+    _contracted(t, x[1], w[1])
+    t.role(w[1], "in")
+    t.role(w[2], "out")
+    t.scales(x[1], w[2])
+    return [[x[0], Dim(w[2].labels)]]
+
+
+@rule("_cdist_forward", "_euclidean_dist")
+def distances(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """Distances between the rows of (..., P, C) and (..., R, C): sums over C."""
+    a, b = t.of(args[0]), t.of(args[1])
+    t.unify(a[-1], b[-1])
+    t.over(a[-1])
+    return [[*a[:-1], b[-2]]]

@@ -155,8 +155,9 @@ def split(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
         if len(set(sizes)) > 1:
             t.fix(whole, "the code splits it into unequal parts of one size")
             return [[*dims[:d], Dim(), *dims[d + 1 :]] for _ in outs]
-        major, _ = t.labels.split(whole.labels, len(outs), sizes[0])
+        major, minor = t.labels.split(whole.labels, len(outs), sizes[0])
         t.fix(Dim(major), "the code splits it into a fixed number of equal parts")
+        t.fact((1,), args[1], Dim(minor))
     pieces, start = [], 0
     for i, n in enumerate(sizes):
         piece = Dim(whole.labels[start : start + n])
@@ -243,6 +244,186 @@ def pixel_shuffle(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list
     channel, position = t.labels.split(dims[-3].labels, args[0].shape[-3] // square, square)
     t.fix(Dim(position), "pixels are made of it")
     return [[*dims[:-3], Dim(channel), space(t, dims[-2]), space(t, dims[-1])]]
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """(C, H*r, W*r) -> (C*r*r, H, W): every channel becomes r*r."""
+    dims, square = list(t.of(args[0])), args[1] ** 2
+    channels = t.labels.merge(dims[-3].labels, args[0].shape[-3], None, square)
+    return [[*dims[:-3], Dim(channels), space(t, dims[-2]), space(t, dims[-1])]]
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """(g * w, ...) -> (w * g, ...)."""
+    dims, groups = list(t.of(args[0])), args[1]
+    width = args[0].shape[1] // groups
+    major, minor = t.labels.split(dims[1].labels, groups, width)
+    t.fact((1,), groups, Dim(major))
+    return [[dims[0], Dim(t.labels.merge(minor, width, major, groups)), *dims[2:]]]
+
+
+@rule("im2col")
+def im2col(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """(N, C, H, W) -> (N, C * kernel, L): every channel becomes one row a kernel position."""
+    dims, kernel = t.of(args[0]), outs[0].shape[-2] // args[0].shape[-3]
+    for dim in dims[-2:]:
+        space(t, dim)
+    return [[*dims[:-3], Dim(t.labels.merge(dims[-3].labels, args[0].shape[-3], None, kernel)), Dim()]]
+
+
+@rule("col2im")
+def col2im(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """(N, C * kernel, L) -> (N, C, H, W): sums over kernel positions."""
+    dims, channels = t.of(args[0]), outs[0].shape[-3]
+    major, minor = t.labels.split(dims[-2].labels, channels, args[0].shape[-2] // channels)
+    t.fix(Dim(minor), "it is a kernel position")
+    space(t, dims[-1])
+    return [[*dims[:-2], Dim(major), Dim(), Dim()]]
+
+
+@rule("repeat")
+def repeat(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """Copies after each other: every unit appears in each; copies of a dimension of size one fit what they meet."""
+    x, times = args[0], args[1]
+    missing = len(times) - x.dim()
+    dims = [Dim()] * missing + t.of(x)
+    sizes = [1] * missing + list(x.shape)
+    after = []
+    for d, (dim, n, many) in enumerate(zip(dims, sizes, times)):
+        if n == 1:
+            after.append(t.fresh(many))
+            t.fact((1, d), many, after[d])
+        else:
+            after.append(dim if many == 1 else Dim(t.labels.merge(None, many, dim.labels, n)))
+    return [after]
+
+
+@rule("unfold")
+def unfold(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """Windows along one dimension, laid out in a new last one."""
+    dims = list(t.of(args[0]))
+    dims[args[1]] = space(t, dims[args[1]])
+    return [[*dims, Dim()]]
+
+
+@rule("diagonal")
+def diagonal(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """Two dimensions read together by position."""
+    dims = t.of(args[0])
+    a, b = (d % len(dims) for d in (args[2:4] if len(args) > 3 else (0, 1)))
+    for d in (a, b):
+        t.fix(dims[d], "the code counts positions along it")
+    return [[*(dim for d, dim in enumerate(dims) if d not in (a, b)), Dim()]]
+
+
+@rule("index", "_unsafe_index")
+def index(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """x[i, :, j ...] with index tensors: the dimensions that are looked up stay, the others pass."""
+    dims, looked, kept = _looked_up(t, args[0], args[1])
+    for d in looked:
+        t.fix(dims[d], "the code picks single indices of it")
+    extra = outs[0].dim() - len(kept)
+    first = looked[0] if looked and looked == list(range(looked[0], looked[-1] + 1)) else 0
+    at = sum(d < first for d in kept)
+    passed = [dims[d] for d in kept]
+    return [[*passed[:at], *(Dim() for _ in range(extra)), *passed[at:]]]
+
+
+@rule("index_put", "_unsafe_index_put", "_index_put_impl")
+def index_put(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """x[i, :, j ...] = values: the dimensions that are looked up stay, the others are cut with the values'."""
+    dims, looked, kept = _looked_up(t, args[0], args[1])
+    for d in looked:
+        t.fix(dims[d], "the code picks single indices of it")
+    values = t.of(args[2])
+    behind = [d for d in kept if not looked or d > looked[-1]]
+    for a, d in zip(values[::-1], behind[::-1]):
+        t.unify(a, dims[d])
+    if len(behind) < len(kept) or len(values) > len(behind):
+        for d in kept:
+            if d not in behind:
+                t.fix(dims[d], "the code writes single indices beside it")
+    return [dims]
+
+
+def _looked_up(t: Tracer, x: Tensor, indices: Sequence[Tensor | None]) -> tuple[Dims, list[int], list[int]]:
+    """The dimensions of x, those that index tensors look up (a mask looks up several), and the others."""
+    looked, d = [], 0
+    for tensor in indices:
+        wide = tensor.dim() if tensor is not None and tensor.dtype.is_floating_point is False and _mask(tensor) else 1
+        if tensor is not None:
+            looked += range(d, d + wide)
+            for dim in t.of(tensor):
+                t.fix(dim, "it is an index")
+        d += wide
+    return list(t.of(x)), looked, [k for k in range(x.dim()) if k not in looked]
+
+
+def _mask(tensor: Tensor) -> bool:
+    return str(tensor.dtype) in ("torch.bool", "torch.uint8")
+
+
+@rule("gather")
+def gather(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """out[i, j] = x[i, index[i, j]]: the dimension that is looked up stays."""
+    x, d, where = args[0], args[1] % max(args[0].dim(), 1), args[2]
+    return [_by_index(t, x, d, where)]
+
+
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """x[i, index[i, j]] = values[i, j]: the dimension that is written to stays."""
+    x, d, where = args[0], args[1] % max(args[0].dim(), 1), args[2]
+    through = _by_index(t, x, d, where)
+    if isinstance(args[3], Tensor):
+        for a, b in zip(through, t.of(args[3])):
+            t.unify(a, b)
+    return [list(t.of(x))]
+
+
+def _by_index(t: Tracer, x: Tensor, d: int, where: Tensor) -> Dims:
+    dims, of = t.of(x), t.of(where)
+    t.fix(dims[d], "the code picks single indices of it")
+    for k, (a, b) in enumerate(zip(dims, of)):
+        if k != d and x.shape[k] == where.shape[k]:
+            t.unify(a, b)
+        elif k != d:
+            t.fix(a, "the code picks single indices of it")
+    return [Dim(dim.labels) for dim in of]
+
+
+@rule("index_add", "index_copy", "index_fill", "index_reduce")
+def index_add(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """x[index] += values along one dimension, which stays."""
+    dims, d = list(t.of(args[0])), args[1] % args[0].dim()
+    t.fix(dims[d], "the code picks single indices of it")
+    if isinstance(args[3], Tensor) and args[3].dim() == len(dims):
+        for k, (a, b) in enumerate(zip(dims, t.of(args[3]))):
+            if k == d:
+                t.fix(b, "the code picks single indices of it")
+            else:
+                t.unify(a, b)
+    dims[d] = Dim()
+    return [dims]
+
+
+@rule("slice_scatter", "select_scatter")
+def slice_scatter(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """Some rows of one dimension are replaced; it stays, the others are cut with the source's."""
+    dims, source = list(t.of(args[0])), list(t.of(args[1]))
+    d = (args[2] if len(args) > 2 else 0) % len(dims)
+    if t.call.name == "select_scatter":
+        source.insert(d, Dim())
+    for k, (a, b) in enumerate(zip(dims, source)):
+        if k == d:
+            t.fix(a, "the code writes single indices of it")
+            t.fix(b, "the code writes single indices of it")
+        else:
+            t.unify(a, b)
+    dims[d] = Dim()
+    return [dims]
 
 
 @rule("as_strided")

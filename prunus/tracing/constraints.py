@@ -1,0 +1,171 @@
+"""What the model's own code asks of a cut in place: attributes that follow, counts that stay in proportion, and the rest.
+
+Every equation says that forward goes on as before only if an expression of attributes and sizes equals a number of kept
+rows.  Solved for an attribute, it says what the attribute becomes.  What is left over couples groups: ``C // heads ==
+head_dim`` holds for all cuts that keep ``C`` in proportion to one of the two while the other stays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from prunus.core.groups import EditRule
+from prunus.tracing.build import Built
+from prunus.tracing.counts import Counts, Polynomial, Symbol
+from prunus.tracing.symbols import Attribute, Computed, Expression
+from prunus.tracing.tracer import Equation, Tracer
+
+
+@dataclass
+class Solution:
+    """Edits and proportions that make every equation hold, or groups that must be fixed first, with the reason."""
+
+    edits: tuple[EditRule, ...] = ()
+    proportions: tuple[tuple[str, ...], ...] = ()
+    fix: dict[int, str] = field(default_factory=dict)
+
+
+def solve(tracer: Tracer, built: Built) -> Solution:
+    """Solve the equations of a traced forward for the attributes, and for what couples the groups."""
+    counts = Counts(built.groups, built.axes)
+    solution = Solution()
+    sides: list[tuple[Polynomial, Polynomial, Equation]] = []
+    for equation in tracer.equations:
+        left, right = counts.of_side(equation.left), counts.of_side(equation.right)
+        if left is None or right is None:  # a number that must not change: nothing that it is made of may
+            for part in _parts(equation.left):
+                found = counts.of_side(part)
+                for group in counts.members(found) if found is not None else ():
+                    solution.fix.setdefault(group, f"the model computes a number from its size{_where(tracer, equation)}")
+            sides += [(p, Polynomial.constant(a.value), equation) for a in _parts(equation.left)
+                      if isinstance(a, Attribute) and (p := counts.of_side(a)) is not None]
+        else:
+            sides.append((left, right, equation))
+    rules = _rules(sides)
+    tied: list[tuple[int, int]] = []
+    done: set[frozenset[object]] = set()
+    for left, right, equation in sides:
+        rest = _rest(left, right, rules)
+        if rest is not None and (not rest.terms or (key := frozenset(rest.terms.items())) in done):
+            continue
+        if rest is not None:
+            done.add(key)
+        why = f"the model's code ties its size to others{_where(tracer, equation)}"
+        _couple(counts, rest, left + right, why, solution, tied)
+    if not solution.fix:
+        solution.proportions = _proportions(counts, tied)
+        for ids in solution.proportions:
+            if math.gcd(*(built.groups[id].units for id in ids)) == 1:
+                for id in ids:
+                    group = next(i for i, g in enumerate(built.groups) if g.id == id)
+                    solution.fix[group] = f"the model's code ties its size to that of {', '.join(ids)}: no step fits all"
+        solution.edits = tuple(
+            EditRule(str(s[1]), str(s[2]), int(s[3]), value.as_terms()) for s, value in rules.items() if value.symbols
+        )
+    return solution
+
+
+def _rules(sides: list[tuple[Polynomial, Polynomial, Equation]]) -> dict[Symbol, Polynomial]:
+    """What every attribute becomes: the first equation that can be solved for it, plain ones first."""
+    rules: dict[Symbol, Polynomial] = {}
+    for plain in (True, False):
+        found = True
+        while found:
+            found = False
+            for left, right, _ in sides:
+                for a, b in ((left, right), (right, left)):
+                    solved = _solved(a, b, rules, plain)
+                    if solved is not None and solved[0] not in rules:
+                        rules[solved[0]] = solved[1]
+                        found = True
+    return rules
+
+
+def _solved(
+    a: Polynomial, b: Polynomial, rules: dict[Symbol, Polynomial], plain: bool
+) -> tuple[Symbol, Polynomial] | None:
+    """The attribute alone on the side `a`, and what it equals."""
+    unknown = [s for s in a.symbols if s[0] == "attribute" and s not in rules]
+    if len(unknown) != 1 or len(a.terms) != 1:
+        return None
+    value = b.put(rules)
+    if value is None or any(s[0] == "attribute" for s in value.symbols):
+        return None
+    ((monomial, coefficient),) = a.terms.items()
+    power = dict(monomial)[unknown[0]]
+    others = Polynomial({frozenset((s, p) for s, p in monomial if s != unknown[0]): coefficient}).put(rules)
+    if others is None or (plain and (len(monomial) > 1 or power != 1 or coefficient != 1)) or abs(power) != 1:
+        return None
+    quotient, divisor = (value, others) if power == 1 else (others, value)
+    inverse = divisor.inverse()
+    return None if inverse is None else (unknown[0], quotient * inverse)
+
+
+def _rest(left: Polynomial, right: Polynomial, rules: dict[Symbol, Polynomial]) -> Polynomial | None:
+    """What is left of an equation once the attributes are known; an attribute without a rule keeps its value."""
+    both = left + -right
+    values = {s: rules.get(s, Polynomial.constant(int(s[3]))) for s in both.symbols if s[0] == "attribute"}
+    return both.put(values)
+
+
+def _couple(
+    counts: Counts,
+    rest: Polynomial | None,
+    involved: Polynomial,
+    why: str,
+    solution: Solution,
+    tied: list[tuple[int, int]],
+) -> None:
+    """Make what is left of an equation hold: keep two groups in proportion and fix the others, or fix them all."""
+    groups = counts.groups.members
+    if rest is not None and len(rest.terms) == 2 and all(s[0] == "group" for s in rest.symbols):
+        (m, c), (n, d) = rest.terms.items()
+        index = {g.id: i for i, g in enumerate(groups)}
+        ours = [(index[s[1]], p) for s, p in m - n]
+        theirs = [(index[s[1]], p) for s, p in n - m]
+        sides = []
+        for side, other in ((ours, theirs), (theirs, ours)):
+            sides.append({g for g, p in side if p > 0} | {g for g, p in other if p < 0})
+        if c * d < 0 and sides[0] and sides[1]:
+            kept = [max(side, key=lambda g: (groups[g].units, -g)) for side in sides]
+            loose = (sides[0] | sides[1]) - set(kept)
+            for g in loose:
+                solution.fix.setdefault(g, why)
+            if not loose:
+                tied.append((kept[0], kept[1]))
+            return
+    for g in counts.members(rest if rest is not None else involved):
+        solution.fix.setdefault(g, why)
+
+
+def _proportions(counts: Counts, tied: list[tuple[int, int]]) -> tuple[tuple[str, ...], ...]:
+    """Groups that are tied, directly or through others, in order."""
+    parent = list(range(len(counts.groups)))
+
+    def find(g: int) -> int:
+        while parent[g] != g:
+            parent[g] = parent[parent[g]]
+            g = parent[g]
+        return g
+
+    for a, b in tied:
+        parent[find(max(a, b))] = find(min(a, b))
+    members: dict[int, list[str]] = {}
+    for g in sorted({g for pair in tied for g in pair}):
+        members.setdefault(find(g), []).append(counts.groups.members[g].id)
+    return tuple(tuple(ids) for ids in members.values() if len(ids) > 1)
+
+
+def _parts(expression: Expression) -> list[Expression]:
+    """The attributes and sizes that an expression is made of."""
+    if isinstance(expression, Computed):
+        return [part for arg in expression.args for part in _parts(arg)]
+    return [] if isinstance(expression, (int, float)) else [expression]
+
+
+def _where(tracer: Tracer, equation: Equation) -> str:
+    if not 0 <= equation.call < len(tracer.calls):
+        return ""
+    call = tracer.calls[equation.call]
+    return f" ({call.name} in '{call.module}')" if call.module else f" ({call.name})"

@@ -1,0 +1,230 @@
+"""Where do the integers of a forward come from?  Ints that remember the attributes and sizes they were computed from.
+
+While a forward is recorded, integer attributes of modules and sizes of tensors are `TracedInt`: they behave as ints,
+and arithmetic on them keeps the expression.  So the tracer learns that an argument of ``view`` is ``C // num_heads``,
+and which attribute has to change, or which counts have to stay in proportion, when ``C`` is cut.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.places import get_place, set_place
+
+NUMBERS = (int, float)
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """An integer attribute of a module, or an integer in a tuple, list or configuration object that it holds."""
+
+    module: str
+    place: str  # "num_heads", "normalized_shape[0]", "config.hidden_size"
+    value: int
+
+
+@dataclass(frozen=True, eq=False)
+class Size:
+    """The size of a labelled dimension."""
+
+    dim: Any
+    value: int
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """An operation on expressions."""
+
+    name: str
+    args: tuple[Any, ...]
+
+
+Expression = int | float | Attribute | Size | Computed
+
+
+class Watch:
+    """Comparisons of traced integers that came out equal while a forward was recorded."""
+
+    equal: list[tuple[Expression, Expression]] | None = None
+
+
+def expression(value: Any) -> Expression:
+    """What a number was computed from; itself for a plain one."""
+    return getattr(value, "expression", value)
+
+
+def evaluated(expression: Expression) -> Any:
+    """The value that an expression had while forward ran."""
+    if isinstance(expression, Computed):
+        values = [evaluated(arg) for arg in expression.args]
+        return getattr(operator, expression.name)(*values)
+    return expression.value if isinstance(expression, (Attribute, Size)) else expression
+
+
+def plain(value: Any) -> Any:
+    """A number that remembers nothing."""
+    if isinstance(value, TracedInt):
+        return int(value)
+    return float(value) if isinstance(value, TracedFloat) else value
+
+
+def traced(value: Any, expression: Expression) -> Any:
+    """`value` as a number that remembers `expression`."""
+    kind = TracedInt if type(value) is int else TracedFloat if type(value) is float else None
+    if kind is None:
+        return value
+    out = kind(value)
+    out.expression = expression
+    return out
+
+
+def _binary(name: str, swapped: bool = False) -> Callable[[Any, Any], Any]:
+    function = getattr(operator, name)
+
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, NUMBERS) or isinstance(other, bool):
+            return NotImplemented
+        a, b = (other, self) if swapped else (self, other)
+        return traced(function(plain(a), plain(b)), Computed(name, (expression(a), expression(b))))
+
+    return method
+
+
+def _unary(name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def method(self: Any) -> Any:
+        return traced(function(plain(self)), Computed(name, (expression(self),)))
+
+    return method
+
+
+def _equal(self: Any, other: Any) -> Any:
+    if not isinstance(other, NUMBERS):
+        return NotImplemented
+    same = plain(self) == plain(other)
+    if same and Watch.equal is not None and not isinstance(other, bool):
+        Watch.equal.append((expression(self), expression(other)))
+    return same
+
+
+def _unequal(self: Any, other: Any) -> Any:
+    same = _equal(self, other)
+    return same if same is NotImplemented else not same
+
+
+class TracedInt(int):
+    """An int that remembers what it was computed from."""
+
+    expression: Expression
+    __eq__, __ne__, __hash__ = _equal, _unequal, int.__hash__
+
+
+class TracedFloat(float):
+    """A float that remembers which integers it was computed from."""
+
+    expression: Expression
+    __eq__, __ne__, __hash__ = _equal, _unequal, float.__hash__
+
+
+for _kind in (TracedInt, TracedFloat):
+    for _name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
+        setattr(_kind, f"__{_name}__", _binary(_name))
+        setattr(_kind, f"__r{_name}__", _binary(_name, swapped=True))
+    _kind.__neg__ = _unary("neg", operator.neg)  # type: ignore[attr-defined]
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Every number in nested tuples, lists and dictionaries, in order (booleans are none)."""
+    if isinstance(value, NUMBERS):
+        if not isinstance(value, bool):
+            yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from leaves(item)
+
+
+def stripped(value: Any) -> Any:
+    """The same nesting with plain numbers."""
+    if isinstance(value, (TracedInt, TracedFloat)):
+        return plain(value)
+    if isinstance(value, torch.Size):
+        return torch.Size(plain(v) for v in value)
+    if type(value) in (tuple, list):
+        return type(value)(stripped(v) for v in value)
+    return {k: stripped(v) for k, v in value.items()} if type(value) is dict else value
+
+
+@contextmanager
+def traced_attributes(model: nn.Module) -> Iterator[None]:
+    """While this is open, integer attributes of all modules remember where they come from."""
+    changed: list[tuple[nn.Module, str, Any]] = []
+    seen: set[int] = set()
+    try:
+        for name, module in model.named_modules():
+            for place, value in list(_integers(module, seen)):
+                set_place(module, place, traced(value, Attribute(name, place, value)))
+                changed.append((module, place, value))
+        yield
+    finally:
+        for module, place, value in changed:
+            try:
+                if get_place(module, place) == value:
+                    set_place(module, place, value)
+            except (AttributeError, IndexError, KeyError):  # forward has put something else there
+                continue
+
+
+def _integers(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, int]]:
+    for attribute, value in vars(module).items():
+        if attribute.startswith("_") or isinstance(value, (nn.Module, Tensor)):
+            continue
+        if type(value) is int:
+            yield attribute, value
+        elif type(value) in (tuple, list):
+            yield from ((f"{attribute}[{i}]", v) for i, v in enumerate(value) if type(v) is int)
+        elif hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
+            if id(value) not in seen:  # a configuration that many modules share
+                seen.add(id(value))
+                inner = [(k, v) for k, v in vars(value).items() if type(v) is int and not k.startswith("_")]
+                yield from ((f"{attribute}.{k}", v) for k, v in inner)
+
+
+@contextmanager
+def traced_roots() -> Iterator[None]:
+    """While this is open, ``math.sqrt`` keeps the expression of a traced number."""
+    original = math.sqrt
+
+    def sqrt(x: Any) -> Any:
+        value = original(x)
+        return traced(value, Computed("pow", (expression(x), 0.5))) if x is not plain(x) else value
+
+    math.sqrt = sqrt
+    try:
+        yield
+    finally:
+        math.sqrt = original
+
+
+@contextmanager
+def open_functions() -> Iterator[None]:
+    """While this is open, torch's own Python functions run their bodies under a function mode, not as a whole."""
+    module: Any = torch.nn.functional
+    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    original = {name: getattr(module, name) for name in names}
+    for name in names:
+        setattr(module, name, lambda *args: False)
+    try:
+        yield
+    finally:
+        for name, function in original.items():
+            setattr(module, name, function)
