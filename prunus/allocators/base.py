@@ -37,6 +37,13 @@ class Problem:
         """The groups that may be cut, in order."""
         return tuple(group for group in self.groups if group.id in self.scores)
 
+    @property
+    def bundles(self) -> tuple[tuple[str, ...], ...]:
+        """Scored groups, each by itself or with those it stays in proportion to; without scores for all, they stay."""
+        together = {id: ids for ids in self.groups.proportions for id in ids}
+        found = dict.fromkeys(together.get(g.id, (g.id,)) for g in self.groups)
+        return tuple(ids for ids in found if all(id in self.scores for id in ids))
+
     def fits(self, keep: Tensor) -> bool:
         """Whether the network with the units of `keep` left is within every limit."""
         costs = self.groups.costs(keep)
@@ -46,8 +53,8 @@ class Problem:
         """The keep mask that removes the fewest lowest-ranked units so that the budget is met, exactly.
 
         `ranking` is one number a unit, comparable over all groups; ties go by order of the groups, then of the units.
-        The masks for 0, 1, 2 ... units are nested, so that bisection finds the first that fits: one unit less exceeds
-        the budget.  Raises `BudgetError`, with the least reachable cost, when none does.
+        The masks for 0, 1, 2 ... steps (see `Removal`) are nested, so that bisection finds the first that fits: one step
+        less exceeds the budget.  Raises `BudgetError`, with the least reachable cost, when none does.
         """
         removal = Removal.of(self, ranking)
         low, high = 0, removal.steps
@@ -77,53 +84,88 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """Units in the order in which they go; `keep(k)` is the mask when the first `k` have been asked to go."""
+    """Steps in the order in which they go; `keep(k)` is the mask when the first `k` have been asked to go.
 
-    order: Tensor  # (scored units,) positions among the scored units, lowest rank first
-    owner: Tensor  # (scored units,) which scored group each belongs to
-    place: Tensor  # (scored units,) 0 for the unit that its group loses first
-    flat: Tensor  # (scored units,) number of each in the keep mask
-    sizes: Tensor  # (scored groups,)
-    floors: Tensor  # (scored groups,)
-    round_to: int
+    A step takes one unit of a group (one of every part), or, of groups that the model's code keeps in proportion, what
+    all of them lose together.  It ranks as its units do on average.
+    """
+
+    order: Tensor  # (steps,) lowest rank first
+    owner: Tensor  # (steps,) the bundle that each step belongs to: a group, or groups in proportion
+    flat: Tensor  # (units,) number of each scored unit in the keep mask
+    bundle: Tensor  # (units,) the bundle of each unit
+    step: Tensor  # (units,) the step of its bundle that each unit goes with
+    lengths: Tensor  # (bundles,) number of steps
+    floors: Tensor  # (bundles,) least number of steps that stay
+    multiples: Tensor  # (bundles,) the number of steps that stay is a multiple of this
     units: int
 
     @classmethod
     def of(cls, problem: Problem, ranking: Mapping[str, Tensor]) -> Removal:
         """From one comparable number a unit."""
-        scored = problem.scored
-        sizes = torch.tensor([g.units for g in scored], dtype=torch.long)
-        values = [ranking[g.id].double() for g in scored]
-        owner = torch.arange(len(scored)).repeat_interleave(sizes)
-        place = [torch.empty(len(v), dtype=torch.long) for v in values]
-        for out, v in zip(place, values, strict=True):
-            out[v.argsort(stable=True)] = torch.arange(len(v))
-        flat = [torch.arange(g.offset, g.offset + g.units) for g in scored]
+        order, owner, flat, bundle, step = [], [], [], [], []
+        lengths, floors, multiples = [], [], []
+        for b, ids in enumerate(problem.bundles):
+            quanta = problem.groups.quanta(ids)
+            length = problem.groups[ids[0]].count // quanta[0]
+            steps_of = [_steps(ranking[id], problem.groups[id].parts, quantum) for id, quantum in zip(ids, quanta)]
+            means = torch.stack(
+                [
+                    torch.zeros(length, dtype=torch.float64).scatter_reduce(
+                        0, steps, ranking[id].double(), "mean", include_self=False
+                    )
+                    for id, steps in zip(ids, steps_of)
+                ]
+            )
+            order.append(means.mean(0))
+            owner.append(torch.full((length,), b))
+            for id, steps in zip(ids, steps_of):
+                group = problem.groups[id]
+                flat.append(torch.arange(group.offset, group.offset + group.units))
+                bundle.append(torch.full((group.units,), b))
+                step.append(steps)
+            lengths.append(length)
+            floors.append(max(math.ceil(problem.floors[id] / quantum) for id, quantum in zip(ids, quanta)))
+            multiples.append(_multiple(problem, ids, quanta))
         return cls(
-            order=_cat(values, torch.float64).argsort(stable=True),
-            owner=owner,
-            place=_cat(place),
+            order=_cat(order, torch.float64).argsort(stable=True),
+            owner=_cat(owner),
             flat=_cat(flat),
-            sizes=sizes,
-            floors=torch.tensor([problem.floors[g.id] for g in scored], dtype=torch.long),
-            round_to=problem.round_to,
+            bundle=_cat(bundle),
+            step=_cat(step),
+            lengths=torch.tensor(lengths, dtype=torch.long),
+            floors=torch.tensor(floors, dtype=torch.long),
+            multiples=torch.tensor(multiples, dtype=torch.long),
             units=problem.groups.units,
         )
 
     @property
     def steps(self) -> int:
-        """How many units can be asked to go."""
+        """How many steps can be asked to go."""
         return len(self.order)
 
     def keep(self, asked: int) -> Tensor:
-        """The keep mask ``(units,)``: a group gives up what was asked of it, down to its floor, in whole multiples."""
-        gone = torch.bincount(self.owner[self.order[:asked]], minlength=len(self.sizes))
-        left = torch.maximum(self.sizes - gone, self.floors)
-        rounded = torch.minimum((left + self.round_to - 1) // self.round_to * self.round_to, self.sizes)
-        left = torch.where(self.sizes >= self.round_to, rounded, left)
+        """The keep mask ``(units,)``: a bundle gives up what was asked of it, down to its floor, in whole multiples."""
+        gone = torch.bincount(self.owner[self.order[:asked]], minlength=len(self.lengths))
+        left = torch.maximum(self.lengths - gone, self.floors)
+        left = torch.minimum((left + self.multiples - 1) // self.multiples * self.multiples, self.lengths)
         keep = torch.ones(self.units, dtype=torch.bool)
-        keep[self.flat] = self.place >= (self.sizes - left)[self.owner]
+        keep[self.flat] = self.step >= (self.lengths - left)[self.bundle]
         return keep
+
+
+def _steps(ranking: Tensor, parts: int, quantum: int) -> Tensor:
+    """``(units,)``: the step that each unit goes with, lowest ranks of every part first, `quantum` at a time."""
+    rows = ranking.reshape(parts, -1)
+    place = torch.empty(rows.shape, dtype=torch.long)
+    place.scatter_(1, rows.argsort(dim=1, stable=True), torch.arange(rows.shape[1]).expand_as(rows))
+    return (place // quantum).flatten()
+
+
+def _multiple(problem: Problem, ids: tuple[str, ...], quanta: tuple[int, ...]) -> int:
+    """How many steps go together so that the kept counts of wide groups are multiples of `round_to`."""
+    wide = [q for id, q in zip(ids, quanta) if problem.groups[id].count >= problem.round_to]
+    return math.lcm(1, *(problem.round_to // math.gcd(q, problem.round_to) for q in wide))
 
 
 allocators: Registry[Callable[[Problem], Tensor]] = Registry("allocator")
@@ -164,8 +206,8 @@ def _floor(group: Group, floor: int | float | None) -> int:
         raise InputError(f"floor={floor!r}: expected a number of units (int) or a fraction of a group (float).")
     if isinstance(share, float) and share > 1:
         raise InputError(f"floor={floor}: a fraction of a group must lie in [0, 1]; a number of units is an int.")
-    least = math.ceil(share * group.units) if isinstance(share, float) else share
-    return min(max(least, group.floor, 1), group.units)
+    least = math.ceil(share * group.count) if isinstance(share, float) else share
+    return min(max(least, group.floor, 1), group.count)
 
 
 def _check(groups: Groups, scores: Mapping[str, Tensor], round_to: int) -> None:

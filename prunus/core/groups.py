@@ -202,8 +202,8 @@ class Groups(Sequence[Group]):
 
     def quanta(self, ids: Sequence[str]) -> tuple[int, ...]:
         """The units that groups in proportion lose together in one step (192 channels and 3 heads: 64 and 1)."""
-        units = [self[id].units for id in ids]
-        return tuple(n // math.gcd(*units) for n in units)
+        counts = [self[id].count for id in ids]
+        return tuple(n // math.gcd(*counts) for n in counts)
 
     # ---- keep masks and plans ----------------------------------------------------------------------------------
 

@@ -84,7 +84,8 @@ class Group:
     """Slices that must be cut together, and their units.
 
     `id` is the qualified name of the first producing slice in execution order, equal across processes and batch sizes.
-    `floor` is the least number of units that must stay.
+    `floor` is the least number of units that must stay, of every part.  A group of several `parts` (heads, convolution
+    groups) holds the units of one part after those of the other, and must keep as many of each.
     """
 
     id: str
@@ -92,6 +93,12 @@ class Group:
     slices: tuple[Slice, ...]
     offset: int = 0  # of the group's first unit in the flat numbering of all units
     floor: int = 1
+    parts: int = 1
+
+    @property
+    def count(self) -> int:
+        """The number of units of a part."""
+        return self.units // self.parts
 
     def with_role(self, *roles: str) -> tuple[Slice, ...]:
         """The slices whose role is one of `roles`."""
