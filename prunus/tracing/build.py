@@ -214,7 +214,7 @@ def _names(slices: list[list[Slice]], tensors: dict[str, TensorAxes]) -> list[st
         rows = tensors[first.name].shape[first.dim]
         if first.index.numel() == rows and first.index.shape[1] > 1:  # an axis of a product
             grouped = len(tensors[first.name].shape) > 2
-            major = bool((first.index[0].diff() == 1).all())
+            major = bool((first.index[0].diff() == 1).float().mean() > 0.5)  # its rows lie together
             suffix = ("groups" if grouped else "heads") if major else ("group_width" if grouped else "head_dim")
             name, mark = f"{name}/{suffix}", f"{name}/{suffix}"
         else:
@@ -269,12 +269,11 @@ def _fixed(tracer: Tracer, places: dict[tuple[str, int], Atoms]) -> tuple[Fixed,
 
 
 def _why(tracer: Tracer, labels: Atoms) -> str:
-    """The reason why these atoms are fixed (that of the first one that carries a reason)."""
+    """The reason why these atoms are fixed: of what they are made of, that which was given last."""
     labels_of = tracer.labels
-    roots = labels_of.find(labels.ravel())
+    roots, last = labels_of.find(labels.ravel()), 0
     for _ in range(4):
-        whys = labels_of.why[roots[roots >= 0]]
-        if (whys > 0).any():
-            return labels_of.reasons[int(whys[whys > 0][0]) - 1]
-        roots = labels_of.find(labels_of.parts[roots[roots >= 0]].ravel())
-    return "it cannot be cut"
+        roots = roots[roots >= 0]
+        last = max(last, int(labels_of.why[roots].max(initial=0)))
+        roots = labels_of.find(labels_of.parts[roots].ravel())
+    return labels_of.reasons[last - 1] if last else "it cannot be cut"

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from prunus.core.groups import EditRule
 from prunus.tracing.build import Built
 from prunus.tracing.counts import Counts, Polynomial, Symbol
-from prunus.tracing.symbols import Attribute, Computed, Expression
+from prunus.tracing.symbols import Attribute, Computed, Expression, evaluated
 from prunus.tracing.tracer import Equation, Tracer
 
 
@@ -32,7 +33,8 @@ def solve(tracer: Tracer, built: Built) -> Solution:
     solution = Solution()
     sides: list[tuple[Polynomial, Polynomial, Equation]] = []
     for equation in tracer.equations:
-        left, right = counts.of_side(equation.left), counts.of_side(equation.right)
+        expression, side = _bared(equation.left, equation.right)
+        left, right = counts.of_side(expression), counts.of_side(side)
         if left is None or right is None:  # a number that must not change: nothing that it is made of may
             for part in _parts(equation.left):
                 found = counts.of_side(part)
@@ -44,15 +46,25 @@ def solve(tracer: Tracer, built: Built) -> Solution:
             sides.append((left, right, equation))
     rules = _rules(sides)
     tied: list[tuple[int, int]] = []
-    done: set[frozenset[object]] = set()
+    left_over: dict[Any, tuple[Polynomial | None, Polynomial, str]] = {}
     for left, right, equation in sides:
         rest = _rest(left, right, rules)
-        if rest is not None and (not rest.terms or (key := frozenset(rest.terms.items())) in done):
-            continue
-        if rest is not None:
-            done.add(key)
-        why = f"the model's code ties its size to others{_where(tracer, equation)}"
-        _couple(counts, rest, left + right, why, solution, tied)
+        if rest is None or rest.terms:
+            why = f"the model's code ties its size to others{_where(tracer, equation)}"
+            key = id(equation) if rest is None else frozenset(rest.terms.items())
+            left_over.setdefault(key, (rest, left + right, why))
+    for couples in (False, True):  # what must not change at all comes first: it may leave no choice to the others
+        for rest, involved, why in sorted(left_over.values(), key=lambda item: len(item[0].symbols) if item[0] else 0):
+            sides_of = _two_sides(counts, rest)
+            if couples is not (sides_of is not None):
+                continue
+            if sides_of is None:
+                for g in counts.members(rest if rest is not None else involved):
+                    solution.fix.setdefault(g, why)
+            else:
+                _couple(counts, sides_of, why, solution, tied)
+        if solution.fix:
+            break
     if not solution.fix:
         solution.proportions = _proportions(counts, tied)
         for ids in solution.proportions:
@@ -109,34 +121,29 @@ def _rest(left: Polynomial, right: Polynomial, rules: dict[Symbol, Polynomial]) 
     return both.put(values)
 
 
+def _two_sides(counts: Counts, rest: Polynomial | None) -> tuple[set[int], set[int]] | None:
+    """The groups on either side of ``product == product``; None when what is left of an equation has no such form."""
+    if rest is None or len(rest.terms) != 2 or any(s[0] != "group" for s in rest.symbols):
+        return None
+    (m, c), (n, d) = rest.terms.items()
+    index = {g.id: i for i, g in enumerate(counts.groups)}
+    ours = [(index[s[1]], p) for s, p in m - n]
+    theirs = [(index[s[1]], p) for s, p in n - m]
+    left, right = (
+        {g for g, p in side if p > 0} | {g for g, p in other if p < 0} for side, other in ((ours, theirs), (theirs, ours))
+    )
+    return (left, right) if c * d < 0 and left and right else None
+
+
 def _couple(
-    counts: Counts,
-    rest: Polynomial | None,
-    involved: Polynomial,
-    why: str,
-    solution: Solution,
-    tied: list[tuple[int, int]],
+    counts: Counts, sides: tuple[set[int], set[int]], why: str, solution: Solution, tied: list[tuple[int, int]]
 ) -> None:
-    """Make what is left of an equation hold: keep two groups in proportion and fix the others, or fix them all."""
-    groups = counts.groups.members
-    if rest is not None and len(rest.terms) == 2 and all(s[0] == "group" for s in rest.symbols):
-        (m, c), (n, d) = rest.terms.items()
-        index = {g.id: i for i, g in enumerate(groups)}
-        ours = [(index[s[1]], p) for s, p in m - n]
-        theirs = [(index[s[1]], p) for s, p in n - m]
-        sides = []
-        for side, other in ((ours, theirs), (theirs, ours)):
-            sides.append({g for g, p in side if p > 0} | {g for g, p in other if p < 0})
-        if c * d < 0 and sides[0] and sides[1]:
-            kept = [max(side, key=lambda g: (groups[g].units, -g)) for side in sides]
-            loose = (sides[0] | sides[1]) - set(kept)
-            for g in loose:
-                solution.fix.setdefault(g, why)
-            if not loose:
-                tied.append((kept[0], kept[1]))
-            return
-    for g in counts.members(rest if rest is not None else involved):
+    """Keep two groups, one of either side, in proportion: those that are so already, or the largest.  Fix the others."""
+    kept = [max(side, key=lambda g: (counts.groups.members[g].units, -g)) for side in sides]
+    kept = next(([a, b] for a in sides[0] for b in sides[1] if (a, b) in tied or (b, a) in tied), kept)
+    for g in (sides[0] | sides[1]) - set(kept):
         solution.fix.setdefault(g, why)
+    tied.append((kept[0], kept[1]))
 
 
 def _proportions(counts: Counts, tied: list[tuple[int, int]]) -> tuple[tuple[str, ...], ...]:
@@ -155,6 +162,16 @@ def _proportions(counts: Counts, tied: list[tuple[int, int]]) -> tuple[tuple[str
     for g in sorted({g for pair in tied for g in pair}):
         members.setdefault(find(g), []).append(counts.groups.members[g].id)
     return tuple(tuple(ids) for ids in members.values() if len(ids) > 1)
+
+
+def _bared(expression: Expression, value: Any) -> tuple[Expression, Any]:
+    """``f(x) == number`` for an injective f of one expression (powers, sums and products with numbers) as ``x == number``."""
+    while isinstance(expression, Computed) and isinstance(value, (int, float)):
+        inner = [arg for arg in expression.args if not isinstance(arg, (int, float))]
+        if len(inner) != 1 or expression.name in ("mod", "floordiv"):
+            break
+        expression, value = inner[0], evaluated(inner[0])
+    return expression, value
 
 
 def _parts(expression: Expression) -> list[Expression]:

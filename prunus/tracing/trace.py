@@ -85,6 +85,8 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
         tracer.caches = {place for place, holder in emptied.items() if holder}
     for tensor in output_tensors(out):
         tracer.outputs.append(tracer.number(tensor))
+        if tensor in tracer.pending:
+            tracer.fix(*tracer.pending[tensor])
         for dim in tracer.of(tensor):
             tracer.fix(dim, "it is an output of the model")
     visited = {name for call in tracer.calls for name in call.parameters}
@@ -150,14 +152,17 @@ def _rows(dim: Dim, rows: tuple[int, int] | None) -> Any:
 
 
 def odd_cut(groups: Groups, seed: int) -> Tensor:
-    """A keep mask that takes random units, and a random number of them, from every group, as far as code allows."""
+    """A keep mask that takes random units, and a random number of them, from every group, as far as code allows.
+
+    Two steps stay where there are two: at a size of one, torch chooses other operators.
+    """
     keep = torch.ones(groups.units, dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     together = {id: tied for tied in groups.proportions for id in tied}
     for tied in dict.fromkeys(together.get(g.id, (g.id,)) for g in groups):
         quanta = groups.quanta(tied)
         steps = groups[tied[0]].units // quanta[0]
-        gone = int(torch.randint(0, steps, (), generator=generator)) if steps > 1 else 0
+        gone = int(torch.randint(0, max(steps - 1, 2), (), generator=generator)) if steps > 1 else 0
         for id, quantum in zip(tied, quanta):
             group = groups[id]
             drop = torch.randperm(group.units, generator=generator)[: gone * quantum]

@@ -130,6 +130,7 @@ class Tracer(TorchDispatchMode):
         self.dims: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.names: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.pending: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> what is fixed once its values are read
         self.outputs: list[int] = []
         self.tensors: dict[str, Tensor] = {}
         self.initial: dict[str, Dims] = {}
@@ -175,6 +176,10 @@ class Tracer(TorchDispatchMode):
             self.labels.fix(dim.labels, why)
         return Dim()
 
+    def fix_when_read(self, tensor: Tensor, dim: Dim, why: str) -> None:
+        """Nothing of this dimension can be cut if anything ever reads the values of `tensor` (not just its shape)."""
+        self.pending[tensor] = (dim, why)
+
     def over(self, dim: Dim) -> Dim:
         """Values are computed over this dimension together: removing a unit changes the others."""
         if dim.labels is not None:
@@ -215,6 +220,9 @@ class Tracer(TorchDispatchMode):
         if self.keep_arguments:
             self._keep(inputs)
             kept = tree_map_only(Tensor, lambda t: Ref(self.number(t)), (args, kwargs))
+        for tensor in inputs:
+            if tensor in self.pending:
+                self.fix(*self.pending[tensor])
         operands = [self.of(t) for t in inputs]  # before an operator that works in place changes them
         out = func(*args, **kwargs)
         outs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]

@@ -117,7 +117,7 @@ def attention(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dim
             if n > 1:
                 t.unify(a, b)
     out = [Dim(dim.labels) for dim in (*q[:-1], v[-1])]
-    return [out, *([Dim() for _ in o.shape] for o in outs[1:])]
+    return [out, *(out[:-1] if o.dim() == len(out) - 1 else [Dim() for _ in o.shape] for o in outs[1:])]
 
 
 @rule("_grouped_mm")

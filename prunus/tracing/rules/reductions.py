@@ -22,7 +22,8 @@ def batch_norm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Di
     if not frozen_statistics:
         for d in (0, *range(2, len(dims))):
             t.over(dims[d])
-    return [[Dim(d.labels) for d in dims], *([Dim() for _ in o.shape] for o in outs[1:])]
+    channel = dims[1].labels
+    return [[Dim(d.labels) for d in dims], *([Dim(channel if len(o) else None) for _ in o.shape] for o in outs[1:])]
 
 
 @rule("native_layer_norm", "_fused_rms_norm")

@@ -138,7 +138,9 @@ def select(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """One index of a dimension: that dimension is fixed and gone."""
     dims = list(t.of(args[0]))
     d = (args[1] if len(args) > 1 else 0) % len(dims)
-    t.fix(dims.pop(d), "the code picks single indices of it")
+    picked = dims.pop(d)
+    for out in outs:
+        t.fix_when_read(out, picked, "the code picks single indices of it")
     return [list(dims) for _ in outs]
 
 
