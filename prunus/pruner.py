@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus.allocators import Problem, allocate
+from prunus.allocators.base import Floor
 from prunus.core import Budget, InputError, Report
 from prunus.criteria import needs, score, unscored
 from prunus.observe import collect
@@ -29,7 +30,7 @@ def prune_(
     freeze: Any = (),
     only: Any = (),
     round_to: int = 1,
-    floor: int | float | None = None,
+    floor: Floor = None,
     absorb: bool = False,
     select: bool = False,
     verify: bool = True,

@@ -9,8 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunus.core import Budget, BudgetError, Group, Groups, InputError, Plan, Registry
+from prunus.core import (
+    Budget,
+    BudgetError,
+    Group,
+    Groups,
+    InputError,
+    Plan,
+    Registry,
+    UnknownNameError,
+    did_you_mean,
+    under,
+)
 
+Floor = int | float | Mapping[str, int | float] | None
 LEAST = 0.01  # of a group's units stay by default
 
 
@@ -178,7 +190,7 @@ def allocate(
     *,
     allocator: str | Callable[[Problem], Tensor] = "global",
     round_to: int = 1,
-    floor: int | float | None = None,
+    floor: Floor = None,
 ) -> Plan:
     """Choose the units that stay so that the shrunk network costs at most `budget`, and is not needlessly small.
 
@@ -187,16 +199,29 @@ def allocate(
         allocator: a name, or the registered function itself.
         round_to: kept counts become multiples of it, rounded up, in groups that are at least that wide.
         floor: least units of any group that stay, an int, or a fraction of the group; None: 1 %, at least one.
-            No group is ever emptied.
+            No group is ever emptied.  A mapping gives every kind of group its own, by name or glob, the last that
+            matches: ``{"*/heads": 1.0, "*/head_dim": 0.5}`` keeps whole heads and half of their dimensions.
 
     Raises: `BudgetError` saying the least reachable cost; `UnknownNameError`; `InputError` for scores of another
     network.
     """
     entry = allocators.find(allocator)
     _check(groups, scores, round_to)
-    floors = {group.id: _floor(group, floor) for group in groups if group.id in scores}
+    floors = {group.id: _floor(group, _floor_of(group, floor)) for group in groups if group.id in scores}
+    if isinstance(floor, Mapping):
+        for pattern in floor:
+            if not any(under(group.id, pattern) for group in groups):
+                hint = did_you_mean(pattern, [group.id for group in groups])
+                raise UnknownNameError(f"floor= names '{pattern}', which matches no group.{hint} See: prunus groups.")
     problem = Problem(groups, scores, budget.limits(groups.costs()), floors, round_to)
     return groups.plan(entry.call(problem))
+
+
+def _floor_of(group: Group, floor: Floor) -> int | float | None:
+    """What `floor` says of one group."""
+    if not isinstance(floor, Mapping):
+        return floor
+    return next((value for pattern, value in reversed(floor.items()) if under(group.id, pattern)), None)
 
 
 def _floor(group: Group, floor: int | float | None) -> int:

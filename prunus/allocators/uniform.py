@@ -10,12 +10,16 @@ from prunus.allocators.base import Problem, allocators
 
 @allocators.register("uniform")
 def uniform(problem: Problem) -> Tensor:
-    r"""Remove the same fraction of every group, its lowest scores: unit of rank $r$ (from 1) of $n$ goes at $r / n$.
+    r"""Remove the same fraction of every dimension, its lowest scores.
 
-    The global ranking of ranks within groups; a group of $n$ units loses $\lfloor f n \rfloor$ at the fraction $f$.
-    Returns the keep mask ``(units,)``.
+    The unit of rank $r$ (from 1) of $n$ goes at the fraction $f = 1 - (1 - r/n)^k$, where $k$ is the number of groups
+    whose units are multiplied in one dimension: 1 for channels, 2 for heads and head dimensions, so that their product
+    keeps $1 - f$ as well, and not its square.  Returns the keep mask ``(units,)``.
     """
-    return problem.remove_lowest({id: ranks(scores) / len(scores) for id, scores in problem.scores.items()})
+    factors = problem.groups.factors
+    return problem.remove_lowest(
+        {id: 1 - (1 - ranks(scores) / len(scores)) ** factors[id] for id, scores in problem.scores.items()}
+    )
 
 
 def ranks(scores: Tensor) -> Tensor:

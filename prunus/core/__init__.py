@@ -14,7 +14,7 @@ from prunus.core.errors import (
     did_you_mean,
     missing_extra,
 )
-from prunus.core.groups import Cost, EditRule, Fixed, Groups, IntFact, Operator, TensorAxes, Term
+from prunus.core.groups import Cost, EditRule, Fixed, Fold, Groups, IntFact, Operator, TensorAxes, Term
 from prunus.core.inputs import Inputs
 from prunus.core.plan import Added, Edit, GroupPlan, Plan, TensorPlan
 from prunus.core.registry import Entry, Registry
@@ -31,6 +31,7 @@ __all__ = [
     "Entry",
     "FileError",
     "Fixed",
+    "Fold",
     "Group",
     "GroupPlan",
     "Groups",

@@ -71,6 +71,16 @@ class EditRule:
     terms: tuple[Term, ...]
 
 
+@dataclass(frozen=True)
+class Fold:
+    """A number that forward computes from the size of a group, made good by the weights: where a product of two tensors
+    over the group's units is scaled by ``kept ** -power``, the weights of each are scaled by ``(kept / units) **
+    (power / 2)``."""
+
+    group: str
+    power: float
+
+
 @dataclass(frozen=True, eq=False)
 class Operator:
     """One ATen call of the traced forward, in execution order.
@@ -123,6 +133,7 @@ class Groups(Sequence[Group]):
     outputs: tuple[int, ...] = ()  # numbers of the tensors that the model returns
     in_place: bool = True  # whether a cut has to fit the model's own code
     proportions: tuple[tuple[str, ...], ...] = ()  # groups whose kept counts stay in the proportion of their units
+    folds: tuple[Fold, ...] = ()
     caches: tuple[tuple[str, str], ...] = ()  # module and attribute of what forward caches
 
     def __len__(self) -> int:
@@ -142,6 +153,20 @@ class Groups(Sequence[Group]):
     @cached_property
     def _by_id(self) -> dict[str, Group]:
         return {group.id: group for group in self.members}
+
+    @cached_property
+    def factors(self) -> dict[str, int]:
+        """Per group, the most groups (itself among them) whose units are multiplied in one dimension of a tensor."""
+        of = torch.repeat_interleave(torch.arange(len(self)), torch.tensor([g.units for g in self], dtype=torch.long))
+        out = [1] * len(self)
+        for i in {axis for tensor in self.tensors.values() for axis in tensor.axes if axis is not None}:
+            matrix = self.axes[i]
+            family = torch.where(matrix < 0, -1, of[matrix.clamp(min=0)]) if len(of) else matrix
+            for row in family.unique(dim=0) if matrix.shape[1] > 1 else ():
+                together = set(row[row >= 0].tolist())
+                for member in together:
+                    out[member] = max(out[member], len(together))
+        return {group.id: n for group, n in zip(self, out)}
 
     @property
     def units(self) -> int:

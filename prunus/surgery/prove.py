@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from prunus.core import Group, Groups, Inputs, Operator, VerificationError, Verified
-from prunus.tracing.apply import alike, edited, named_tensors, narrow, plain_name, run
+from prunus.tracing.apply import alike, edited, named_tensors, narrow, plain_name, run, with_scale
 from prunus.tracing.tracer import SILENT
 
 TOLERANCE = {"float64": 1e-7, "float32": 1e-4}
@@ -44,6 +44,21 @@ def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dic
             if tensor.is_floating_point():
                 index = s.index[gone].reshape(-1).to(tensor.device)
                 out[s.name] = tensor.index_fill(s.dim, index, 0)
+    return out
+
+
+def folded(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
+    """The tensors with what forward computes from the size of a group made good (see `Fold`); others as they are."""
+    out = dict(tensors)
+    for fold in groups.folds:
+        group = groups[fold.group]
+        rows = keep[group.offset : group.offset + group.units]
+        factor = (int(rows.sum()) / group.units) ** (fold.power / 2)
+        roles = ("norm_scale", "norm_shift") if group.with_role("norm_scale") else ("out", "bias")
+        for s in group.with_role(*roles) if factor != 1 else ():
+            tensor = out[s.name]
+            index = s.index[rows].reshape(-1).to(tensor.device)
+            out[s.name] = tensor.index_copy(s.dim, index, tensor.index_select(s.dim, index) * factor)
     return out
 
 
@@ -138,6 +153,7 @@ class Kept(TorchDispatchMode):
         return axis is not None and not bool(self.alive[axis].all())
 
     def _on_kept(self, op: Operator, func: Any, args: Any, kwargs: Any) -> Any:
+        kwargs = with_scale(op.name, args, kwargs)
         whole = func(*args, **kwargs)
         for fact in op.facts:
             args = _put(args, fact.path, self.groups.kept_rows(self.alive, fact.axis, fact.rows))
@@ -216,7 +232,8 @@ def culprits(model: nn.Module, groups: Groups, keep: Tensor) -> list[Group]:
         try:
             ref = reference(model, groups, alone)
             plan = groups.plan(alone)
-            tensors = {n: narrow(t, plan.tensors.get(n)) for n, t in _cast(named_tensors(model), ref.dtype).items()}
+            whole = folded(_cast(named_tensors(model), ref.dtype), groups, alone)
+            tensors = {n: narrow(t, plan.tensors.get(n)) for n, t in whole.items()}
             with edited(model, plan.edits):
                 worst = _worst(model, tensors, ref)
             if not worst <= TOLERANCE[str(ref.dtype).removeprefix("torch.")]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationError
 from prunus.core.places import set_place
 from prunus.surgery.memory import memory_format, plan_of, remember_
-from prunus.surgery.prove import culprits, prove, reference
+from prunus.surgery.prove import culprits, folded, prove, reference
 from prunus.surgery.select import drop_identities_
-from prunus.tracing.apply import narrow
+from prunus.tracing.apply import named_tensors, narrow
 from prunus.version import __version__
 
 
@@ -58,7 +58,13 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
     if (before := plan_of(model)) is not None:
         before.then(full)  # raises here, before anything is changed, if they do not follow each other
     ref = reference(model, groups, keep) if verify else None
-    undo = apply_(model, full)
+    unfold = fold_(model, groups, keep)
+    narrowed = apply_(model, full)
+
+    def undo() -> None:
+        narrowed()
+        unfold()
+
     verified = None
     if ref is not None:
         try:
@@ -77,6 +83,22 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
         verified=verified,
         left_alone=groups.fixed,
     )
+
+
+def fold_(model: nn.Module, groups: Groups, keep: Tensor) -> Callable[[], None]:
+    """Make good in the weights what forward computes from sizes; returns a function that undoes it."""
+    tensors = named_tensors(model)
+    changed = {n: t for n, t in folded({n: t.detach() for n, t in tensors.items()}, groups, keep).items()}
+    old = [(tensors[n], tensors[n].data) for n, t in changed.items() if t.data_ptr() != tensors[n].data_ptr()]
+    for name, tensor in tensors.items():
+        if changed[name].data_ptr() != tensor.data_ptr():
+            tensor.data = changed[name]
+
+    def undo() -> None:
+        for tensor, data in old:
+            tensor.data = data
+
+    return undo
 
 
 def _proven(model: nn.Module, ref: Any, groups: Groups, keep: Tensor, undo: Any) -> Any:

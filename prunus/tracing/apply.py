@@ -134,6 +134,13 @@ def alike(name: str) -> str:
     return "view" if name in ("_unsafe_view", "reshape", "_reshape_alias") else name
 
 
+def with_scale(name: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of an operator with attention's default scale, ``1 / sqrt(head size)``, said: it outlives a cut."""
+    if name.startswith("_scaled_dot_product") and kwargs.get("scale") is None:
+        return {**kwargs, "scale": args[0].shape[-1] ** -0.5}
+    return kwargs
+
+
 @dataclass(frozen=True)
 class Misfit:
     """The first operator that did not do what the labels foretold, and the paths of the integers that were wrong."""

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunus.core.groups import EditRule
+from prunus.core.groups import EditRule, Fold
 from prunus.tracing.build import Built
 from prunus.tracing.counts import Counts, Polynomial, Symbol
 from prunus.tracing.symbols import Attribute, Computed, Expression, evaluated
@@ -24,6 +24,7 @@ class Solution:
 
     edits: tuple[EditRule, ...] = ()
     proportions: tuple[tuple[str, ...], ...] = ()
+    folds: tuple[Fold, ...] = ()
     fix: dict[int, str] = field(default_factory=dict)
 
 
@@ -33,18 +34,20 @@ def solve(tracer: Tracer, built: Built) -> Solution:
     solution = Solution()
     sides: list[tuple[Polynomial, Polynomial, Equation]] = []
     for equation in tracer.equations:
-        expression, side = _bared(equation.left, equation.right)
+        expression, side, _ = _bared(equation.left, equation.right)
         left, right = counts.of_side(expression), counts.of_side(side)
         if left is None or right is None:  # a number that must not change: nothing that it is made of may
+            why = f"the model computes a number from its size{_where(tracer, equation)}"
             for part in _parts(equation.left):
                 found = counts.of_side(part)
                 for group in counts.members(found) if found is not None else ():
-                    solution.fix.setdefault(group, f"the model computes a number from its size{_where(tracer, equation)}")
-            sides += [(p, Polynomial.constant(a.value), equation) for a in _parts(equation.left)
-                      if isinstance(a, Attribute) and (p := counts.of_side(a)) is not None]
+                    solution.fix.setdefault(group, why)
+                if isinstance(part, Attribute) and found is not None:
+                    sides.append((found, Polynomial.constant(part.value), equation))
         else:
             sides.append((left, right, equation))
-    rules = _rules(sides)
+    rules = _rules([side for side in sides if not side[2].power])
+    solution.folds, sides = _folds(counts, tracer, built, sides, rules)
     tied: list[tuple[int, int]] = []
     left_over: dict[Any, tuple[Polynomial | None, Polynomial, str]] = {}
     for left, right, equation in sides:
@@ -164,14 +167,52 @@ def _proportions(counts: Counts, tied: list[tuple[int, int]]) -> tuple[tuple[str
     return tuple(tuple(ids) for ids in members.values() if len(ids) > 1)
 
 
-def _bared(expression: Expression, value: Any) -> tuple[Expression, Any]:
-    """``f(x) == number`` for an injective f of one expression (powers, sums and products with numbers) as ``x == number``."""
+def _folds(
+    counts: Counts,
+    tracer: Tracer,
+    built: Built,
+    sides: list[tuple[Polynomial, Polynomial, Equation]],
+    rules: dict[Symbol, Polynomial],
+) -> tuple[tuple[Fold, ...], list[tuple[Polynomial, Polynomial, Equation]]]:
+    """Numbers that the weights can make good, and the equations that are left."""
+    contracted: set[int] = set()
+    for dim in tracer.contracted:
+        axis = built.axes(dim)
+        if axis is not None:
+            contracted |= counts.members(counts.rows(axis))
+    folds, rest = [], []
+    for left, right, equation in sides:
+        _, _, power = _bared(equation.left, equation.right)
+        found = _rest(left, Polynomial(), rules) if equation.power else None
+        if found is not None and len(found.terms) == 1 and len(found.symbols) == 1:
+            ((monomial, _),) = found.terms.items()
+            ((symbol, degree),) = monomial
+            member = next(iter(counts.members(found)))
+            if symbol[0] == "group" and degree == 1 and member in contracted and not math.isnan(power):
+                folds.append(Fold(symbol[1], -power * equation.power))
+                continue
+        rest.append((left, right, equation))
+    return tuple(folds), rest
+
+
+def _bared(expression: Expression, value: Any) -> tuple[Expression, Any, float]:
+    """``f(x) == number`` for an injective f of one expression (powers, sums and products with numbers) as ``x == number``.
+
+    Also the power of x that f is, where it is one (times a number).
+    """
+    power = 1.0
     while isinstance(expression, Computed) and isinstance(value, (int, float)):
         inner = [arg for arg in expression.args if not isinstance(arg, (int, float))]
         if len(inner) != 1 or expression.name in ("mod", "floordiv"):
             break
+        if expression.name == "pow":
+            power *= expression.args[1] if inner[0] is expression.args[0] else math.nan
+        elif expression.name == "truediv" and inner[0] is expression.args[1]:
+            power = -power
+        elif expression.name in ("add", "sub"):
+            power = math.nan
         expression, value = inner[0], evaluated(inner[0])
-    return expression, value
+    return expression, value, power
 
 
 def _parts(expression: Expression) -> list[Expression]:

@@ -126,7 +126,9 @@ def _solved(tracer: Tracer, inputs: Inputs) -> Built:
         built = build(tracer, inputs)
         solution = solve(tracer, built)
         if not solution.fix:
-            built.groups = replace(built.groups, edits=solution.edits, proportions=solution.proportions)
+            built.groups = replace(
+                built.groups, edits=solution.edits, proportions=solution.proportions, folds=solution.folds
+            )
             return built
         for g, why in solution.fix.items():
             group = built.groups[g]

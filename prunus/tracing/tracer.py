@@ -67,12 +67,14 @@ class Fact:
 class Equation:
     """What must stay equal for forward to go on as it does: an expression, and a fact, another expression or a number.
 
-    `call` numbers the operator it was found at.
+    `call` numbers the operator it was found at.  A number that a tensor is multiplied by (`power` 1) or divided by (-1)
+    may be made good by the weights that the tensor comes from.
     """
 
     left: Expression
     right: Fact | Expression
     call: int
+    power: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Tracer(TorchDispatchMode):
         self.made: set[int] = set()
         self.calls: list[Call] = []
         self.equations: list[Equation] = []
+        self.contracted: list[Dim] = []  # summed over in a product of two activations
         self.unknown: dict[str, str] = {}  # operator without a rule -> what became of it
         self.random: dict[str, str] = {}  # operator that draws numbers -> the module that calls it
         self.caches: set[tuple[str, str]] = set()  # module and attribute of what forward caches
@@ -317,6 +320,9 @@ def _integers(value: Any, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ..
             yield from _integers(item, (*path, i))
 
 
+POWERS = {"mul": 1, "rmul": 1, "imul": 1, "multiply": 1, "div": -1, "truediv": -1, "itruediv": -1, "divide": -1}
+
+
 class Functions(TorchFunctionMode):
     """Sees torch's functions above the operators: which traced numbers go in, and which operators come of it."""
 
@@ -341,9 +347,9 @@ class Functions(TorchFunctionMode):
             out = func(*args, **kwargs)
         else:
             out = func(*stripped(args), **stripped(kwargs))
-            self._explain(numbers, first)
+            self._explain(numbers, first, POWERS.get(name.strip("_"), 0))
         if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
-            self._number(Computed("pow", (expression(self._sizes(args[0])[-1]), -0.5)), first)
+            self._number(Computed("pow", (expression(self._sizes(args[0])[-1]), -0.5)), first, 1)
         return out
 
     def _sizes(self, tensor: Tensor) -> list[int]:
@@ -351,7 +357,7 @@ class Functions(TorchFunctionMode):
         dims = self.tracer.of(tensor)
         return [n if d.labels is None else traced(n, Size(d, n)) for n, d in zip(tuple(tensor.shape), dims)]
 
-    def _explain(self, numbers: list[Any], first: int) -> None:
+    def _explain(self, numbers: list[Any], first: int, power: int) -> None:
         """Match the numbers that a function was called with to the integers of the operators that came of it."""
         calls = self.tracer.calls[first:]
         found = [(first + i, path, value) for i, call in enumerate(calls) for path, value in call.integers]
@@ -373,15 +379,15 @@ class Functions(TorchFunctionMode):
             if fact is not None:
                 self.tracer.equations.append(Equation(expression(number), fact, at[0]))
             else:
-                self._number(expression(number), first)
+                self._number(expression(number), first, power)
 
     def _fact(self, call: int, path: tuple[int, ...]) -> Fact | None:
         return next((fact for fact in self.tracer.calls[call].facts if fact.path == path), None)
 
-    def _number(self, expression: Expression, first: int) -> None:
+    def _number(self, expression: Expression, first: int, power: int = 0) -> None:
         """A number that must not change, whatever is cut."""
         value = evaluated(expression)
-        self.tracer.equations.append(Equation(expression, value, max(len(self.tracer.calls) - 1, first)))
+        self.tracer.equations.append(Equation(expression, value, max(len(self.tracer.calls) - 1, first), power))
 
 
 def _take(found: list[Any], value: int) -> Any:
