@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import prunus
 from prunus import Budget, InputError, Pruner
+from prunus.allocators import allocators
 from prunus.criteria import criteria, criterion
 from prunus.regularizers import attach, regularizer_of
 from prunus.schedules import gradual
@@ -90,6 +91,36 @@ def test_each_step_holds_the_removed_at_zero_and_the_schedule_is_kept():
     report = pruner.finish_()
     assert report is pruner.report and report.after["macs"] == seen[-1] and report.notes == ()
     assert report.verified.max_relative_error < 1e-7
+
+
+@pytest.fixture
+def contrary():
+    """A criterion that finds zeros most important, and an allocator that takes the most important."""
+
+    @criterion("smallest-for-a-test", roles={"out"})
+    def smallest(s):
+        return -s.weight.square()
+
+    @allocators.register("highest-for-a-test")
+    def highest(problem):
+        return problem.remove_lowest({id: -values for id, values in problem.scores.items()})
+
+    yield {"criterion": smallest}, {"allocator": highest}
+    del criteria._entries["smallest-for-a-test"], allocators._entries["highest-for-a-test"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_removed_stays_removed_and_counts(contrary, which):
+    """However it would be scored now: no unit comes back, and no more go than the budget asks for."""
+    model, optimizer, pruner = started("sigmoids", **{"allocator": "global", **contrary[which]})
+    train(model, optimizer, batches(2))
+    first = pruner.keep
+    train(model, optimizer, batches(2))
+    assert not first.all() and not (pruner.keep & ~first).any() and pruner.progress == 1
+    if which == 0:
+        limit = 0.5 * pruner.groups.costs()["macs"]
+        back = [pruner.keep | (torch.arange(len(first)) == unit) for unit in (~pruner.keep).nonzero().flatten()]
+        assert any(pruner.groups.costs(keep)["macs"] > limit for keep in back)
 
 
 def test_gradients_are_zero_where_units_are_gone():

@@ -2,7 +2,7 @@
 
 - Lightning: ``Trainer(callbacks=[prunus.integrations.lightning.callback(pruner)])``
 - transformers: ``Trainer(..., callbacks=[prunus.integrations.transformers.callback(pruner)])``
-- Accelerate: ``pruner.attach(optimizer)`` after ``accelerator.prepare``, then ``pruner.finish_()``: nothing more is needed.
+- Accelerate: ``pruner.attach(optimizer)`` after ``accelerator.prepare``, then ``pruner.finish_()``; no more is needed.
 
 The libraries are imported when a callback is made.
 """
