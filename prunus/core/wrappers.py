@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import distributed, nn
+import sys
+
+from torch import nn
 
 from prunus.core.errors import InputError
 
@@ -43,12 +45,12 @@ def check_whole(model: nn.Module) -> None:
 
 
 def _sharded(model: nn.Module) -> str | None:
-    if not distributed.is_available():
-        return None
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
-
-    for name, module in model.named_modules():
-        if isinstance(module, FullyShardedDataParallel):
-            return name
-    return next((name for name, p in model.named_parameters() if isinstance(p, DTensor)), None)
+    """The first sharded parameter or module; torch's sharding takes half a second to import, so look if it was."""
+    fsdp, tensor = sys.modules.get("torch.distributed.fsdp"), sys.modules.get("torch.distributed.tensor")
+    if fsdp is not None:
+        for name, module in model.named_modules():
+            if isinstance(module, fsdp.FullyShardedDataParallel):
+                return name
+    if tensor is not None:
+        return next((name for name, p in model.named_parameters() if isinstance(p, tensor.DTensor)), None)
+    return None
