@@ -8,8 +8,9 @@ The whole way, in five verbs::
     plan = prunus.allocate(groups, scores, prunus.Budget(macs=0.5))  # how much, from where?
     report = prunus.shrink_(model, groups, plan)                     # cut, verified
 
-`prune_` is exactly these lines.  The other rooms are imported where they are used: ``prunus.measure``,
-``prunus.export``, ``prunus.train``, ``prunus.report``, ``prunus.data``, ``prunus.zoo``, ``prunus.recipes``.
+`prune_` is exactly these lines; `Pruner` does the same while a network trains.  The other rooms are imported where
+they are used: ``prunus.measure``, ``prunus.export``, ``prunus.train``, ``prunus.report``, ``prunus.data``,
+``prunus.zoo``, ``prunus.recipes``.
 """
 
 from importlib import import_module
@@ -35,12 +36,15 @@ from prunus.core import (
 )
 from prunus.criteria import criterion, score
 from prunus.observe import collect
-from prunus.pruner import prune_
-from prunus.surgery import absorb_, load, load_, plan_of, read_plan, save, select_, shrink_
+from prunus.pruner import Pruner, prune_
+from prunus.surgery import absorb_, follow_, load, load_, plan_of, read_plan, save, select_, shrink_
 from prunus.tracing import trace
 from prunus.version import __version__
 
-_ROOMS = ("data", "export", "measure", "recipes", "recovery", "regularizers", "report", "schedules", "train", "zoo")
+_ROOMS = (
+    "data", "export", "integrations", "measure", "recipes", "recovery", "regularizers", "report", "schedules", "train",
+    "zoo",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -60,6 +64,7 @@ __all__ = [
     "InputError",
     "Inputs",
     "Plan",
+    "Pruner",
     "PrunusError",
     "Report",
     "Slice",
@@ -71,6 +76,7 @@ __all__ = [
     "allocate",
     "collect",
     "criterion",
+    "follow_",
     "load",
     "load_",
     "plan_of",

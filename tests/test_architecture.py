@@ -35,6 +35,7 @@ BELOW = {
 }
 LIBRARY = set(BELOW) - {"report"}
 BELOW["pruner"] = LIBRARY - MODELS
+BELOW["integrations"] = {"core", "pruner"}
 BELOW["train"] = LIBRARY | {"pruner"}
 BELOW["recipes"] = BELOW["train"] | {"train", "report"}
 BELOW["cli"] = BELOW["recipes"] | {"recipes"}

@@ -50,6 +50,17 @@ class Budget:
                 out[kind] = value if isinstance(value, int) else int(value * original[kind])
         return out
 
+    def on_the_way(self, progress: float, original: dict[str, int]) -> Budget:
+        r"""The budget :math:`C - p (C - B)` after the part :math:`p` of the way from the original cost to this one.
+
+        >>> Budget(macs=0.5).on_the_way(0.5, {"macs": 1000, "params": 10})
+        Budget(params=None, macs=750)
+        """
+        if progress == 1:
+            return self
+        limits = {k: original[k] - progress * max(original[k] - n, 0) for k, n in self.limits(original).items()}
+        return Budget(**{kind: max(int(limit), 1) for kind, limit in limits.items()})
+
     @classmethod
     def parse(cls, text: str) -> Budget:
         """Read ``"macs=0.5"`` or ``"macs=0.5,params=100000"``, as on the command line.

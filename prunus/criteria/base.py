@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -124,6 +124,14 @@ def needs(criterion: str | Callable[..., Tensor]) -> frozenset[str]:
     []
     """
     return frozenset(criteria.find(criterion).declares["needs"])
+
+
+def needed(criterion: str | Callable[..., Tensor], data: Iterable[Any] | None) -> frozenset[str]:
+    """The statistics a criterion reads; raises `InputError` when it reads some and there are no data."""
+    wanted = needs(criterion)
+    if wanted and data is None:
+        raise InputError(f"criterion {criterion!r} looks at data ({', '.join(sorted(wanted))}): give data= batches.")
+    return wanted
 
 
 def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Callable[..., Tensor]) -> tuple[Fixed, ...]:

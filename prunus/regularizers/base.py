@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prunus.core import Fixed, Groups, InputError, Registry
+from prunus.core.stepping import after_gradients, skipped
 from prunus.regularizers.targets import Target, targets
 
 Gradient = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -36,6 +37,20 @@ class Regularizer(NamedTuple):
 regularizers: Registry[Callable[..., Regularizer]] = Registry("regularizer")
 
 
+def regularizer_of(given: Regularizer | str | Mapping[str, Any]) -> Regularizer:
+    """A regularizer from itself, from a name, or from ``{"name": ..., **arguments}``.
+
+    Raises: `UnknownNameError` for a name that is not registered.
+
+    >>> sorted(regularizer_of({"name": "bn-gamma", "strength": 1e-3}).roles)
+    ['norm_scale']
+    """
+    if isinstance(given, Regularizer):
+        return given
+    options = {"name": given} if isinstance(given, str) else dict(given)
+    return regularizers[options.pop("name", "")].call(**options)
+
+
 class Attached:
     """A regularizer at work in an optimizer; `remove()` ends it.  `left_alone`: weights it does not touch, and why."""
 
@@ -56,19 +71,7 @@ class Attached:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Add the penalty gradient once: now, or, when the step calls a closure, each time the closure has returned."""
-        given = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if not callable(given):
-            self._add_gradient(optimizer)
-            return None
-
-        def closure() -> Any:
-            loss = given()
-            self._add_gradient(optimizer)
-            return loss
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": closure}
-        return (args[0], closure, *args[2:]), kwargs
+        return after_gradients(args, kwargs, lambda: self._add_gradient(optimizer))
 
     @torch.no_grad()
     def _add_gradient(self, optimizer: Optimizer) -> None:
@@ -85,8 +88,7 @@ class Attached:
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Apply the proximal map, with the learning rate of each weight's parameter group."""
-        skipped = getattr(optimizer, "found_inf", None)
-        if self._regularizer.proximal is None or (skipped is not None and bool(skipped)):
+        if self._regularizer.proximal is None or skipped(optimizer):
             return
         rates = _learning_rates(optimizer)
         for joint in self._live(rates):
@@ -129,6 +131,13 @@ def attach(regularizer: Regularizer, groups: Groups, optimizer: Optimizer) -> At
             "the very model whose parameters were given to the optimizer, and attach after moving or cutting it."
         )
     return Attached(regularizer, aims, optimizer)
+
+
+def attach_where(regularizer: Regularizer, groups: Groups, optimizers: Sequence[Optimizer]) -> list[Attached]:
+    """`attach` to those of the optimizers that hold weights under pressure; raises as it does when none does."""
+    pressed = {id(s.tensor) for group in groups for s in group.with_role(*regularizer.roles)}
+    able = [o for o in optimizers if pressed & set(_learning_rates(o))]
+    return [attach(regularizer, groups, optimizer) for optimizer in able or optimizers]
 
 
 def _learning_rates(optimizer: Optimizer) -> dict[int, float]:

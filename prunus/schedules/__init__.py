@@ -1,6 +1,7 @@
 """When?  Pure functions of the step: a schedule gives a value, a progress a number in [0, 1]."""
 
 from prunus.schedules import progress
+from prunus.schedules.progress import gradual
 from prunus.schedules.values import (
     SCHEDULES,
     Schedule,
@@ -19,6 +20,7 @@ __all__ = [
     "constant",
     "cosine",
     "exponential",
+    "gradual",
     "linear",
     "multi_step",
     "progress",

@@ -35,3 +35,20 @@ def cubic(step: int, steps: int) -> float:
 
 
 PROGRESS: dict[str, Progress] = {"one-shot": one_shot, "linear": linear, "cubic": cubic}
+
+
+def gradual(start: int, stop: int, *, every: int = 1, shape: str | Progress = "cubic") -> Callable[[int], float]:
+    r"""A schedule for `prunus.Pruner`: progress 0 up to step `start`, then in jumps `every` so many steps, 1 at `stop`.
+
+    With :math:`n = \lfloor (t - a) / e \rfloor` jumps of :math:`N = \lceil (b - a) / e \rceil` made at step :math:`t`,
+    the progress is :math:`\mathrm{shape}(n, N)`.  Raises ValueError unless 0 <= start < stop and every >= 1.
+
+    >>> schedule = gradual(10, 30, every=10, shape="linear")
+    >>> [schedule(t) for t in (0, 10, 19, 20, 30, 99)]
+    [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
+    """
+    if not (0 <= start < stop and every >= 1):
+        raise ValueError(f"gradual({start}, {stop}, every={every}): expected 0 <= start < stop and every >= 1.")
+    call = PROGRESS[shape] if isinstance(shape, str) else shape
+    jumps = -(-(stop - start) // every)
+    return lambda step: call(max(jumps if step >= stop else (step - start) // every, 0), jumps)

@@ -6,18 +6,30 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationError
 from prunus.core.places import set_place
+from prunus.core.stepping import plain_optimizers
+from prunus.core.wrappers import check_whole
 from prunus.surgery.memory import memory_format, plan_of, remember_
+from prunus.surgery.optimizer import check_holds, slice_optimizer_
 from prunus.surgery.prove import culprits, folded, prove, reference
 from prunus.surgery.select import drop_identities_
 from prunus.tracing.apply import named_tensors, narrow
 from prunus.version import __version__
 
 
-def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True) -> Report:
+def shrink_(
+    model: nn.Module,
+    groups: Groups,
+    plan: Plan,
+    *,
+    verify: bool = True,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+) -> Report:
     r"""Remove for good what `plan` does not keep, in place, and prove it.
 
     Parameters, buffers and gradients are narrowed; parameters keep their identity, names and ties; the integer
@@ -34,9 +46,10 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
         groups: what `trace` returned for it.
         plan: the kept units; build it with `allocate`, or edit one by hand.
         verify: False skips the proof; the report then says ``verified=None``.
+        optimizer: one or several in whose training the cut falls; their state is sliced alike (`slice_optimizer_`).
 
-    Raises: `InputError` when the plan or the groups are of another network, `VerificationError` when the proof fails,
-    naming the groups; the model is then as it was.
+    Raises: `InputError` when the plan, the groups or the optimizer are of another network, `VerificationError` when the
+    proof fails, naming the groups; the model and the optimizer are then as they were.
 
     >>> import prunus, torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -57,6 +70,9 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
     full = replace(groups.plan(keep), version=__version__, memory_format=memory_format(model))
     if (before := plan_of(model)) is not None:
         before.then(full)  # raises here, before anything is changed, if they do not follow each other
+    optimizers = plain_optimizers(optimizer) if optimizer is not None else ()
+    if optimizers:
+        check_holds(optimizers, model, full.tensors)
     ref = reference(model, groups, keep) if verify else None
     unfold = fold_(model, groups, keep)
     narrowed = apply_(model, full)
@@ -65,13 +81,12 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
         narrowed()
         unfold()
 
-    verified = None
-    if ref is not None:
-        try:
-            verified = _proven(model, ref, groups, keep, undo)
-        except BaseException:
-            undo()
-            raise
+    try:
+        verified = _proven(model, ref, groups, keep, undo) if ref is not None else None
+        notes = slice_optimizer_(optimizers, model, full)
+    except BaseException:
+        undo()
+        raise
     remember_(model, full)
     drop_identities_(model)
     return Report(
@@ -82,6 +97,7 @@ def shrink_(model: nn.Module, groups: Groups, plan: Plan, *, verify: bool = True
         plan=full,
         verified=verified,
         left_alone=groups.fixed,
+        notes=notes,
     )
 
 
@@ -119,6 +135,7 @@ def _proven(model: nn.Module, ref: Any, groups: Groups, keep: Tensor, undo: Any)
 
 def check_same_network(model: nn.Module, groups: Groups) -> None:
     """Raise `InputError` when the groups were traced on another network, or before its last cut."""
+    check_whole(model)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, traced in groups.tensors.items():
         found = tuple(tensors[name].shape) if name in tensors else None
@@ -141,23 +158,32 @@ def apply_(model: nn.Module, plan: Plan) -> Any:
 
     def undo() -> None:
         for tensor, data, grad in old:
-            tensor.grad = None
-            tensor.data = data
-            tensor.grad = grad
+            _replace_data(tensor, data, grad)
         _set(model, [replace(e, old=e.new, new=e.old) for e in edits])
 
     try:
         for name, cut in plan.tensors.items():
             tensor, grad = tensors[name], tensors[name].grad
-            tensor.grad = None
-            tensor.data = narrow(tensor.data, cut)
-            if grad is not None:
-                tensor.grad = narrow(grad, cut)
+            _replace_data(tensor, narrow(tensor.data, cut), None if grad is None else narrow(grad, cut))
         _set(model, edits)
     except BaseException:
         undo()
         raise
     return undo
+
+
+def _replace_data(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
+    """Other data under the same identity.
+
+    A loss that is still alive keeps the tensor's gradient accumulator, with the old shape, and the next backward would
+    meet it; torch makes a new one only when the type of the data changes, so that it does, for a moment.
+    """
+    tensor.grad = None
+    if tensor.requires_grad:
+        other = torch.float16 if data.dtype is torch.float32 else torch.float32
+        tensor.data = torch.empty(0, dtype=other, device=data.device)
+    tensor.data = data
+    tensor.grad = grad
 
 
 def _set(model: nn.Module, edits: Iterable[Edit]) -> None:

@@ -49,11 +49,8 @@ def attach_regularizer(regularizer: Any, groups: Groups | None, optimizer: Optim
     """The regularizer at work in the optimizer, or None."""
     if regularizer is None:
         return None
-    from prunus.regularizers import Regularizer, attach, regularizers
+    from prunus.regularizers import attach, regularizer_of
 
     if groups is None:
         raise InputError("a regularizer needs groups=prunus.trace(model, example_inputs) to know what it acts on.")
-    if not isinstance(regularizer, Regularizer):
-        options = {"name": regularizer} if isinstance(regularizer, str) else dict(regularizer)
-        regularizer = regularizers[options.pop("name", "")].call(**options)
-    return attach(regularizer, groups, optimizer)
+    return attach(regularizer_of(regularizer), groups, optimizer)

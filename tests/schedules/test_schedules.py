@@ -66,6 +66,23 @@ def test_progress_goes_from_nothing_to_the_budget(how, steps):
     assert all(0 <= a <= b <= 1 for a, b in zip(values, values[1:], strict=False))
 
 
+@pytest.mark.parametrize("shape", progress.PROGRESS)
+@given(start=st.integers(0, 50), length=st.integers(1, 60), every=st.integers(1, 70))
+def test_a_gradual_pruning_jumps_every_so_many_steps_and_ends_on_time(shape, start, length, every):
+    schedule = prunus.schedules.gradual(start, start + length, every=every, shape=shape)
+    values = [schedule(t) for t in range(start + length + 5)]
+    assert values[: start + 1] == [0] * (start + 1) and values[start + length :] == [1] * 5
+    jumps = [t for t in range(1, len(values)) if values[t] != values[t - 1]]
+    assert all((t - start) % every == 0 or t == start + length for t in jumps)
+    assert all(a <= b for a, b in zip(values, values[1:], strict=False))
+
+
+@pytest.mark.parametrize(("start", "stop", "every"), [(-1, 5, 1), (5, 5, 1), (0, 5, 0)])
+def test_a_gradual_pruning_of_no_length_is_refused(start, stop, every):
+    with pytest.raises(ValueError, match="expected 0 <= start < stop and every >= 1"):
+        prunus.schedules.gradual(start, stop, every=every)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_has_a_name_and_a_sentence(name):
     assert SCHEDULES[name].__name__.replace("_", "-") == name

@@ -134,3 +134,16 @@ def test_a_cut_that_does_not_follow_the_one_before_changes_nothing():
     with pytest.raises(prunus.InputError, match="do not follow each other"):
         prunus.shrink_(model, groups, half(groups))
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_a_loss_that_is_still_alive_does_not_hold_the_old_shapes():
+    """A graph keeps the gradient accumulators of its parameters, and those keep a shape."""
+    model = net()
+    loss = model(X).sum()
+    loss.backward()
+    groups = prunus.trace(model, X)
+    prunus.shrink_(model, groups, half(groups))
+    model.zero_grad()
+    model(X).sum().backward()
+    assert model.stem.weight.grad.shape == model.stem.weight.shape == (4, 3, 3, 3)
+    assert loss.grad_fn is not None

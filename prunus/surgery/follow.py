@@ -1,0 +1,59 @@
+"""Another copy of a network follows its cut: moving averages, teachers, snapshots."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from prunus.core import InputError, Plan
+from prunus.core.wrappers import check_whole
+from prunus.surgery.memory import plan_of, remember_
+from prunus.surgery.shrink import apply_
+
+WRAPPERS = ("", "module.", "_orig_mod.")  # where averaged, distributed and compiled copies keep the network
+
+
+def follow_(copy: nn.Module, plan: Plan) -> None:
+    """Cut a deep copy of a network as the network itself was cut: ``follow_(averaged, report.plan)``.
+
+    The same indices stay, in the copy's own weights.  `copy` may be a wrapper that keeps the network as its ``module``
+    (`torch.optim.swa_utils.AveragedModel`, timm's ``ModelEmaV3``).  A moving average remembers removed units for a
+    while after they went to zero; what is left of them is dropped.
+
+    Raises: `InputError` when the copy is not of the network that `plan` was made for, or was cut already; it is then as
+    it was.
+
+    >>> import prunus, copy, torch
+    >>> net = nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 1))
+    >>> average = copy.deepcopy(net)
+    >>> report = prunus.prune_(net, torch.zeros(1, 2), budget=prunus.Budget(params=0.5))
+    >>> follow_(average, report.plan)
+    >>> average[0].weight.shape == net[0].weight.shape
+    True
+    """
+    network = _inside(copy, plan)
+    check_whole(network)
+    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+    for name, cut in plan.tensors.items():
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != cut.shape:
+            raise InputError(
+                f"the copy is not of the network that was cut, as it was before: '{name}' should be {cut.shape}, in "
+                f"the copy it is {found or 'missing'}. Deep-copy the very network, before it is cut, and follow once."
+            )
+    for e in plan.edits:
+        now = getattr(network.get_submodule(e.module), e.attribute, None)
+        if now != e.old:
+            raise InputError(f"the copy is of another network: {e.module}.{e.attribute} should be {e.old}, not {now}.")
+    if (before := plan_of(network)) is not None:
+        before.then(plan)  # raises here, before anything is changed
+    apply_(network, plan)
+    remember_(network, plan)
+
+
+def _inside(copy: nn.Module, plan: Plan) -> nn.Module:
+    """The network in `copy` by whose names the plan goes."""
+    names = set(copy.state_dict()) | {name for name, _ in copy.named_buffers()}
+    for prefix in WRAPPERS:
+        if all(prefix + name in names for name in plan.tensors):
+            return copy.get_submodule(prefix.rstrip("."))
+    return copy
