@@ -36,8 +36,8 @@ def command(
     if html is not None:
         _write(html, groups_page(view, name=model))
     fixed = [{"what": f.what, "why": f.why} for f in groups.fixed]
-    data = {"groups": as_data(groups), "fixed": fixed, "cost": groups.costs()}
-    emit(data, lambda: groups_tree(view, name=model, unfold=unfold) if tree else groups_table(view, unfold=unfold), json)
+    data = {"groups": as_data(view), "fixed": fixed, "cost": view.cost}
+    emit(data, lambda: (groups_tree if tree else groups_table)(view, name=model, unfold=unfold), json)
 
 
 def _write(path: Path, page: str) -> None:

@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prunus.core import Groups
 from prunus.report.console import plain, reasons, table
 from prunus.report.naming import folded, numbers, place, relative, some, wrapped
-from prunus.report.view import View, kind, parts, proportions, together, unit_cost
+from prunus.report.view import View, parts, proportions, together
 from prunus.report.words import short
 
 if TYPE_CHECKING:
@@ -18,18 +17,19 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-def groups_table(view: View, *, unfold: bool = False, most: int = 4) -> RenderableType:
+def groups_table(view: View, *, name: str = "", unfold: bool = False, most: int = 4) -> RenderableType:
     """What is coupled in a network, and what is fixed with the reason, for ``rich.print``.
 
     Args:
         view: a traced network.
+        name: what the network is called.
         unfold: show alike groups one by one.
         most: how many names are shown of a long list.
     """
     from rich.console import Group as Stack
     from rich.text import Text
 
-    shown = table("Groups: what must be cut together")
+    shown = table(f"{name or 'Groups'}: what must be cut together")
     for title, justify in (
         ("no.", "left"), ("group", "left"), ("units", "right"), ("cut together", "left"), ("a unit costs", "right"),
     ):  # fmt: skip
@@ -42,28 +42,34 @@ def groups_table(view: View, *, unfold: bool = False, most: int = 4) -> Renderab
                 names.setdefault(verb, []).extend(found)
         number, what, units, cost = group_cells(view, alike)
         (own,) = folded(view.groups[n - 1].id for n in alike)
-        short = {verb: [relative(name, to=own) for name in folded(dict.fromkeys(found))] for verb, found in names.items()}
-        lines = [f"[dim]{verb}[/] {plain(some(found, most))}" for verb, found in short.items()]
+        lines = []
+        for verb, found in names.items():
+            told = [relative(name, to=own) for name in folded(dict.fromkeys(found))]
+            lines.append(f"[dim]{verb}[/] {plain(some(told, most))}")
         shown.add_row(number, what, units, "\n".join(lines), cost)
     stack: list[RenderableType] = [shown, summary(view)]
     if any(len(alike) > 1 for alike in rows):
-        stack.append(Text("A row such as '3 × 64' is several alike groups, each cut on its own; --unfold lists them.", "dim"))
-    for numbers_ in proportions(view.groups):
-        stack.append(Text(f"In proportion: {', '.join(f'#{n}' for n in numbers_)} must keep equal fractions."))
+        said = "A row such as '3 × 64' is several alike groups, each cut on its own; --unfold lists them."
+        stack.append(Text(said, style="dim"))
     if view.reasons:
         stack += ["", fixed_table(view, most=most)]
     return Stack(*stack)
 
 
 def summary(view: View) -> Text:
-    """The totals in one sentence."""
+    """The totals in one sentence, and which groups must stay in proportion."""
     from rich.text import Text
 
-    return Text(
+    said = Text(
         f"{len(view.groups)} groups, {view.groups.units:,} removable units. "
         f"The whole network: {view.cost['params']:,} parameters, {view.cost['macs']:,} multiply-adds per sample.",
         style="bold",
     )
+    for tied in proportions(view.groups):
+        said.append(
+            f"\nGroups {', '.join(f'#{n}' for n in tied)} must keep equal fractions of their units.", style="not bold"
+        )
+    return said
 
 
 def look_alike(view: View, *, fold: bool = True) -> list[list[int]]:
@@ -72,7 +78,7 @@ def look_alike(view: View, *, fold: bool = True) -> list[list[int]]:
     for n, group in enumerate(view.groups, 1):
         head, _, tail = place(group.id)
         verbs = tuple(verb for verb, _ in together(group))
-        key = (head, tail, group.units, kind(group), parts(group), verbs) if fold else n
+        key = (head, tail, group.units, view.unit_names[n - 1], parts(group), verbs) if fold else n
         rows.setdefault(key, []).append(n)
     return list(rows.values())
 
@@ -88,7 +94,7 @@ def group_cells(view: View, alike: Sequence[int]) -> tuple[str, str, str, str]:
         low, high = short(values[0]), short(values[-1])
         costs.append(f"{low} {unit}" if low == high else f"{low}..{high} {unit}")
     (what,) = folded(view.groups[n - 1].id for n in alike)
-    units = f"{times}{first.units} {kind(first)[first.units != 1]}{even}"
+    units = f"{times}{first.units} {view.unit_names[alike[0] - 1][first.units != 1]}{even}"
     return numbers(alike, most=3).strip("{}"), plain(wrapped(what)), units, "\n".join(costs)
 
 
@@ -101,17 +107,16 @@ def fixed_table(view: View, letters: Sequence[str] = (), *, most: int = 4) -> Ta
     return reasons(rows, "Fixed: what cannot be cut", most)
 
 
-def as_data(groups: Groups) -> list[dict[str, object]]:
+def as_data(view: View) -> list[dict[str, object]]:
     """The same for ``--json``: id, units and what they are, the names by what they do, and the cost of a unit."""
-    cost = groups.costs()
     return [
         {
-            "group": g.id,
-            "units": g.units,
-            "kind": kind(g)[0],
-            "parts": parts(g),
-            "together": dict(together(g)),
-            "unit_costs": unit_cost(groups, g, cost),
+            "group": group.id,
+            "units": group.units,
+            "kind": name,
+            "parts": parts(group),
+            "together": dict(together(group)),
+            "unit_costs": cost,
         }
-        for g in groups
+        for group, (name, _), cost in zip(view.groups, view.unit_names, view.unit_costs)
     ]

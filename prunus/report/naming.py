@@ -86,7 +86,7 @@ def dotted(name: str) -> list[str]:
 def relative(name: str, to: str, most: int = 20) -> str:
     """A long name without the words it shares with another; its last two words always stay.
 
-    >>> relative("encoder.layers.layer_{0..11}.mlp.3", to="encoder.layers.layer_{0..11}.mlp.0"), relative("a.b", to="a.c")
+    >>> relative("encoder.layer.{0..11}.mlp.3", to="encoder.layer.{0..11}.mlp.0"), relative("a.b", to="a.c")
     ('…mlp.3', 'a.b')
     """
     words, other = dotted(name), dotted(to)

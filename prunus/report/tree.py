@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("red", "green", "yellow", "blue", "magenta", "cyan")
 HOW = (
     "How to read it: of [64 #2, 3, 1, 1], the 64 rows belong to group 2, the rest is not cut.  #5,#7: one each of the "
-    "repeated blocks.  #1+#2: joined, first the rows of one, then of the other.  #1×#2: every row needs a unit of both.  "
+    "repeated blocks.  #1+#2: joined, first the rows of one, then of the other.  #1×#2: a row needs a unit of both.  "
     "fixed a: the reason is below."
 )
 
@@ -60,7 +60,7 @@ def _letters() -> Iterable[str]:
 
 def _grow(tree: Tree, nodes: Sequence[Node], view: View, letters: dict[str, str], *, fold: bool) -> None:
     """Hang the tensors and children of repeated `nodes`, told as one, on `tree`."""
-    if not tree.label or len(nodes[0].path) == 0:
+    if not nodes[0].path:
         for line in _tensor_lines(nodes, letters):
             tree.add(line)
     for found in repeats(nodes[0].children, fold=fold):

@@ -25,7 +25,7 @@ KINDS = {  # the suffix of a group's id where several groups share a dimension, 
     "heads": ("head", "heads"),
     "head_dim": ("head dimension", "head dimensions"),
     "groups": ("conv group", "conv groups"),
-    "group_width": ("channel of every conv group", "channels of every conv group"),
+    "group_width": ("conv-group channel", "conv-group channels"),
 }
 
 
@@ -85,6 +85,16 @@ class View:
         return self.groups.costs()
 
     @cached_property
+    def unit_names(self) -> list[tuple[str, str]]:
+        """What one unit of every group is called, and several."""
+        dims = {tensor.name: tensor.dims for tensor in self.tensors}
+        out = []
+        for group in self.groups:
+            terms = dims[group.slices[0].name][group.slices[0].dim].terms if group.slices else ()
+            out.append(kind(group, product=any(len(term.groups) > 1 for term in terms)))
+        return out
+
+    @cached_property
     def unit_costs(self) -> list[dict[str, int]]:
         """What a unit of every group costs."""
         return [unit_cost(self.groups, group, self.cost) for group in self.groups]
@@ -139,16 +149,24 @@ def unit_cost(groups: Groups, group: Group, whole: Mapping[str, int] | None = No
     return {kind: whole[kind] - without[kind] for kind in whole}
 
 
-def kind(group: Group) -> tuple[str, str]:
-    """What a unit of a group is called, one and several: channel, neuron, head, head dimension, conv group, entry.
+def kind(group: Group, *, product: bool = False) -> tuple[str, str]:
+    """What one unit of a group is called, and several: channel, neuron, head, head dimension, conv group, entry.
+
+    Args:
+        group: a group.
+        product: whether a row of what makes it needs a unit of another group as well.
 
     >>> kind(Group("attn.qkv/heads", 8, ()))
     ('head', 'heads')
     """
     suffix = re.sub(r"#\d+$", "", group.id.rpartition("/")[2])
-    if "/" in group.id and suffix in KINDS:
-        return KINDS[suffix]
     first = next(iter(group.slices), None)
+    conv = first is not None and first.tensor.dim() > 2
+    if "/" not in group.id and product and first is not None and first.index.shape[1] > 1:
+        major = bool((first.index[0].diff() == 1).all())
+        suffix = ("groups" if conv else "heads") if major else ("group_width" if conv else "head_dim")
+    if suffix in KINDS and ("/" in group.id or product):
+        return KINDS[suffix]
     if first is not None and first.role in ("in", "stat", "other"):  # nothing makes it: a table that is read in part
         return "entry", "entries"
     return ("neuron", "neurons") if first is not None and first.tensor.dim() == 2 else ("channel", "channels")
