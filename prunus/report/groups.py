@@ -30,30 +30,34 @@ def groups_table(view: View, *, name: str = "", unfold: bool = False, most: int 
     from rich.text import Text
 
     shown = table(f"{name or 'Groups'}: what must be cut together")
-    for title, justify in (
-        ("no.", "left"), ("group", "left"), ("units", "right"), ("cut together", "left"), ("a unit costs", "right"),
-    ):  # fmt: skip
-        shown.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     rows = look_alike(view, fold=not unfold)
-    for alike in rows:
+    told = [group_cells(view, alike) for alike in rows]
+    shown.add_column("no.")
+    shown.add_column("group", overflow="fold", min_width=max((_longest(cells[1]) for cells in told), default=1))
+    shown.add_column("units", justify="right")
+    shown.add_column("cut together", overflow="fold")
+    for alike, (number, what, units, cost) in zip(rows, told):
         names: dict[str, list[str]] = {}
         for n in alike:
             for verb, found in together(view.groups[n - 1]):
                 names.setdefault(verb, []).extend(found)
-        number, what, units, cost = group_cells(view, alike)
         (own,) = folded(view.groups[n - 1].id for n in alike)
         lines = []
         for verb, found in names.items():
-            told = [relative(name, to=own) for name in folded(dict.fromkeys(found))]
-            lines.append(f"[dim]{verb}[/] {plain(some(told, most))}")
-        shown.add_row(number, what, units, "\n".join(lines), cost)
+            near = [relative(name, to=own) for name in folded(dict.fromkeys(found))]
+            lines.append(f"[dim]{verb}[/] {plain(some(near, most))}")
+        shown.add_row(number, f"{what}\n[dim]{cost} a unit[/]", units, "\n".join(lines))
     stack: list[RenderableType] = [shown, summary(view)]
     if any(len(alike) > 1 for alike in rows):
-        said = "A row such as '3 × 64' is several alike groups, each cut on its own; --unfold lists them."
+        said = "A row such as '3 × 16' is several alike groups, each cut on its own; --unfold lists them."
         stack.append(Text(said, style="dim"))
     if view.reasons:
         stack += ["", fixed_table(view, most=most)]
     return Stack(*stack)
+
+
+def _longest(text: str) -> int:
+    return max(map(len, text.split("\n")))
 
 
 def summary(view: View) -> Text:
@@ -61,7 +65,7 @@ def summary(view: View) -> Text:
     from rich.text import Text
 
     said = Text(
-        f"{len(view.groups)} groups, {view.groups.units:,} removable units. "
+        f"{len(view.groups)} group{'s' if len(view.groups) != 1 else ''}, {view.groups.units:,} removable units. "
         f"The whole network: {view.cost['params']:,} parameters, {view.cost['macs']:,} multiply-adds per sample.",
         style="bold",
     )
@@ -94,7 +98,7 @@ def group_cells(view: View, alike: Sequence[int]) -> tuple[str, str, str, str]:
         low, high = short(values[0]), short(values[-1])
         costs.append(f"{low} {unit}" if low == high else f"{low}..{high} {unit}")
     (what,) = folded(view.groups[n - 1].id for n in alike)
-    units = f"{times}{first.units} {view.unit_names[alike[0] - 1][first.units != 1]}{even}"
+    units = f"{times}{first.units}\n{view.unit_names[alike[0] - 1][first.units != 1]}{even}"
     return numbers(alike, most=3).strip("{}"), plain(wrapped(what)), units, "\n".join(costs)
 
 

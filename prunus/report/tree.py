@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("red", "green", "yellow", "blue", "magenta", "cyan")
 HOW = (
     "How to read it: of [64 #2, 3, 1, 1], the 64 rows belong to group 2, the rest is not cut.  #5,#7: one each of the "
-    "repeated blocks.  #1+#2: joined, first the rows of one, then of the other.  #1×#2: a row needs a unit of both.  "
+    "repeated blocks.  #1+#2: joined, some rows belong to each.  #1×#2: a row needs a unit of both.  "
     "fixed a: the reason is below."
 )
 
@@ -45,7 +45,7 @@ def groups_tree(view: View, *, name: str = "", unfold: bool = False) -> Renderab
         legend.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for alike in look_alike(view, fold=not unfold):
         number, what, units, cost = group_cells(view, alike)
-        legend.add_row(number, what, units, cost.replace("\n", ", "))
+        legend.add_row(number, what.replace("\n", ""), units.replace("\n", " "), cost.replace("\n", ", "))
     shown += [legend, summary(view)]
     if view.reasons:
         shown += ["", fixed_table(view, list(letters.values()))]

@@ -41,18 +41,13 @@ function alike(slices) {
 }
 
 function strip(size, found) {
-  const ns = "http" + "://www.w3.org/2000/svg"; // the name of SVG; nothing is fetched from it
-  const svg = document.createElementNS(ns, "svg");
-  svg.setAttribute("class", "strip"); svg.setAttribute("viewBox", "0 0 1000 10"); svg.setAttribute("aria-hidden", "true");
-  svg.setAttribute("preserveAspectRatio", "none");
   const marks = found.flatMap(([first, n, step]) => step === 1 ? [[first, n]] : Array.from({ length: n }, (_, i) => [first + i * step, 1]));
-  for (const [first, n] of marks.slice(0, 400)) {
-    const mark = document.createElementNS(ns, "rect");
-    mark.setAttribute("class", "mark"); mark.setAttribute("x", Math.min(1000 * first / size, 994)); mark.setAttribute("y", 0);
-    mark.setAttribute("width", Math.max(1000 * n / size, 6)); mark.setAttribute("height", 10);
-    svg.append(mark);
-  }
-  return svg;
+  return make("span", { class: "strip", "aria-hidden": "true" }, ...marks.slice(0, 400).map(([first, n]) => {
+    const mark = make("i");
+    mark.style.left = `min(${100 * first / size}%, 100% - 2px)`;
+    mark.style.width = `max(${100 * n / size}%, 2px)`;
+    return mark;
+  }));
 }
 
 function shapeOf(tensor, dim) {
