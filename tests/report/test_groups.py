@@ -36,7 +36,7 @@ def test_groups_are_told_for_people():
     view = view_of("two")
     assert unit_cost(view.groups, view.groups[0]) == {"params": 27 + 2 + 5, "macs": 64 * (27 + 5)}
     text = shown(groups_table(view))
-    for words in ("conv1", "made by conv1", "scaled by bn", "read by conv2", "34 params", "2.05 k MACs a unit", "channels"):
+    for words in ("conv1", "made by conv1", "scaled by bn", "read by conv2", "34 params", "2.05 k MACs a unit"):
         assert words in text, words
     assert "1 group, 4 removable units" in text
     assert row_of(text, "conv2.weight") == "conv2.weight an output of the network"
@@ -107,6 +107,16 @@ def test_repeated_blocks_are_folded_and_all_of_their_groups_are_there():
     inner = ",".join(f"#{ids.index(f'layer1.{i}.conv1') + 1}" for i in range(3))
     assert lines["layer1.{0..2}.conv1"] == f"Conv2d  weight [16 {inner}, 16 #1, 3, 3]"
     assert len(lines) < len(lines_of(view, unfold=True))
+
+
+def test_many_repeated_blocks_are_told_by_the_first_and_the_last():
+    view = view_of("chain")
+    lines, ids = lines_of(view), [g.id for g in view.groups]
+    made, used = ([ids.index(f"{block}.{layer}") + 1 for block in (1, 4)] for layer in (0, 2))
+    read = f"#{ids.index('0.2') + 1},..,#{ids.index('3.2') + 1}"
+    made, used = (f"#{first},..,#{last}" for first, last in (made, used))
+    assert lines["{1..4}.0"] == f"Linear  weight [6 {made}, 4 {read}]  bias [6 {made}]"
+    assert lines["{1..4}.2"] == f"Linear  weight [4 {used}, 6 {made}]  bias [4 {used}]"
 
 
 def test_joined_and_multiplied_groups_and_what_is_fixed():

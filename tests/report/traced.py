@@ -29,11 +29,14 @@ class Odd(nn.Module):
 
 @cache
 def view_of(name):
-    """The view of a network by name: resnet20, odd, hand-written."""
+    """The view of a network by name: resnet20, odd, chain, or written by hand (heads, two)."""
     if name == "resnet20":
         model, image = resnet20(), torch.zeros(1, 3, 32, 32)
     elif name == "odd":
         model, image = Odd(), torch.zeros(1, 3, 4, 4)
+    elif name == "chain":
+        blocks = (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)) for _ in range(6))
+        model, image = nn.Sequential(*blocks), torch.zeros(1, 4)
     else:
         return View(heads() if name == "heads" else two_convolutions())
     return View(trace(model, image), {name: type(module).__name__ for name, module in model.named_modules()})
