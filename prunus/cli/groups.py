@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,34 +17,31 @@ def command(
     classes: Classes = None,
     freeze: Annotated[list[str] | None, typer.Option(help="Nothing under this name or glob changes shape.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only groups made under this name or glob.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the same as a page.")] = None,
+    tree: Annotated[bool, typer.Option("--tree", help="The module tree, with the group of every dimension.")] = False,
+    unfold: Annotated[bool, typer.Option("--unfold", help="Repeated blocks one by one.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page that shows every group in the model.")] = None,
     json: Json = False,
 ) -> None:
     """What is coupled: the channels that must be cut together, and what cannot be cut and why."""
-    from prunus.report import groups_table
+    from prunus.report import groups_page, groups_table, groups_tree
     from prunus.report.groups import as_data
+    from prunus.report.view import View
     from prunus.tracing import trace
 
+    if html is not None and html.exists():
+        raise InputError(f"--html {html} exists already; nothing was written. Give another name.")
     found = target(model, input=input, classes=classes)
     groups = trace(found.module, found.example, freeze=freeze or (), only=only or ())
-    fixed = [{"what": f.what, "why": f.why} for f in groups.fixed]
+    view = View(groups, {name: type(module).__name__ for name, module in found.module.named_modules()})
     if html is not None:
-        _write(html, groups_table(groups, most=20), model)
-    emit({"groups": as_data(groups), "fixed": fixed, "cost": groups.costs()}, lambda: groups_table(groups), json)
+        _write(html, groups_page(view, name=model))
+    fixed = [{"what": f.what, "why": f.why} for f in groups.fixed]
+    data = {"groups": as_data(view), "fixed": fixed, "cost": view.cost}
+    emit(data, lambda: (groups_tree if tree else groups_table)(view, name=model, unfold=unfold), json)
 
 
-def _write(path: Path, table: Any, title: str) -> None:
-    """The table as one page that fetches nothing."""
-    import io
-
-    from rich.console import Console
-
+def _write(path: Path, page: str) -> None:
     from prunus.recipes.folder import make_folder
 
-    if path.exists():
-        raise InputError(f"--html {path} exists already; nothing was written. Give another name.")
-    console = Console(record=True, width=140, file=io.StringIO())
-    console.print(title, style="bold")
-    console.print(table)
     make_folder(path.parent, "--html")
-    path.write_text(console.export_html(inline_styles=True), encoding="utf-8")
+    path.write_text(page, encoding="utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunus.report import reading, words
+from prunus.report.naming import some
 from prunus.report.reading import read_result
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def terminal(result: Mapping[str, Any]) -> RenderableType:
         parts += ["", stages(result["stages"])]
     left = words.alone(result)
     if left:
-        parts += ["", _reasons(left, "Left alone")]
+        parts += ["", reasons(left, "Left alone")]
     said = [words.proof(result), *words.exports(result), *(str(note) for note in result.get("notes") or [])]
     parts += ["", *(Text(sentence) for sentence in said), "", Text(" ".join(words.verdict(result)), style="bold")]
     return Group(*parts)
@@ -42,9 +43,9 @@ def terminal(result: Mapping[str, Any]) -> RenderableType:
 
 def before_after(result: Mapping[str, Any]) -> Table:
     """Costs, times and quality before and after the run."""
-    table = _table(f"{words.short_name(str(result['model']))} ({result['recipe']})")
+    shown = table(f"{words.short_name(str(result['model']))} ({result['recipe']})")
     for name, justify in (("", "left"), ("before", "right"), ("after", "right"), ("change", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        shown.add_column(name, justify=justify)  # type: ignore[arg-type]
     before, after = result["before"], result["after"]
     for name, key in (
         ("parameters", "params"),
@@ -54,49 +55,49 @@ def before_after(result: Mapping[str, Any]) -> Table:
         old, new = before.get(key), after.get(key)
         if old is not None or new is not None:
             show = words.size if key == "size_bytes" else _exact
-            table.add_row(name, show(old), show(new), _left(words.left(old, new)))
+            shown.add_row(name, show(old), show(new), _left(words.left(old, new)))
     for t in words.timings(result):
         change = "" if t.ratio is None else f"{t.ratio:.2f}x faster" if t.ratio >= 1 else f"{1 / t.ratio:.2f}x slower"
-        table.add_row(_plain(t.where), words.milliseconds(t.before), words.milliseconds(t.after), change)
-    table.add_row(_plain(words.quality(result)[0]), *words.quality_text(result))
-    return table
+        shown.add_row(plain(t.where), words.milliseconds(t.before), words.milliseconds(t.after), change)
+    shown.add_row(plain(words.quality(result)[0]), *words.quality_text(result))
+    return shown
 
 
 def widths(plan: Mapping[str, Mapping[str, int]]) -> Table:
     """The width of every group before and after, as bars."""
-    table = _table("Width of every group: kept of all")
-    table.add_column("group")
-    table.add_column("kept")
-    table.add_column("", justify="right", no_wrap=True)
+    shown = table("Width of every group: kept of all")
+    shown.add_column("group")
+    shown.add_column("kept")
+    shown.add_column("", justify="right", no_wrap=True)
     widest = max((entry["units"] for entry in plan.values()), default=1)
     for name, entry in plan.items():
-        table.add_row(_plain(name), _bar(entry["kept"], entry["units"], widest), f"{entry['kept']} / {entry['units']}")
-    return table
+        shown.add_row(plain(name), _bar(entry["kept"], entry["units"], widest), f"{entry['kept']} / {entry['units']}")
+    return shown
 
 
 def stages(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Every stage of the run and the network it left."""
-    table = _table("Stages")
-    table.add_column("stage")
+    shown = table("Stages")
+    shown.add_column("stage")
     for name in ("time", "parameters", "multiply-adds", "accuracy"):
-        table.add_column(name, justify="right")
+        shown.add_column(name, justify="right")
     for row in rows:
         cells = (words.duration(row.get("seconds")), _exact(row.get("params")), _exact(row.get("macs")))
-        table.add_row(_plain(str(row.get("name", "?"))), *cells, words.percent(row.get("accuracy"), 2))
-    return table
+        shown.add_row(plain(str(row.get("name", "?"))), *cells, words.percent(row.get("accuracy"), 2))
+    return shown
 
 
 def compare(folders: Iterable[str | Path]) -> Table:
     """Several runs side by side, one column a run folder; raises `FileError` for a folder without a result."""
     results = [(Path(folder), read_result(folder)) for folder in folders]
-    table = _table("Runs compared")
-    table.add_column("")
+    shown = table("Runs compared")
+    shown.add_column("")
     for folder, _ in results:
-        table.add_column(_plain(folder.resolve().name), overflow="fold")
+        shown.add_column(plain(folder.resolve().name), overflow="fold")
     columns = [_column(result) for _, result in results]
     for row in dict.fromkeys(name for column in columns for name in column):
-        table.add_row(_plain(row), *(_plain(column.get(row, "-")) for column in columns))
-    return table
+        shown.add_row(plain(row), *(plain(column.get(row, "-")) for column in columns))
+    return shown
 
 
 def _column(result: Mapping[str, Any]) -> dict[str, str]:
@@ -114,11 +115,11 @@ def _column(result: Mapping[str, Any]) -> dict[str, str]:
     return column
 
 
-def _table(title: str) -> Table:
+def table(title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(title=_plain(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(title=plain(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _bar(kept: int, units: int, widest: int) -> str:
@@ -133,26 +134,17 @@ def _bar(kept: int, units: int, widest: int) -> str:
     return "█" * full + (f"[dim]{'░' * (whole - full)}[/]" if whole > full else "")
 
 
-def _reasons(rows: Sequence[tuple[str, Sequence[str]]], title: str, most: int = 4) -> Table:
+def reasons(rows: Sequence[tuple[str, Sequence[str]]], title: str, most: int = 4) -> Table:
     """Things gathered by reason; long lists are shortened and counted."""
-    table = _table(title)
-    table.add_column("what", overflow="fold")
-    table.add_column("why", overflow="fold")
+    shown = table(title)
+    shown.add_column("what", overflow="fold")
+    shown.add_column("why", overflow="fold")
     for why, what in rows:
-        table.add_row(_plain(some(what, most)), _plain(why))
-    return table
+        shown.add_row(plain(some(what, most)), plain(why))
+    return shown
 
 
-def some(names: Sequence[str], most: int = 4) -> str:
-    """A few names, and how many more there are.
-
-    >>> some(["a", "b", "c"], 2)
-    'a, b and 1 more'
-    """
-    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
-
-
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text of the user, with what rich would take for markup escaped."""
     from rich.markup import escape
 

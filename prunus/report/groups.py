@@ -1,119 +1,126 @@
-"""Coupled groups, for people."""
+"""Coupled groups as a table, for people; alike groups of repeated blocks are told as one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
-from prunus.core import Group, Groups, Slice
-from prunus.report.console import _plain, _reasons, _table, some
+from prunus.report.console import plain, reasons, table
+from prunus.report.naming import folded, numbers, place, relative, some, wrapped
+from prunus.report.view import View, parts, proportions, together
 from prunus.report.words import short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-VERBS = (  # what a person calls the roles
-    ("made by", ("out",)),
-    ("per channel", ("depthwise",)),
-    ("scaled by", ("norm_scale",)),
-    ("chosen by", ("index",)),
-    ("read by", ("in",)),
-    ("also", ("other",)),
-)
+    from rich.table import Table
+    from rich.text import Text
 
 
-def groups_table(groups: Groups, *, most: int = 4) -> RenderableType:
+def groups_table(view: View, *, name: str = "", unfold: bool = False, most: int = 4) -> RenderableType:
     """What is coupled in a network, and what is fixed with the reason, for ``rich.print``.
 
     Args:
-        groups: a traced network.
+        view: a traced network.
+        name: what the network is called.
+        unfold: show alike groups one by one.
         most: how many names are shown of a long list.
     """
     from rich.console import Group as Stack
     from rich.text import Text
 
-    cost = groups.costs()
-    table = _table("Groups: what must be cut together")
-    table.add_column("group", overflow="fold")
-    table.add_column("units", justify="right")
-    table.add_column("cut together", overflow="fold")
-    table.add_column("a unit costs", justify="right")
-    for group in groups:
-        unit = unit_cost(groups, group, cost)
-        rows = [f"[dim]{verb}[/] {_plain(some(folded(names), most))}" for verb, names in together(group)]
-        costs = f"{short(unit['params'])} params\n{short(unit['macs'])} MACs"
-        table.add_row(_plain(group.id), str(group.units), "\n".join(rows), costs)
-    summary = (
-        f"{len(groups)} groups, {groups.units:,} removable units. "
-        f"The whole network: {cost['params']:,} parameters, {cost['macs']:,} multiply-adds per sample."
+    shown = table(f"{name or 'Groups'}: what must be cut together")
+    rows = look_alike(view, fold=not unfold)
+    told = [group_cells(view, alike) for alike in rows]
+    shown.add_column("no.")
+    shown.add_column("group", overflow="fold", min_width=max((_longest(cells[1]) for cells in told), default=1))
+    shown.add_column("units", justify="right")
+    shown.add_column("cut together", overflow="fold")
+    for alike, (number, what, units, cost) in zip(rows, told):
+        names: dict[str, list[str]] = {}
+        for n in alike:
+            for verb, found in together(view.groups[n - 1]):
+                names.setdefault(verb, []).extend(found)
+        (own,) = folded(view.groups[n - 1].id for n in alike)
+        lines = []
+        for verb, found in names.items():
+            near = [relative(name, to=own) for name in folded(dict.fromkeys(found))]
+            lines.append(f"[dim]{verb}[/] {plain(some(near, most))}")
+        shown.add_row(number, f"{what}\n[dim]{cost} a unit[/]", units, "\n".join(lines))
+    stack: list[RenderableType] = [shown, summary(view)]
+    if any(len(alike) > 1 for alike in rows):
+        said = "A row such as '3 × 16' is several alike groups, each cut on its own; --unfold lists them."
+        stack.append(Text(said, style="dim"))
+    if view.reasons:
+        stack += ["", fixed_table(view, most=most)]
+    return Stack(*stack)
+
+
+def _longest(text: str) -> int:
+    return max(map(len, text.split("\n")))
+
+
+def summary(view: View) -> Text:
+    """The totals in one sentence, and which groups must stay in proportion."""
+    from rich.text import Text
+
+    said = Text(
+        f"{len(view.groups)} group{'s' if len(view.groups) != 1 else ''}, {view.groups.units:,} removable units. "
+        f"The whole network: {view.cost['params']:,} parameters, {view.cost['macs']:,} multiply-adds per sample.",
+        style="bold",
     )
-    parts: list[RenderableType] = [table, Text(summary, style="bold")]
-    reasons: dict[str, list[str]] = {}
-    for fixed in groups.fixed:
-        reasons.setdefault(fixed.why, []).append(fixed.what)
-    if reasons:
-        parts += ["", _reasons(list(reasons.items()), "Fixed: what cannot be cut", most)]
-    return Stack(*parts)
+    for tied in proportions(view.groups):
+        said.append(
+            f"\nGroups {', '.join(f'#{n}' for n in tied)} must keep equal fractions of their units.", style="not bold"
+        )
+    return said
 
 
-def together(group: Group) -> list[tuple[str, list[str]]]:
-    """What a group cuts, by what it does with the units: ``[("made by", ["conv1"]), ("read by", ["conv2"])]``."""
-    out = []
-    for verb, roles in VERBS:
-        names = list(dict.fromkeys(owner(s) for s in group.with_role(*roles)))
-        if names:
-            out.append((verb, names))
-    return out
+def look_alike(view: View, *, fold: bool = True) -> list[list[int]]:
+    """Numbers (from 1) of groups that are told in one row: the same thing in repeated blocks."""
+    rows: dict[object, list[int]] = {}
+    for n, group in enumerate(view.groups, 1):
+        head, _, tail = place(group.id)
+        verbs = tuple(verb for verb, _ in together(group))
+        key = (head, tail, group.units, view.unit_names[n - 1], parts(group), verbs) if fold else n
+        rows.setdefault(key, []).append(n)
+    return list(rows.values())
 
 
-def owner(part: Slice) -> str:
-    """The module of a slice: its name without the last word when that is the usual one.
-
-    >>> owner(Slice("layer1.conv.weight", 0, torch.zeros(1, 1), "out", torch.zeros(1)))
-    'layer1.conv'
-    """
-    module, _, last = part.name.rpartition(".")
-    return module if module and last in ("weight", "bias", "running_mean", "running_var") else part.name
-
-
-def folded(names: Sequence[str]) -> list[str]:
-    """Names that differ in one number only, as one.
-
-    >>> folded(["conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2", "layer2.0.conv2"])
-    ['conv1', 'layer1.{0..2}.conv2', 'layer2.0.conv2']
-    """
-    found: dict[tuple[str, str], list[int]] = {}
-    for name in names:
-        words = name.split(".")
-        at = max((i for i, word in enumerate(words) if word.isdigit()), default=None)
-        alike = (name, "") if at is None else (".".join((*words[:at], "")), ".".join(("", *words[at + 1 :])))
-        found.setdefault(alike, []).extend([] if at is None else [int(words[at])])
-    return [head + _numbers(sorted(numbers)) + tail for (head, tail), numbers in found.items()]
+def group_cells(view: View, alike: Sequence[int]) -> tuple[str, str, str, str]:
+    """Number, id, units and cost of a unit, of groups that look alike."""
+    first = view.groups[alike[0] - 1]
+    times = f"{len(alike)} × " if len(alike) > 1 else ""
+    even = f"\nin {parts(first)} even parts" if parts(first) > 1 else ""
+    costs = []
+    for key, unit in (("params", "params"), ("macs", "MACs")):
+        values = sorted(view.unit_costs[n - 1][key] for n in alike)
+        low, high = short(values[0]), short(values[-1])
+        costs.append(f"{low} {unit}" if low == high else f"{low}..{high} {unit}")
+    (what,) = folded(view.groups[n - 1].id for n in alike)
+    units = f"{times}{first.units}\n{view.unit_names[alike[0] - 1][first.units != 1]}{even}"
+    return numbers(alike, most=3).strip("{}"), plain(wrapped(what)), units, "\n".join(costs)
 
 
-def _numbers(numbers: Sequence[int]) -> str:
-    """``0``, ``{0..3}``, ``{0,2}``, or nothing."""
-    if len(numbers) < 2:
-        return "".join(map(str, numbers))
-    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"{{{numbers[0]}..{numbers[-1]}}}"
-    return "{" + ",".join(map(str, numbers)) + "}"
+def fixed_table(view: View, letters: Sequence[str] = (), *, most: int = 4) -> Table:
+    """What is fixed, by reason; `letters` name the reasons."""
+    rows = []
+    for i, (why, what) in enumerate(view.reasons.items()):
+        shown = folded(dict.fromkeys(re.sub(r": (\d+) of \1 channels$", r" (all \1)", name) for name in what))
+        rows.append((f"{letters[i]}: {why}" if letters else why, shown))
+    return reasons(rows, "Fixed: what cannot be cut", most)
 
 
-def unit_cost(groups: Groups, group: Group, whole: Mapping[str, int] | None = None) -> dict[str, int]:
-    """What the network, of cost `whole`, costs less without the first unit of `group`, in parameters and macs."""
-    keep = torch.ones(groups.units, dtype=torch.bool)
-    keep[group.offset] = False
-    whole, without = whole or groups.costs(), groups.costs(keep)
-    return {kind: whole[kind] - without[kind] for kind in whole}
-
-
-def as_data(groups: Groups) -> list[dict[str, object]]:
-    """The same for ``--json``: id, units, the names by what they do, and the cost of a unit."""
-    cost = groups.costs()
+def as_data(view: View) -> list[dict[str, object]]:
+    """The same for ``--json``: id, units and what they are, the names by what they do, and the cost of a unit."""
     return [
-        {"group": g.id, "units": g.units, "together": dict(together(g)), "unit_costs": unit_cost(groups, g, cost)}
-        for g in groups
+        {
+            "group": group.id,
+            "units": group.units,
+            "kind": name,
+            "parts": parts(group),
+            "together": dict(together(group)),
+            "unit_costs": cost,
+        }
+        for group, (name, _), cost in zip(view.groups, view.unit_names, view.unit_costs)
     ]

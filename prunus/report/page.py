@@ -35,6 +35,11 @@ def html(folder: str | Path) -> Path:
 
 def page(run: Run) -> str:
     """The page as text."""
+    return render("report.html.j2", content(run))
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """One of the templates with its content; what the user wrote stays text."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -44,7 +49,7 @@ def page(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(content(run))
+    return environment.get_template(template).render(content)
 
 
 def content(run: Run) -> dict[str, Any]:

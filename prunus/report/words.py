@@ -232,13 +232,14 @@ def headline(result: Mapping[str, Any]) -> str:
 
 
 def short_name(model: str) -> str:
-    """The model without the library in front.
+    """The model without the library in front, or the folder.
 
-    >>> short_name("prunus:resnet56"), short_name("nets/mine.py:build")
-    ('resnet56', 'mine.py:build')
+    >>> short_name("prunus:resnet56"), short_name("nets/mine.py:build"), short_name("transformers:a/b.json#BertModel")
+    ('resnet56', 'mine.py:build', 'BertModel')
     """
-    if model.partition(":")[0] in ("prunus", "torchvision", "timm", "transformers"):
-        return model.partition(":")[2] or model
+    library, _, name = model.partition(":")
+    if library in ("prunus", "torchvision", "timm", "transformers") and name:
+        return name.rpartition("/")[2].rpartition("#")[2] if library == "transformers" else name
     return model.rpartition("/")[2]
 
 

@@ -167,17 +167,23 @@ def test_own_model_and_own_evaluation(tmp_path: Path, capsys: pytest.CaptureFixt
     assert result["after"]["params"] <= 0.6 * result["before"]["params"]
 
 
-def test_groups_as_a_table_as_json_and_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_as_a_table_as_a_tree_as_json_and_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "groups.html"
     assert code("groups", "prunus:resnet20", "--freeze", "layer3", "--html", page) == 0
-    assert "layer1.0.conv1" in capsys.readouterr().out
-    assert "layer1.0.conv1" in page.read_text()
+    assert "layer1.{0..2}.conv1" in capsys.readouterr().out
+    written = page.read_text()
+    assert 'href="#group=layer1.0.conv1"' in written and "frozen by the user" in written
     assert code("groups", "prunus:resnet20", "--freeze", "layer3", "--html", page) == 2
-    capsys.readouterr()
+    assert page.read_text() == written and str(page) in "".join(capsys.readouterr().err.split("\n"))
     assert code("groups", "prunus:resnet20", "--json") == 0
     data = json.loads(capsys.readouterr().out)
-    assert {g["group"]: g["units"] for g in data["groups"]}["layer1.0.conv1"] == 16
+    assert {g["group"]: (g["units"], g["kind"]) for g in data["groups"]}["layer1.0.conv1"] == (16, "channel")
     assert data["cost"]["params"] == 269722 and data["fixed"]
+    assert code("groups", "prunus:resnet20", "--tree") == 0
+    folded = capsys.readouterr().out
+    assert "{0..2} BasicBlock" in folded and "Conv2d" in folded
+    assert code("groups", "prunus:resnet20", "--tree", "--unfold") == 0
+    assert len(capsys.readouterr().out.splitlines()) > len(folded.splitlines())
 
 
 def test_measure_a_model_and_a_run(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,11 @@
 """A run folder as `prunus run` leaves it, of a ResNet-56 slimmed to half of its multiply-adds."""
 
+import io
 import json
 import math
 import random
+
+from rich.console import Console
 
 RECIPE = """recipe: network-slimming
 seed: 0
@@ -100,3 +103,13 @@ def write(folder, content=None):
     (folder / "gammas.json").write_text(json.dumps(gammas()))
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
+
+
+def shown(renderable, width=100):
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def row_of(text, start):
+    return next(" ".join(line.split()) for line in text.splitlines() if line.strip().startswith(start))

@@ -1,25 +1,10 @@
 """Terminal tables: the numbers a person looks for, and plain words."""
 
-import io
-
 import pytest
-import torch
-from rich.console import Console
 
-from prunus.core import Cost, FileError, Fixed, Group, Groups, Inputs, Operator, Slice, TensorAxes
-from prunus.report import compare, groups_table, headline, picture, terminal, verdict
-from prunus.report.groups import as_data, unit_cost
-from tests.report.sample import result, write
-
-
-def shown(renderable, width=100):
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(renderable)
-    return console.file.getvalue()
-
-
-def row_of(text, start):
-    return next(" ".join(line.split()) for line in text.splitlines() if line.strip().startswith(start))
+from prunus.core import FileError
+from prunus.report import compare, headline, picture, terminal, verdict
+from tests.report.sample import result, row_of, shown, write
 
 
 def test_before_and_after():
@@ -86,41 +71,6 @@ def test_compare_has_a_column_a_run(tmp_path):
     )
     with pytest.raises(FileError, match="no result in"):
         compare([folders[0], tmp_path / "nothing"])
-
-
-def two_convolutions():
-    """conv1 (3 -> 4, 3x3) with a norm, then conv2 (4 -> 5, 1x1), on 8 x 8: units 0..3 are the channels between."""
-    shapes = {"conv1.weight": (4, 3, 3, 3), "bn.weight": (4,), "bn.bias": (4,), "conv2.weight": (5, 4, 1, 1)}
-    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    units = torch.arange(4).unsqueeze(1)
-    roles = {"conv1.weight": (0, "out"), "bn.weight": (0, "norm_scale"), "bn.bias": (0, "norm_shift")}
-    roles["conv2.weight"] = (1, "in")
-    slices = tuple(Slice(name, dim, units, role, tensors[name]) for name, (dim, role) in roles.items())
-    axes = {name: tuple(0 if d == roles[name][0] else None for d in range(len(s))) for name, s in shapes.items()}
-    return Groups(
-        members=(Group("conv1", 4, slices),),
-        axes=(units,),
-        tensors={name: TensorAxes(shape, axes[name], True) for name, shape in shapes.items()},
-        operators=(
-            Operator("conv", "conv1", (0,), (1,), ("conv1.weight",), ((1, 4, 8, 8),), ((),), Cost(64 * 27, (0,))),
-            Operator("conv", "conv2", (1,), (2,), ("conv2.weight",), ((1, 5, 8, 8),), ((),), Cost(64 * 5, (0,))),
-        ),
-        fixed=(Fixed("conv2.weight", "an output of the network"), Fixed("[image]", "an input of the network")),
-        inputs=Inputs.of(torch.zeros(1, 3, 8, 8)),
-    )
-
-
-def test_groups_are_told_for_people():
-    groups = two_convolutions()
-    assert unit_cost(groups, groups[0]) == {"params": 27 + 2 + 5, "macs": 64 * (27 + 5)}
-    text = shown(groups_table(groups))
-    for words in ("conv1", "made by conv1", "scaled by bn", "read by conv2", "34 params", "2.05 k MACs"):
-        assert words in text, words
-    assert "1 groups, 4 removable units" in text
-    assert row_of(text, "conv2.weight") == "conv2.weight an output of the network"
-    assert row_of(text, "[image]") == "[image] an input of the network"
-    (row,) = as_data(groups)
-    assert row["together"] == {"made by": ["conv1"], "scaled by": ["bn"], "read by": ["conv2"]}
 
 
 def test_the_picture_is_a_png(run_folder, tmp_path):

@@ -7,12 +7,22 @@ import pytest
 
 import prunus.report
 
-CSS = (Path(prunus.report.__file__).parent / "templates" / "report.css").read_text()
+TEMPLATES = Path(prunus.report.__file__).parent / "templates"
 
 
-def colours(mode):
-    light, dark = re.findall(r":root \{(.*?)\}", CSS, re.DOTALL)
-    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{3,6})", light if mode == "light" else dark))
+def colours(mode, *, share=False):
+    """The colours of both pages by name; with `share`, the part of a role's colour in the ground behind it."""
+    found = {}
+    for name in ("report.css", "groups.css"):
+        light, dark = re.findall(r":root \{(.*?)\}", (TEMPLATES / name).read_text(), re.DOTALL)
+        found |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{3,6}|\d+%)", light if mode == "light" else dark))
+    return int(found["wash"][:-1]) / 100 if share else found
+
+
+def mixed(a, b, share):
+    """`share` of colour a over colour b."""
+    both = [[int(c[1:][i : i + 2], 16) for i in (0, 2, 4)] for c in (a, b if len(b) == 7 else "#" + b[1:] * 2)]
+    return "#" + "".join(f"{round(share * x + (1 - share) * y):02x}" for x, y in zip(*both))
 
 
 def luminance(colour):
@@ -46,3 +56,11 @@ def test_what_is_kept_stands_out_from_what_was_there(mode):
     assert contrast(found["after"], found["before"]) >= 2
     assert contrast(found["after"], found["card"]) >= 3
     assert contrast(found["before"], found["card"]) >= 2
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("role", ["made", "read", "scaled", "other"])
+def test_the_slices_of_a_group_stand_out(mode, role):
+    found, share = colours(mode), colours(mode, share=True)
+    assert contrast(found[role], mixed(found[role], found["card"], share)) >= 4.5
+    assert contrast(found["soft"], found["stage-b"]) >= 4.5  # small print of the group that is chosen
