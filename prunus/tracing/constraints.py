@@ -70,11 +70,11 @@ def solve(tracer: Tracer, built: Built) -> Solution:
             break
     if not solution.fix:
         solution.proportions = _proportions(counts, tied)
-        for ids in solution.proportions:
-            if math.gcd(*(built.groups[id].units for id in ids)) == 1:
-                for id in ids:
-                    group = next(i for i, g in enumerate(built.groups) if g.id == id)
-                    solution.fix[group] = f"the model's code ties its size to that of {', '.join(ids)}: no step fits all"
+        index = {group.id: i for i, group in enumerate(built.groups)}
+        for names in solution.proportions:
+            if math.gcd(*(built.groups[name].count for name in names)) == 1:
+                why = f"the model's code ties its size to that of {', '.join(names[:3])}: no step fits all"
+                solution.fix.update({index[name]: why for name in names})
         solution.edits = tuple(
             EditRule(str(s[1]), str(s[2]), int(s[3]), value.as_terms()) for s, value in rules.items() if value.symbols
         )

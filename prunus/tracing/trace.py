@@ -83,18 +83,43 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
                 "Give example_inputs that `model(*example_inputs)` accepts."
             ) from error
         tracer.caches = {place for place, holder in emptied.items() if holder}
+    _fix_outputs(tracer, out)
+    visited = {name for call in tracer.calls for name in call.parameters}
+    if not visited.issuperset(tracer.initial):
+        visited |= _in_training(tracer, model, inputs)
+    for name, dims in tracer.initial.items():
+        if name not in visited:
+            for dim in dims:
+                tracer.fix(dim, "the example does not visit it")
+    return tracer
+
+
+def _fix_outputs(tracer: Tracer, out: Any) -> None:
     for tensor in output_tensors(out):
         tracer.outputs.append(tracer.number(tensor))
         if tensor in tracer.pending:
             tracer.fix(*tracer.pending[tensor])
         for dim in tracer.of(tensor):
             tracer.fix(dim, "it is an output of the model")
-    visited = {name for call in tracer.calls for name in call.parameters}
-    for name, dims in tracer.initial.items():
-        if name not in visited:
-            for dim in dims:
-                tracer.fix(dim, "the example does not visit it")
-    return tracer
+
+
+def _in_training(tracer: Tracer, model: nn.Module, inputs: Inputs) -> set[str]:
+    """Follow forward in training mode too: what only training visits (auxiliary heads) is coupled with the rest.
+
+    Returns the parameters and buffers that it visits.  A network that does not train on the example is left at that.
+    """
+    first, outputs = len(tracer.calls), list(tracer.outputs)
+    with unchanged(model), evaluating(model), torch.random.fork_rng(devices=[]):
+        model.train()
+        try:
+            with tracer.recording():
+                _fix_outputs(tracer, inputs.map(torch.clone)(model))
+        except Exception:  # the model's own code may raise anything
+            pass
+    visited = {name for call in tracer.calls[first:] for name in call.parameters}
+    del tracer.calls[first:]
+    tracer.outputs = outputs
+    return visited
 
 
 def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
