@@ -134,6 +134,7 @@ class Groups(Sequence[Group]):
     in_place: bool = True  # whether a cut has to fit the model's own code
     proportions: tuple[tuple[str, ...], ...] = ()  # groups whose kept counts stay in the proportion of their units
     folds: tuple[Fold, ...] = ()
+    counted: frozenset[int] = frozenset()  # axes that tell how many rows are kept, not which: parts choose differently
     caches: tuple[tuple[str, str], ...] = ()  # module and attribute of what forward caches
 
     def __len__(self) -> int:
@@ -218,12 +219,16 @@ class Groups(Sequence[Group]):
         for term in rule.terms:
             value = term.coefficient
             for id, power in term.groups:
-                group = self[id]
-                value *= Fraction(int(keep[group.offset : group.offset + group.units].sum())) ** power
+                value *= self._kept(keep, id) ** power
             for axis, rows, power in term.axes:
                 value *= Fraction(self.kept_rows(alive, axis, rows)) ** power
             total += value
         return total
+
+    def _kept(self, keep: Tensor, id: str) -> Fraction:
+        """Kept units of a part of a group."""
+        group = self[id]
+        return Fraction(int(keep[group.offset : group.offset + group.units].sum()), group.parts)
 
     def quanta(self, ids: Sequence[str]) -> tuple[int, ...]:
         """The units that groups in proportion lose together in one step (192 channels and 3 heads: 64 and 1)."""
@@ -264,15 +269,22 @@ class Groups(Sequence[Group]):
         )
 
     def check_proportions(self, keep: Tensor) -> None:
-        """Raise `InputError` when groups that the model's code keeps in proportion are not under `keep`."""
+        """Raise `InputError` when parts are not even, or groups that the code keeps in proportion are not, under `keep`."""
+        for group in self:
+            kept = keep[group.offset : group.offset + group.units].reshape(group.parts, -1).sum(1)
+            if group.parts > 1 and len(kept.unique()) > 1:
+                raise InputError(
+                    f"the plan keeps {kept.tolist()} units of the {group.parts} parts of group '{group.id}'; it must "
+                    "keep as many of each."
+                )
         for ids in self.proportions:
-            kept = [int(keep[self[id].offset : self[id].offset + self[id].units].sum()) for id in ids]
-            if len({Fraction(n, self[id].units) for n, id in zip(kept, ids)}) > 1:
-                told = ", ".join(f"{n} of {self[id].units} of '{id}'" for n, id in zip(kept, ids))
+            counts = [self._kept(keep, id) for id in ids]
+            if len({n / self[id].count for n, id in zip(counts, ids)}) > 1:
+                told = ", ".join(f"{n} of {self[id].count} of '{id}'" for n, id in zip(counts, ids))
                 raise InputError(self._out_of_proportion(f"the plan keeps {told}"))
 
     def _out_of_proportion(self, what: str) -> str:
-        held = "; ".join(", ".join(f"'{id}' ({self[id].units})" for id in ids) for ids in self.proportions)
+        held = "; ".join(", ".join(f"'{id}' ({self[id].count})" for id in ids) for ids in self.proportions)
         return (
             f"{what}, but the model's code keeps the counts of these groups in proportion: {held}. Keep the same "
             "fraction of each, or trace(..., in_place=False) and take the rewritten network."
@@ -314,7 +326,7 @@ class Groups(Sequence[Group]):
                 members.append(replace(group, offset=offset))
                 offset += group.units
         fixed = self.fixed + tuple(Fixed(g.id, why) for g in self.members if g.id not in wanted)
-        whole = {g.id: g.units for g in self.members if g.id not in wanted}
+        whole = {g.id: g.count for g in self.members if g.id not in wanted}
         return replace(
             self,
             members=tuple(members),

@@ -53,7 +53,7 @@ def folded(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[
     for fold in groups.folds:
         group = groups[fold.group]
         rows = keep[group.offset : group.offset + group.units]
-        factor = (int(rows.sum()) / group.units) ** (fold.power / 2)
+        factor = float(rows.double().mean()) ** (fold.power / 2)
         roles = ("norm_scale", "norm_shift") if group.with_role("norm_scale") else ("out", "bias")
         for s in group.with_role(*roles) if factor != 1 else ():
             tensor = out[s.name]
@@ -150,7 +150,7 @@ class Kept(TorchDispatchMode):
         return self._on_kept(op, func, args, kwargs)
 
     def _cut(self, axis: int | None) -> bool:
-        return axis is not None and not bool(self.alive[axis].all())
+        return axis is not None and axis not in self.groups.counted and not bool(self.alive[axis].all())
 
     def _on_kept(self, op: Operator, func: Any, args: Any, kwargs: Any) -> Any:
         kwargs = with_scale(op.name, args, kwargs)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prunus.core import Cost, Fixed, Group, Groups, Inputs, IntFact, Operator, Slice, TensorAxes
 from prunus.tracing.labels import NONE, Atoms
+from prunus.tracing.parts import Numbering, free_choices, row_blocks, spread
 from prunus.tracing.tracer import Dim, Tracer
 
 PRODUCING = {"out": 0, "depthwise": 1, "index": 1, "norm_scale": 2, "bias": 3}  # what a group is named after
@@ -24,6 +25,7 @@ class Axes:
         self.matrices: list[Atoms] = []
         self._seen: dict[bytes, int] = {}
         self._of: dict[int, tuple[Atoms, int | None]] = {}
+        self.counted: set[int] = set()  # axes that say how many rows are kept, but not which: it differs between parts
 
     def __call__(self, dim: Dim) -> int | None:
         """The number of a dimension's axis; None when nothing of it can be cut."""
@@ -60,10 +62,20 @@ def build(tracer: Tracer, inputs: Inputs) -> Built:
     """Groups, operators and costs of a traced forward, once nothing can be emptied any more."""
     while True:
         built = _build(tracer, inputs)
+        bare = _without_parameters(built.groups)
+        if bare.any():
+            tracer.labels.fix(built.atoms[bare], "no parameter depends on it")
+            continue
         loose = _emptiable(built.groups)
         if not loose.any():
             return built
         tracer.labels.fix(built.atoms[loose], "a dimension could lose all of its rows")
+
+
+def _without_parameters(groups: Groups) -> NDArray[np.bool_]:
+    """Units of groups that live in buffers alone: there is nothing to gain by cutting them."""
+    bare = [not any(isinstance(s.tensor, torch.nn.Parameter) or s.role == "index" for s in g.slices) for g in groups]
+    return np.repeat(np.array(bare, dtype=bool), [g.units for g in groups])
 
 
 def _emptiable(groups: Groups) -> NDArray[np.bool_]:
@@ -71,21 +83,11 @@ def _emptiable(groups: Groups) -> NDArray[np.bool_]:
 
     A dimension is safe when some row always survives, or when it holds all combinations of the units of some groups.
     """
-    of = np.repeat(np.arange(len(groups)), [g.units for g in groups])
-    sizes = np.array([g.units for g in groups])
+    numbering = Numbering.of(groups)
     loose = np.zeros(groups.units, dtype=bool)
     for axis in groups.axes:
         matrix = axis.numpy()
-        family = np.where(matrix < 0, NONE, of[np.maximum(matrix, 0)])
-        safe = False
-        for pattern in np.unique(family, axis=0):
-            members = pattern[pattern >= 0]
-            rows = matrix[(family == pattern).all(1)]
-            all_combinations = (
-                len(set(members)) == len(members) and len(np.unique(rows, axis=0)) == sizes[members].prod()
-            )
-            safe = safe or not members.size or bool(all_combinations)
-        if not safe:
+        if not any(times for times, _ in row_blocks(matrix, numbering)):
             loose[matrix[matrix >= 0]] = True
     return loose
 
@@ -109,7 +111,10 @@ def _build(tracer: Tracer, inputs: Inputs) -> Built:
     }
     batch = inputs.batch
     operators = tuple(_operator(tracer, i, axes, batch) for i in range(len(tracer.calls)))
-    members = _members(tracer, tensors, axes, families)
+    contracted = {axes(dim) for dim in tracer.contracted}
+    ragged = free_choices(axes.matrices, [len(f) for f in families], tensors, operators, contracted)
+    parts = spread(axes, families, ragged)
+    members = _members(tracer, tensors, axes, families, parts)
     groups = Groups(
         members=members,
         axes=tuple(torch.from_numpy(m) for m in axes.matrices),
@@ -120,6 +125,7 @@ def _build(tracer: Tracer, inputs: Inputs) -> Built:
         ties=tuple(tuple(names) for names in tracer.ties.values()),
         outputs=tuple(tracer.outputs),
         caches=tuple(sorted(tracer.caches)),
+        counted=frozenset(axes.counted),
     )
     return Built(groups, axes, np.concatenate([np.zeros(0, np.int64), *families]))
 
@@ -161,7 +167,11 @@ def _rank(tracer: Tracer, place: tuple[str, int]) -> tuple[int, int, str, int]:
 
 
 def _members(
-    tracer: Tracer, tensors: dict[str, TensorAxes], axes: Axes, families: list[NDArray[np.int64]]
+    tracer: Tracer,
+    tensors: dict[str, TensorAxes],
+    axes: Axes,
+    families: list[NDArray[np.int64]],
+    parts: list[int],
 ) -> tuple[Group, ...]:
     """Every family with its slices, named after its first producing slice."""
     sizes = [len(f) for f in families]
@@ -180,9 +190,11 @@ def _members(
         role = tracer.roles.get((name, d), ("other", 0))[0]
         for f, index in indices[axis]:
             slices[f].append(Slice(name, d, index, role, tracer.tensors[name]))
-    names = _names(slices, tensors)
+    names = _names(slices, tensors, parts)
     return tuple(
-        Group(names[f], sizes[f], tuple(slices[f]), int(offsets[f])) for f in range(len(families)) if slices[f]
+        Group(names[f], sizes[f], tuple(slices[f]), int(offsets[f]), parts=parts[f])
+        for f in range(len(families))
+        if slices[f]
     )
 
 
@@ -200,21 +212,21 @@ def _indices(matrix: Atoms, offsets: NDArray[np.int64]) -> list[tuple[int, torch
     return out
 
 
-def _names(slices: list[list[Slice]], tensors: dict[str, TensorAxes]) -> list[str]:
+def _names(slices: list[list[Slice]], tensors: dict[str, TensorAxes], parts: list[int]) -> list[str]:
     """The qualified name of the first slice; axes of a product, and disjoint parts, get a suffix."""
     base = [s[0].name.removesuffix(".weight") if s else "" for s in slices]
     clash = {name for name, n in Counter(base).items() if n > 1}
     seen: Counter[str] = Counter()
     names = []
-    for name, group in zip(base, slices):
+    for name, group, many in zip(base, slices, parts):
         if name not in clash:
             names.append(name)
             continue
         first = group[0]
         rows = tensors[first.name].shape[first.dim]
-        if first.index.numel() == rows and first.index.shape[1] > 1:  # an axis of a product
+        if many > 1 or (first.index.numel() == rows and first.index.shape[1] > 1):  # an axis of a product
             grouped = len(tensors[first.name].shape) > 2
-            major = bool((first.index[0].diff() == 1).float().mean() > 0.5)  # its rows lie together
+            major = many == 1 and bool((first.index[0].diff() == 1).float().mean() > 0.5)  # its rows lie together
             suffix = ("groups" if grouped else "heads") if major else ("group_width" if grouped else "head_dim")
             name, mark = f"{name}/{suffix}", f"{name}/{suffix}"
         else:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-
 from prunus.core import Groups
 from prunus.core.groups import Term
-from prunus.tracing.labels import Atoms
+from prunus.tracing.parts import Numbering, row_blocks
 from prunus.tracing.symbols import Attribute, Computed, Size
 from prunus.tracing.tracer import Fact
 
@@ -94,12 +92,11 @@ def _times(a: Monomial, b: Monomial) -> Monomial:
 
 
 class Counts:
-    """Kept rows of the axes of a traced network, as polynomials in the kept units of its groups."""
+    """Kept rows of the axes of a traced network, as polynomials in the kept units (of a part) of its groups."""
 
     def __init__(self, groups: Groups, axes: Any) -> None:
         self.groups, self.axes = groups, axes
-        self.of = np.repeat(np.arange(len(groups)), [g.units for g in groups])
-        self.sizes = np.array([g.units for g in groups], dtype=np.int64)
+        self.numbering = Numbering.of(groups)
         self._known: dict[tuple[int, tuple[int, int] | None], Polynomial] = {}
 
     def rows(self, axis: int, rows: tuple[int, int] | None = None) -> Polynomial:
@@ -108,11 +105,9 @@ class Counts:
         if key not in self._known:
             matrix = self.groups.axes[axis].numpy()
             part = matrix if rows is None else matrix[rows[0] : rows[1]]
-            found = row_terms(part, self.of, self.sizes)
-            if found is None:
-                self._known[key] = Polynomial.symbol(("rows", axis, rows))
-            else:
-                self._known[key] = self._polynomial(found)
+            blocks = list(row_blocks(part, self.numbering))
+            whole = all(times for times, _ in blocks)
+            self._known[key] = self._polynomial(blocks) if whole else Polynomial.symbol(("rows", axis, rows))
         return self._known[key]
 
     def _polynomial(self, found: list[tuple[int, tuple[int, ...]]]) -> Polynomial:
@@ -133,7 +128,7 @@ class Counts:
                 out.add(index[symbol[1]])
             elif symbol[0] == "rows":
                 matrix = self.groups.axes[symbol[1]].numpy()
-                out.update(self.of[matrix[matrix >= 0]].tolist())
+                out.update(self.numbering.group[matrix[matrix >= 0]].tolist())
         return out
 
     def of_side(self, side: Any) -> Polynomial | None:
@@ -173,36 +168,3 @@ class Counts:
             inverse = b.inverse()
             return None if inverse is None else a * inverse
         return None
-
-
-def row_terms(matrix: Atoms, of: Any, sizes: Any) -> list[tuple[int, tuple[int, ...]]] | None:
-    """Kept rows as a sum of (times, groups whose kept units are multiplied); None when they are no such sum.
-
-    Rows whose units are of the same groups form a block; a block counts when it holds every combination of the units of
-    its groups, each as often.
-    """
-    if not len(matrix):
-        return []
-    family = np.where(matrix < 0, -1, of[np.maximum(matrix, 0)])  # (n, k)
-    code = np.zeros(len(matrix), dtype=np.int64)
-    for c in range(matrix.shape[1]):
-        code = code * (len(sizes) + 1) + family[:, c] + 1
-    out = []
-    for value in np.unique(code):
-        rows = matrix[code == value]
-        pattern = family[np.argmax(code == value)]
-        columns = np.flatnonzero(pattern >= 0)
-        members = tuple(int(m) for m in pattern[columns])
-        if len(set(members)) < len(members):
-            return None
-        if not members:
-            out.append((len(rows), ()))
-            continue
-        combination = np.zeros(len(rows), dtype=np.int64)
-        for c in columns:
-            combination = combination * int(sizes[pattern[c]]) + rows[:, c]
-        _, often = np.unique(combination, return_counts=True)
-        if len(often) != int(np.prod(sizes[list(members)])) or often.min() != often.max():
-            return None
-        out.append((int(often[0]), members))
-    return out

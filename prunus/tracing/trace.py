@@ -188,12 +188,13 @@ def odd_cut(groups: Groups, seed: int) -> Tensor:
     together = {id: tied for tied in groups.proportions for id in tied}
     for tied in dict.fromkeys(together.get(g.id, (g.id,)) for g in groups):
         quanta = groups.quanta(tied)
-        steps = groups[tied[0]].units // quanta[0]
+        steps = groups[tied[0]].count // quanta[0]
         gone = int(torch.randint(0, max(steps - 1, 2), (), generator=generator)) if steps > 1 else 0
         for id, quantum in zip(tied, quanta):
             group = groups[id]
-            drop = torch.randperm(group.units, generator=generator)[: gone * quantum]
-            keep[group.offset + drop] = False
+            for part in range(group.parts):
+                drop = torch.randperm(group.count, generator=generator)[: gone * quantum]
+                keep[group.offset + part * group.count + drop] = False
     return keep
 
 

@@ -60,7 +60,8 @@ def test_concat_shifts_the_columns():
 def test_grouped_convolution_has_two_axes():
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1, groups=4), nn.Conv2d(12, 2, 1))
     groups = prunus.trace(net, X)
-    assert sizes(groups) == {"0/groups": 4, "0/group_width": 2, "1": 3}
+    assert sizes(groups) == {"0/groups": 4, "0/group_width": 2, "1": 12}
+    assert [g.parts for g in groups] == [1, 1, 4]  # what a group reads is read by index, what it makes is its own
     report = prunus.shrink_(net, groups, prunus.Plan({"0/groups": prunus.GroupPlan(4, (0, 2, 3))}))
     assert net[1].groups == 3 and net[1].weight.shape == (9, 2, 1, 1) and net[1].in_channels == 6
     assert report.plan.edits[0].attribute == "groups"
@@ -157,14 +158,21 @@ def test_what_the_example_does_not_visit_is_left_alone():
     class Branch(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.aux = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 4, 1)
+            self.a, self.b, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 4, 1)
+            self.aux = nn.Conv2d(3, 8, 1)
 
         def forward(self, x):
             y = self.a(x)
-            return (self.b(y), self.aux(y)) if self.training else self.b(y)
+            if x.shape[0] > 1000:
+                return self.aux(x)
+            return (self.b(y), self.head(y)) if self.training else self.b(y)
 
-    groups = prunus.trace(Branch(), X)
-    assert all(s.name.split(".")[0] != "aux" for g in groups for s in g.slices)
+    net = Branch()
+    groups = prunus.trace(net, X)
+    names = {s.name.split(".")[0] for g in groups for s in g.slices}
+    assert names == {"a", "b", "head"}  # what training alone visits is coupled all the same
+    report = prunus.shrink_(net, groups, prunus.Plan({"a": prunus.GroupPlan(8, (1, 2))}))
+    assert report.verified.exact and [y.shape[1] for y in net.train()(X)] == [2, 4]
 
 
 def test_freeze_and_only_take_names_globs_and_modules():
@@ -190,7 +198,7 @@ def test_macs_of_any_plan_are_those_of_the_cut_network_by_another_count():
     net = Random([("grouped", 1), ("transposed", 1), ("depthwise", 1), ("concat", 1)], 8)
     groups = prunus.trace(net, X)
     keep = torch.ones(groups.units, dtype=torch.bool)
-    keep[[g.offset for g in groups if g.units > 1]] = False
+    keep[[g.offset + part * g.count for g in groups for part in range(g.parts) if g.count > 1]] = False
     foretold = groups.costs(keep)
     prunus.shrink_(net, groups, groups.plan(keep))
     assert macs(net, X).total == foretold["macs"]
@@ -229,7 +237,8 @@ def test_unequal_pieces_are_followed_index_by_index():
 def test_grouped_transposed_convolutions_can_be_cut_on_both_sides():
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 12, 3, groups=2), nn.Conv2d(12, 2, 1))
     groups = prunus.trace(net, X)
-    assert sizes(groups) == {"0/groups": 2, "0/group_width": 4, "1": 6}
+    assert sizes(groups) == {"0/groups": 2, "0/group_width": 8, "1": 6}
+    assert {g.id: g.parts for g in groups} == {"0/groups": 1, "0/group_width": 2, "1": 1}
 
 
 def test_no_plan_can_empty_a_dimension():
@@ -239,10 +248,11 @@ def test_no_plan_can_empty_a_dimension():
     for _ in range(3):
         groups = prunus.trace(net, X)
         keep = torch.zeros(groups.units, dtype=torch.bool)
-        keep[[g.offset + g.units - 1 for g in groups]] = True
+        keep[[g.offset + (p + 1) * g.count - 1 for g in groups for p in range(g.parts)]] = True
         assert all(bool(rows.any()) for rows in groups.alive(keep))
         half = torch.arange(groups.units) % 3 > 0
-        half[[g.offset for g in groups]] = True
+        for g in groups:
+            half[g.offset : g.offset + g.units] = (torch.arange(g.count) % 3 != 1).repeat(g.parts)
         prunus.shrink_(net, groups, groups.plan(half))
 
 
