@@ -87,8 +87,9 @@ class Operator:
 
     `reads` and `writes` number the tensors that flow between operators; `parameters` are the qualified names of the
     parameters and buffers among the operands; `axes` holds, per output, the axis of every dimension.  An operator that
-    computes `over` a labelled dimension (a norm, a softmax) gives something else for the kept units alone than for the
-    silenced whole; for those `operands` holds the axes of every tensor that goes in.
+    computes `over` an axis (a norm, a softmax) gives something else for the kept units alone than for the silenced whole;
+    one that sums products of two activations over a `contracted` axis does so where the silenced are not zero.  For those
+    `operands` holds the axes of every tensor that goes in.
     """
 
     name: str
@@ -100,7 +101,8 @@ class Operator:
     axes: tuple[tuple[int | None, ...], ...]
     macs: Cost | None = None
     facts: tuple[IntFact, ...] = ()
-    over: bool = False
+    over: tuple[int, ...] = ()
+    contracted: tuple[int, ...] = ()
     operands: tuple[tuple[int | None, ...], ...] = ()
 
 

@@ -90,7 +90,7 @@ def macs(model: nn.Module, example_inputs: Any) -> Macs:
     batch = max(inputs.batch, 1)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     leaves = _Leaves()
-    with undisturbed(model), _plain_attention(), leaves, counter:  # the counter decomposes before `leaves` sees a call
+    with undisturbed(model), _plain_attention(), _without_gradients(model), leaves, counter:  # the counter decomposes before `leaves` sees a call
         inputs(model)
     root = type(model).__name__
     counts = {name.removeprefix(root).removeprefix("."): ops for name, ops in counter.get_flop_counts().items()}
@@ -110,6 +110,19 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for gradients: the counter's hooks do not take views of those that do."""
+    asked = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in asked:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in asked:
+            p.requires_grad_(True)
 
 
 class _Leaves(TorchDispatchMode):

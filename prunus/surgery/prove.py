@@ -145,45 +145,56 @@ class Kept(TorchDispatchMode):
             raise VerificationError(f"forward called {name} where it had not when it was traced: nothing can be proven.")
         op = self.steps[self.at]
         self.at += 1
-        if not op.over or not any(self._cut(axis) for axes in op.operands for axis in axes):
-            return func(*args, **kwargs)
-        return self._on_kept(op, func, args, kwargs)
+        if any(map(self._cut, op.over)) or any(map(self._cut, op.contracted)):
+            return self._on_kept(op, func, args, kwargs)
+        return func(*args, **with_scale(op.name, args, kwargs))
 
-    def _cut(self, axis: int | None) -> bool:
-        return axis is not None and axis not in self.groups.counted and not bool(self.alive[axis].all())
+    def _cut(self, axis: int) -> bool:
+        return axis not in self.groups.counted and not bool(self.alive[axis].all())
 
     def _on_kept(self, op: Operator, func: Any, args: Any, kwargs: Any) -> Any:
         kwargs = with_scale(op.name, args, kwargs)
         whole = func(*args, **kwargs)
         for fact in op.facts:
-            args = _put(args, fact.path, self.groups.kept_rows(self.alive, fact.axis, fact.rows))
+            if fact.axis in op.over:
+                args = _put(args, fact.path, self.groups.kept_rows(self.alive, fact.axis, fact.rows))
         leaves, spec = tree_flatten((args, kwargs))
-        axes = iter(op.operands)
-        leaves = [self._narrow(leaf, next(axes)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        of = iter(op.operands)
+        leaves = [self._kept(leaf, next(of), op) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = tree_unflatten(leaves, spec)
         outs, spec = tree_flatten(func(*args, **kwargs))
-        wholes, axes = tree_leaves(whole), iter(op.axes)
+        wholes, of = tree_leaves(whole), iter(op.axes)
         return tree_unflatten(
-            [self._back(o, w, next(axes)) if isinstance(o, Tensor) else o for o, w in zip(outs, wholes)], spec
+            [self._back(o, w, next(of), op) if isinstance(o, Tensor) else o for o, w in zip(outs, wholes)], spec
         )
 
-    def _narrow(self, tensor: Tensor, axes: tuple[int | None, ...]) -> Tensor:
+    def _index(self, axis: int, tensor: Tensor) -> Tensor:
+        return self.alive[axis].nonzero().flatten().to(tensor.device)
+
+    def _kept(self, tensor: Tensor, axes: tuple[int | None, ...], op: Operator) -> Tensor:
+        """The kept units of what is computed over; zeros for the others of what products are summed over."""
         for d, axis in enumerate(axes):
-            if axis is not None and self._cut(axis):
-                tensor = tensor.index_select(d, self.alive[axis].nonzero().flatten().to(tensor.device))
+            if axis is None or not self._cut(axis):
+                continue
+            if axis in op.over:
+                tensor = tensor.index_select(d, self._index(axis, tensor))
+            elif axis in op.contracted:
+                gone = (~self.alive[axis]).nonzero().flatten().to(tensor.device)
+                tensor = tensor.index_fill(d, gone, 0)
         return tensor
 
-    def _back(self, part: Tensor, whole: Tensor, axes: tuple[int | None, ...]) -> Tensor:
+    def _back(self, part: Tensor, whole: Tensor, axes: tuple[int | None, ...], op: Operator) -> Tensor:
         """The result for the kept units, at their places among zeros."""
-        seen = self._narrow(whole, axes)
+        cut = [(d, axis) for d, axis in enumerate(axes) if axis is not None and axis in op.over and self._cut(axis)]
+        seen = whole
+        for d, axis in cut:
+            seen = seen.index_select(d, self._index(axis, seen))
         if self.exact and part.is_floating_point():
             self.exact = seen.shape == part.shape and torch.allclose(seen, part, rtol=1e-10, atol=0, equal_nan=True)
-        for d, axis in enumerate(axes):
-            if axis is not None and self._cut(axis):
-                index = self.alive[axis].nonzero().flatten().to(part.device)
-                shape = list(part.shape)
-                shape[d] = len(self.alive[axis])
-                part = part.new_zeros(shape).index_copy_(d, index, part)
+        for d, axis in cut:
+            shape = list(part.shape)
+            shape[d] = len(self.alive[axis])
+            part = part.new_zeros(shape).index_copy_(d, self._index(axis, part), part)
         return part
 
 

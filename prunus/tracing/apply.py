@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -65,11 +66,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+HOLDERS = (dict, list, set, OrderedDict)  # hooks too: what forward installs and notes in an attribute belongs together
+
+
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """What forward caches in attributes, or counts in buffers, is put back."""
     attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    held = [(v, v.copy()) for _, state, _ in attributes for v in state.values() if type(v) in (dict, list)]
+    held = [(v, v.copy()) for _, state, _ in attributes for v in state.values() if type(v) in HOLDERS]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
@@ -81,7 +85,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             module._buffers.update(buffers)
         for holder, content in held:
             holder.clear()
-            holder.update(content) if isinstance(holder, dict) else holder.extend(content)
+            holder.extend(content) if isinstance(holder, list) else holder.update(content)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)

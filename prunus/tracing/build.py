@@ -111,8 +111,7 @@ def _build(tracer: Tracer, inputs: Inputs) -> Built:
     }
     batch = inputs.batch
     operators = tuple(_operator(tracer, i, axes, batch) for i in range(len(tracer.calls)))
-    contracted = {axes(dim) for dim in tracer.contracted}
-    ragged = free_choices(axes.matrices, [len(f) for f in families], tensors, operators, contracted)
+    ragged = free_choices(axes.matrices, [len(f) for f in families], tensors, operators)
     parts = spread(axes, families, ragged)
     members = _members(tracer, tensors, axes, families, parts)
     groups = Groups(
@@ -260,7 +259,8 @@ def _operator(tracer: Tracer, i: int, axes: Axes, batch: int) -> Operator:
         tuple(tuple(axes(dim) for dim in dims) for dims in call.dims),
         macs,
         tuple(facts),
-        call.over,
+        tuple(dict.fromkeys(a for a in map(axes, call.over) if a is not None)),
+        tuple(dict.fromkeys(a for a in map(axes, call.contracted) if a is not None)),
         tuple(tuple(axes(dim) for dim in dims) for dims in call.operands),
     )
 

@@ -176,10 +176,8 @@ def _folds(
 ) -> tuple[tuple[Fold, ...], list[tuple[Polynomial, Polynomial, Equation]]]:
     """Numbers that the weights can make good, and the equations that are left."""
     contracted: set[int] = set()
-    for dim in tracer.contracted:
-        axis = built.axes(dim)
-        if axis is not None:
-            contracted |= counts.members(counts.rows(axis))
+    for axis in {axis for op in built.groups.operators for axis in op.contracted}:
+        contracted |= counts.members(counts.rows(axis))
     folds, rest = [], []
     for left, right, equation in sides:
         _, _, power = _bared(equation.left, equation.right)

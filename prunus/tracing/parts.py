@@ -7,7 +7,7 @@ and only the number has to be the same.  Then the units of the group are the pai
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,12 +85,11 @@ def free_choices(
     sizes: Sequence[int],
     tensors: Mapping[str, TensorAxes],
     operators: Sequence[Operator],
-    contracted: Collection[int | None],
 ) -> dict[int, int]:
     """Families whose units may be chosen for every unit of another family by itself: ``{family: that other one}``.
 
     In parameters the two must always stand in one dimension, every combination of them; in every other tensor that has a
-    dimension of the one there is one of the other; and an operator that computes over it only sums products.
+    dimension of the one there is one of the other; and no operator computes over it but sums of products.
     """
     numbering = Numbering.plain(sizes)
     blocks = [list(row_blocks(matrix, numbering)) for matrix in matrices]
@@ -116,14 +115,9 @@ def free_choices(
                     alone = of_axis[axis] == {family}
                     if found[family] not in present or not (alone or of_axis[axis] == {family, found[family]}):
                         found.pop(family)
-                    elif alone and op.over and axis in _over(op) and axis not in contracted:
+                    elif axis in op.over:
                         found.pop(family)
     return {w: h for w, h in found.items() if h not in found}
-
-
-def _over(op: Operator) -> set[int | None]:
-    """The axes of what goes into an operator that computes over some of them."""
-    return {axis for axes in op.operands for axis in axes}
 
 
 def spread(axes: Axes, families: list[NDArray[np.int64]], ragged: Mapping[int, int]) -> list[int]:

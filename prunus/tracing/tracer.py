@@ -99,7 +99,8 @@ class Call:
     scaled: list[Dim] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     integers: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # path and value, while functions run
-    over: bool = False  # it computes over a labelled dimension: silence alone does not tell what a cut gives
+    over: list[Dim] = field(default_factory=list)  # dimensions it computes over: silence does not tell what a cut gives
+    contracted: list[Dim] = field(default_factory=list)  # dimensions of two activations over which products are summed
     operands: list[Dims] = field(default_factory=list)  # of every tensor that goes in, of such an operator
     func: Any = None  # the overload, and its arguments with tensors replaced by `Ref`: only when they are kept
     args: tuple[Any, ...] = ()
@@ -124,7 +125,6 @@ class Tracer(TorchDispatchMode):
         self.made: set[int] = set()
         self.calls: list[Call] = []
         self.equations: list[Equation] = []
-        self.contracted: list[Dim] = []  # summed over in a product of two activations
         self.unknown: dict[str, str] = {}  # operator without a rule -> what became of it
         self.random: dict[str, str] = {}  # operator that draws numbers -> the module that calls it
         self.caches: set[tuple[str, str]] = set()  # module and attribute of what forward caches
@@ -186,8 +186,13 @@ class Tracer(TorchDispatchMode):
     def over(self, dim: Dim) -> Dim:
         """Values are computed over this dimension together: removing a unit changes the others."""
         if dim.labels is not None:
-            self.call.over = True
+            self.call.over.append(dim)
         return dim
+
+    def contracted(self, dim: Dim) -> None:
+        """Products of two activations are summed over this dimension: exact where the silenced ones are zero."""
+        if dim.labels is not None:
+            self.call.contracted.append(dim)
 
     def equal(self, a: Dim, b: Dim) -> None:
         """Two dimensions whose numbers of rows must stay equal, though their units are not the same."""
@@ -255,7 +260,7 @@ class Tracer(TorchDispatchMode):
         for tensor, of in zip(outs, dims):
             self.dims[tensor] = of
         self.call.dims = dims
-        if self.call.over:
+        if self.call.over or self.call.contracted:
             self.call.operands = operands
         self.calls.append(self.call)
         return out

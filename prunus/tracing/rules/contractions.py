@@ -59,7 +59,7 @@ def _grouped(t: Tracer, source: Dim, channels: int, ws: Dims, weight: Tensor, gr
 def _contracted(t: Tracer, *operands: Dim) -> None:
     """A sum over units is exact under silence where one operand is a parameter: its columns are zero."""
     if not any(dim.source for dim in operands):
-        t.contracted.append(t.over(operands[0]))
+        t.contracted(operands[0])
 
 
 @rule("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "dot", "addmv")
@@ -107,7 +107,7 @@ def attention(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dim
         shared, position = t.labels.split(q[-3].labels, few, many // few)
         t.unify(Dim(shared), k[-3])
         t.fix(Dim(position), "query heads share key heads in a fixed number")
-    t.contracted.append(t.over(q[-1]))
+    t.contracted(q[-1])
     t.equal(q[-1], v[-1])  # the fused kernel takes heads of one size
     t.scales(*(dim for dim in (q[0], q[-3], q[-1]) if dim.labels is not None))
     masks = [x for x in [*args[3:], *kwargs.values()] if isinstance(x, Tensor)]

@@ -55,6 +55,7 @@ def group_norm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Di
         t.fact((4,), channels, dims[1])
         t.fact((6,), groups, major)
         t.over(dims[1])
+        t.over(major)
     for dim in dims[2:]:
         space(t, dim)
     return [[Dim(d.labels) for d in dims[:2]] + [Dim() for _ in dims[2:]], *([Dim() for _ in o.shape] for o in outs[1:])]
