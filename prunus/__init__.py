@@ -36,7 +36,18 @@ from prunus.core import (
 from prunus.criteria import criterion, score
 from prunus.observe import collect
 from prunus.pruner import prune_
-from prunus.surgery import absorb_, load, load_, plan_of, read_plan, save, select_, shrink_
+from prunus.surgery import (
+    RewrittenModule,
+    absorb_,
+    load,
+    load_,
+    plan_of,
+    read_plan,
+    rewrite,
+    save,
+    select_,
+    shrink_,
+)
 from prunus.tracing import trace
 from prunus.version import __version__
 
@@ -62,6 +73,7 @@ __all__ = [
     "Plan",
     "PrunusError",
     "Report",
+    "RewrittenModule",
     "Slice",
     "TraceError",
     "UnknownNameError",
@@ -76,6 +88,7 @@ __all__ = [
     "plan_of",
     "prune_",
     "read_plan",
+    "rewrite",
     "save",
     "score",
     "select_",
