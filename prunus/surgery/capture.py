@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core import Groups, Inputs, Operator, TensorPlan, TraceError
 from prunus.surgery.follow import Sizes, follow
@@ -58,7 +61,8 @@ def capture(model: nn.Module, inputs: Inputs, cuts: Cuts, training: bool) -> Cap
     """
     tracer = Tracer(model, _find, keep_arguments=True)
     buffers = dict(model.named_buffers())
-    with unchanged(model), _undisturbed(model, training), tracer.recording():
+    first = _FirstValues([*model.parameters(), *model.buffers(), *inputs.tensors])
+    with unchanged(model), _undisturbed(model, training), tracer.recording(), first:
         try:
             out = inputs(model)
         except Exception as error:  # the model's own code may raise anything
@@ -74,7 +78,7 @@ def capture(model: nn.Module, inputs: Inputs, cuts: Cuts, training: bool) -> Cap
         for dim in tracer.initial[name]:
             tracer.fix(dim, "the example does not visit it")
     groups = build(tracer, inputs)
-    return _Writer(model, tracer, groups, inputs, _keep(groups, cuts)).graph(outputs, replaced)
+    return _Writer(model, tracer, groups, inputs, first, _keep(groups, cuts)).graph(outputs, replaced)
 
 
 def _find(func: Any) -> Rule | None:
@@ -99,11 +103,34 @@ def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
             torch.manual_seed(0)
             with torch.backends.mkldnn.flags(enabled=False):  # its recurrent layers hide what happens inside
                 yield
+            if states[0] != random.getstate() or str(states[1]) != str(np.random.get_state()):
+                raise TraceError("forward draws random numbers outside torch, which a recording would repeat for ever.")
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
             for module, mode in modes:
                 module.training = mode
+
+
+class _FirstValues(TorchDispatchMode):
+    """Copies of tensors that no operator made, as they were when an operator first read them."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.values: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        for tensor in known:
+            self.known[tensor] = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf not in self.known:
+                self.known[leaf], self.values[leaf] = True, leaf.detach().clone()
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.known[leaf] = True
+        return out
 
 
 def _keep(groups: Groups, cuts: Cuts) -> Tensor:
@@ -130,8 +157,10 @@ def _keep(groups: Groups, cuts: Cuts) -> Tensor:
 class _Writer:
     """Turns the recorded calls into steps: tensors are numbered in order, sizes are those after the cut."""
 
-    def __init__(self, model: nn.Module, tracer: Tracer, groups: Groups, inputs: Inputs, keep: Tensor) -> None:
-        self.tracer, self.groups, self.inputs = tracer, groups, inputs
+    def __init__(
+        self, model: nn.Module, tracer: Tracer, groups: Groups, inputs: Inputs, first: _FirstValues, keep: Tensor
+    ) -> None:
+        self.tracer, self.groups, self.inputs, self.values = tracer, groups, inputs, first.values
         self.numbers: dict[int, int] = {}
         self.state: dict[int, str] = {}
         self.constants: dict[str, Tensor] = {}
@@ -186,7 +215,7 @@ class _Writer:
         name = self.tracer.names.get(tensor) or self.home.get((tensor.data_ptr(), tensor.shape, tensor.stride()))
         if name is None:
             name = f"{CONSTANTS}.{self.first + len(self.constants)}"
-            self.constants[name] = tensor
+            self.constants[name] = self.values.get(tensor, tensor)
         self.state[number] = name
         entry, self.sizes.recorded[traced] = self.groups.tensors.get(name), tuple(tensor.shape)
         self.sizes.of[traced] = tuple(tensor.shape) if entry is None else self.sizes.left(entry.shape, entry.axes)

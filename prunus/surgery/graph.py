@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunus.core import FileError
-from prunus.surgery.structure import Node
+from prunus.surgery.structure import KINDS, Node
 from prunus.tracing.tracer import Ref
 
 FORMAT = 1
@@ -98,10 +98,15 @@ class Program:
     @property
     def any_batch(self) -> bool:
         """Whether it runs at any number of samples (that is a multiple of `unit`), not only the recorded one."""
-        return any(isinstance(n, Batch) for given in self.eval.given for n in given.shape)
+        return any_batch(self.eval)
 
     def __deepcopy__(self, memo: Any) -> Program:
         return self  # nothing in it ever changes
+
+
+def any_batch(graph: Graph) -> bool:
+    """Whether a graph takes any number of samples."""
+    return any(isinstance(n, Batch) for given in graph.given for n in given.shape)
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
@@ -145,7 +150,7 @@ def from_data(data: Any) -> Any:
         return data
     if isinstance(data, list):
         return [from_data(v) for v in data]
-    if "kind" in data:
+    if data.get("kind") in KINDS:
         return Node(str(data["kind"]), tuple(data["keys"]), tuple(from_data(v) for v in data["items"]))
     ((key, value),) = data.items()
     if key == "tensor":
@@ -216,7 +221,7 @@ def program_from(data: Any) -> Program:
             str(data["why_no_train"]),
             tuple(str(name) for name in data["order"]),
             None if data["anchor"] is None else str(data["anchor"]),
-            int(data["unit"]),
+            max(int(data["unit"]), 1),
             tuple(str(note) for note in data["notes"]),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:

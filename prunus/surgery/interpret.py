@@ -74,7 +74,7 @@ class Runner:
         self.size = _check(graph)
         self.frees = _frees(graph)
         self.quiet = _quiet(graph, self.funcs)
-        self.batch = next(((g.number, d) for g in graph.given for d, n in enumerate(g.shape) if n == Batch(1)), None)
+        self.batch = next(((g.number, d) for g in graph.given for d, n in enumerate(g.shape) if n == Batch(unit)), None)
         self.state = [(n, tuple(name.split(".")[:-1]), name.split(".")[-1]) for n, name in graph.state.items()]
         self._ready: tuple[Any, list[_Ready]] | None = None
 
@@ -98,7 +98,8 @@ class Runner:
         named = {k: v for k, v in named.items() if v is not None or k in wanted}
         if set(named) != set(wanted):
             raise InputError(f"the network was recorded with the inputs {list(wanted)}; given {list(named)}.")
-        take_apart(self.graph.inputs, named, "", env.__setitem__)
+        for key, item in zip(wanted, self.graph.inputs.items):
+            take_apart(item, named[key], key, env.__setitem__)
         n = self._samples(env)
         for given in self.graph.given:
             _fits(env[given.number], given, n, self.unit)

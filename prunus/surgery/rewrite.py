@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from prunus.core import Groups, InputError, Inputs, Plan, TraceError
 from prunus.core.running import with_batch
 from prunus.surgery.capture import Captured, Cuts, capture
-from prunus.surgery.graph import Program
+from prunus.surgery.graph import Program, any_batch
 from prunus.surgery.interpret import Runner, store
 from prunus.surgery.memory import memory_format, plan_of, replace_
 from prunus.surgery.rewritten import RewrittenModule
-from prunus.surgery.symbolic import merge, replace_graph
+from prunus.surgery.symbolic import equal, merge, replace_graph
 from prunus.surgery.tidy import tidy
 from prunus.tracing.apply import narrow
 from prunus.version import __version__
@@ -68,8 +68,8 @@ def rewrite(model: nn.Module, groups: Groups, plan: Plan) -> RewrittenModule:
     constants = found.constants
     try:
         training, train_unit = _recorded(model, groups.inputs, full.tensors, training=True)
-        if train_unit != unit:
-            raise TraceError("it takes other batch sizes in training mode.")
+        if train_unit != unit or any_batch(training.graph) != program.any_batch:
+            raise TraceError(f"training mode takes other batch sizes than evaluation mode: {training.notes[-1:]}.")
         graph, constants = _joined(training, constants)
         program = replace(program, train=graph, notes=tuple(sorted({*found.notes, *training.notes})))
     except TraceError as error:
@@ -96,15 +96,15 @@ def _recorded(model: nn.Module, inputs: Inputs, cuts: Cuts, training: bool) -> t
         found = capture(model, inputs.map(torch.clone), cuts, training)
     except TraceError as error:
         raise reason or error from None
-    found.notes = (*found.notes, f"It takes {inputs.batch} samples only, as the example had: {reason}")
+    found.notes = (*found.notes, f"it takes {inputs.batch} samples only, as the example had: {reason}")
     return replace_graph(found, tidy(found.graph)), 1
 
 
 def _joined(training: Captured, constants: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    """The training graph with its constants under names of their own, unless evaluation mode has the same tensor."""
+    """The training graph with its constants under names of their own, unless evaluation mode has an equal one."""
     constants, names = dict(constants), {}
     for name, tensor in training.constants.items():
-        same = [n for n, t in constants.items() if t is tensor]
+        same = [n for n, t in constants.items() if equal(t, tensor)]
         free = f"{name.rpartition('.')[0]}.train_{name.rpartition('.')[2]}"
         names[name] = same[0] if same else free
         constants[names[name]] = tensor

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prunus.core import TraceError
 from prunus.surgery.capture import Captured
@@ -26,7 +27,7 @@ def merge(captured: Sequence[Captured], samples: Sequence[int]) -> Captured:
     if any(other != names[0] for other in names[1:]) or any(g.state != graphs[0].state for g in graphs):
         raise TraceError("forward calls other operators for other batch sizes.")
     for name, constant in captured[0].constants.items():
-        if not all(_equal(constant, c.constants[name]) for c in captured[1:]):
+        if not all(equal(constant, c.constants[name]) for c in captured[1:]):
             raise TraceError("forward makes tensors of Python numbers that depend on the batch size.")
     steps = tuple(_step(steps, samples) for steps in zip(*(graph.steps for graph in graphs)))
     given = tuple(
@@ -42,7 +43,12 @@ def replace_graph(captured: Captured, graph: Graph) -> Captured:
     return Captured(graph, captured.constants, captured.anchor, captured.order, captured.notes)
 
 
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN where the other is NaN.
+
+    >>> equal(torch.tensor(float("nan")), torch.tensor(float("nan")))
+    True
+    """
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 

@@ -17,7 +17,9 @@ def tidy(graph: Graph) -> Graph:
     and autograd accepts what is written in place."""
     graph = _live(graph)
     graph = _fresh_constants(graph)
-    graph = replace(graph, steps=tuple(_portable(step, used) for step, used in zip(graph.steps, _used(graph))))
+    shapes = {n: shape for step in graph.steps for n, shape in zip(step.outs, step.shapes)}
+    steps = [_portable(step, used, shapes) for step, used in zip(graph.steps, _used(graph))]
+    graph = replace(graph, steps=tuple(steps))
     graph = _without_writes_that_autograd_refuses(graph)
     return _renumbered(graph)
 
@@ -82,7 +84,7 @@ def _used(graph: Graph) -> list[list[bool]]:
     return [[n in read for n in step.outs] for step in graph.steps]
 
 
-def _portable(step: Step, used: list[bool]) -> Step:
+def _portable(step: Step, used: list[bool], shapes: Mapping[Any, tuple[int, ...]]) -> Step:
     """Operators of one device or memory layout by those that torch chooses them for, same kernel, same result."""
     space, base, _ = step.op.split(".")
     if base in ("view", "_unsafe_view", "_reshape_alias") and step.op != "aten.view.dtype":
@@ -97,6 +99,9 @@ def _portable(step: Step, used: list[bool]) -> Step:
         mask = named.get("attn_mask", named.get("attn_bias"))
         args = (*step.args[:3], mask, named.get("dropout_p", 0.0), named.get("is_causal", False))
         kwargs = {"scale": named.get("scale")}
+        query, key = (shapes.get(refs(step.args[i])[0], ()) for i in (0, 1))
+        if query[1:2] != key[1:2]:  # heads of keys and values are shared
+            kwargs["enable_gqa"] = True
         return replace(one, op="aten.scaled_dot_product_attention.default", args=args, kwargs=kwargs)
     return step
 
