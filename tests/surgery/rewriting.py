@@ -19,9 +19,10 @@ from prunus.tracing.trace import record
 def unconstrained(model: nn.Module, x: object) -> prunus.Groups:
     """The groups of a network as no in-place cut restrains them."""
     inputs = Inputs.of(x)
-    with warnings.catch_warnings(), torch.backends.mkldnn.flags(enabled=False):
-        warnings.simplefilter("ignore")
-        return build(record(model, inputs), inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about its own flags
+        with torch.backends.mkldnn.flags(enabled=False):
+            return build(record(model, inputs), inputs)
 
 
 def random_keep(groups: prunus.Groups, seed: int) -> Tensor:
