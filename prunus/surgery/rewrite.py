@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from prunus.core import Groups, InputError, Inputs, Plan, TraceError
 from prunus.core.running import with_batch
 from prunus.surgery.capture import Captured, Cuts, capture
-from prunus.surgery.graph import Program, any_batch
+from prunus.surgery.graph import Graph, Program, any_batch
 from prunus.surgery.interpret import Runner, store
 from prunus.surgery.memory import memory_format, plan_of, replace_
 from prunus.surgery.rewritten import RewrittenModule
@@ -65,19 +64,21 @@ def rewrite(model: nn.Module, groups: Groups, plan: Plan) -> RewrittenModule:
     whole = full if before is None else before.then(full)
     found, unit = _recorded(model, groups.inputs, full.tensors, training=False)
     program = Program(found.graph, order=found.order, anchor=found.anchor, unit=unit, notes=found.notes)
-    constants = found.constants
+    rewritten = RewrittenModule(program, *_tensors(model, full.tensors, found.constants))
+    _check_shapes(rewritten, program.eval, groups.inputs)
     try:
         training, train_unit = _recorded(model, groups.inputs, full.tensors, training=True)
         if train_unit != unit or any_batch(training.graph) != program.any_batch:
             raise TraceError(f"training mode takes other batch sizes than evaluation mode: {training.notes[-1:]}.")
-        graph, constants = _joined(training, constants)
+        graph, constants = _joined(training, found.constants)
         program = replace(program, train=graph, notes=tuple(sorted({*found.notes, *training.notes})))
+        both = RewrittenModule(program, *_tensors(model, full.tensors, constants))
+        _check_shapes(both, graph, groups.inputs)
+        rewritten = both
     except TraceError as error:
-        program = replace(program, why_no_train=str(error))
-    rewritten = RewrittenModule(program, *_tensors(model, full.tensors, constants))
-    _check_shapes(rewritten, groups.inputs, unit)
+        rewritten.program = replace(rewritten.program, why_no_train=str(error))
     replace_(rewritten, whole)
-    if program.train is not None:
+    if rewritten.program.train is not None:
         rewritten.train(model.training)
     return rewritten
 
@@ -100,7 +101,7 @@ def _recorded(model: nn.Module, inputs: Inputs, cuts: Cuts, training: bool) -> t
     return replace_graph(found, tidy(found.graph)), 1
 
 
-def _joined(training: Captured, constants: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+def _joined(training: Captured, constants: dict[str, Tensor]) -> tuple[Graph, dict[str, Tensor]]:
     """The training graph with its constants under names of their own, unless evaluation mode has an equal one."""
     constants, names = dict(constants), {}
     for name, tensor in training.constants.items():
@@ -150,18 +151,20 @@ def _cut(tensor: Tensor, cuts: Cuts, name: str) -> Tensor:
     return new
 
 
-def _check_shapes(module: RewrittenModule, inputs: Inputs, unit: int) -> None:
-    """Run every step once and compare its shapes with those that the labels foretell.
+def _check_shapes(module: RewrittenModule, graph: Graph, inputs: Inputs) -> None:
+    """Run every step of a graph once and compare its shapes with those that the labels foretell.
 
     Raises: `TraceError` naming the first operator that does not give them.
     """
-    given = with_batch(inputs, SAMPLES[0] * unit) if module.program.any_batch else inputs.map(torch.clone)
-    program = module.program
-    runner = Runner(program.eval, program.order, program.unit)
-    buffers = [(b, b.clone()) for b in module.buffers()]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    unit = module.program.unit
+    given = with_batch(inputs, SAMPLES[0] * unit) if any_batch(graph) else inputs.map(torch.clone)
+    runner = Runner(graph, module.program.order, unit)
+    written = any(runner.quiet)  # to parameters or buffers
+    state = [(t, t.detach().clone()) for t in (*(module.parameters() if written else ()), *module.buffers())]
+    devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
         env, n = runner.begin(given.args, given.kwargs, module)
-        for step, ready in zip(program.eval.steps, runner.ready(n, module._anchor())):
+        for step, ready in zip(graph.steps, runner.ready(n, module._anchor())):
             where = f"{step.op} in '{step.module}'" if step.module else step.op
             try:
                 store(env, step.outs, ready(env))
@@ -175,5 +178,5 @@ def _check_shapes(module: RewrittenModule, inputs: Inputs, unit: int) -> None:
                     )
             for number in ready.free:
                 env[number] = None
-        for buffer, value in buffers:
-            buffer.copy_(value)
+        for tensor, value in state:
+            tensor.copy_(value)

@@ -184,6 +184,21 @@ def test_heads_shared_by_several_queries():
     assert torch.equal(whole(model, x[:1])(x), model(x))
 
 
+def test_random_numbers_that_are_thrown_away_are_drawn_all_the_same():
+    class Wasteful(Fixed):
+        def forward(self, x):
+            torch.rand(3, device=x.device)
+            return super().forward(x)
+
+    model = Wasteful().train()
+    same = whole(model, X)
+    outs = []
+    for net in (model, same):
+        torch.manual_seed(2)
+        outs.append(net(X))
+    assert torch.equal(*outs)
+
+
 def test_what_forward_reads_into_python_is_noted():
     class Reads(Fixed):
         def forward(self, x):
