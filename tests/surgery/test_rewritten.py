@@ -121,6 +121,11 @@ def test_dropout_is_active_in_training_alone_and_reproducible():
     assert torch.equal(same(X), same(X))
 
 
+def test_nothing_is_computed_in_vain():
+    names = [step.op.split(".")[1] for step in whole(Fixed(), X).program.eval.steps]
+    assert names == ["convolution", "batch_norm", "relu_", "reshape", "mean", "t", "addmm"]
+
+
 def test_a_cut_network_trains():
     torch.manual_seed(0)
     small, _, _ = half(Fixed(), X)
@@ -142,11 +147,13 @@ def test_the_original_is_not_changed_and_not_kept_alive():
     model = Fixed()
     model(X).sum().backward()
     model.conv.bias.requires_grad_(False)
-    state = copy.deepcopy(model.state_dict())
+    model.norm.eval()
+    state, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     random_state = torch.get_rng_state()
     small, groups, keep = half(model, X)
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()) and model.training
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes
     kept = keep[: groups[0].units]
     assert torch.equal(small.conv.weight.grad, model.conv.weight.grad[kept])
     assert not small.conv.bias.requires_grad and small.conv.weight.requires_grad

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.core import TraceError
+from prunus.core import Inputs, TensorPlan, TraceError
+from prunus.surgery.capture import capture
 from prunus.surgery.follow import Sizes, follow
 from prunus.surgery.graph import Batch
 from prunus.surgery.symbolic import _merged
@@ -69,6 +70,19 @@ def test_normalised_shapes_are_read_off_the_inputs():
     shapes = ((2, 8, 4, 4), (2, 6, 4, 4))
     args, _, _ = followed(aten.native_group_norm.default, (Ref(0), None, None, 2, 8, 16, 2, 1e-5), *shapes, shapes)
     assert args[3:7] == [2, 6, 16, 2]
+
+
+def test_a_size_that_does_not_follow_is_named(monkeypatch):
+    monkeypatch.setattr(
+        "prunus.surgery.capture.follow", lambda *a: (list(a[0].args), dict(a[0].kwargs), follow(*a)[2])
+    )
+    with pytest.raises(TraceError, match="aten.reshape.default .*the cut"):
+        half(Fixed(), X)
+
+
+def test_a_cut_that_the_labels_do_not_know_is_refused():
+    with pytest.raises(TraceError, match="'head.weight' cannot be cut so"):
+        capture(Fixed(), Inputs.of(X), {"head.weight": TensorPlan((4, 8), {0: (0, 1)})}, training=False)
 
 
 def test_integers_lie_on_a_line_or_are_refused():
