@@ -37,7 +37,19 @@ from prunus.core import (
 from prunus.criteria import criterion, score
 from prunus.observe import collect
 from prunus.pruner import Pruner, prune_
-from prunus.surgery import absorb_, follow_, load, load_, plan_of, read_plan, save, select_, shrink_
+from prunus.surgery import (
+    RewrittenModule,
+    absorb_,
+    follow_,
+    load,
+    load_,
+    plan_of,
+    read_plan,
+    rewrite,
+    save,
+    select_,
+    shrink_,
+)
 from prunus.tracing import trace
 from prunus.version import __version__
 
@@ -67,6 +79,7 @@ __all__ = [
     "Pruner",
     "PrunusError",
     "Report",
+    "RewrittenModule",
     "Slice",
     "TraceError",
     "UnknownNameError",
@@ -82,6 +95,7 @@ __all__ = [
     "plan_of",
     "prune_",
     "read_plan",
+    "rewrite",
     "save",
     "score",
     "select_",

@@ -6,10 +6,13 @@ from prunus.surgery.follow import follow_
 from prunus.surgery.hold import gaps, kept_units, silence_, silence_gradients_
 from prunus.surgery.memory import plan_of
 from prunus.surgery.optimizer import check_holds, slice_optimizer_
+from prunus.surgery.rewrite import rewrite
+from prunus.surgery.rewritten import RewrittenModule
 from prunus.surgery.select import select_
 from prunus.surgery.shrink import shrink_
 
 __all__ = [
+    "RewrittenModule",
     "absorb_",
     "check_holds",
     "follow_",
@@ -19,6 +22,7 @@ __all__ = [
     "load_",
     "plan_of",
     "read_plan",
+    "rewrite",
     "save",
     "select_",
     "shrink_",

@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from prunus.core import FileError, InputError, Plan
 from prunus.core.places import get_place
 from prunus.surgery.memory import memory_format, plan_of, replace_
+from prunus.surgery.rewritten import RewrittenModule
+from prunus.surgery.rewritten_files import read, written
 from prunus.surgery.select import attach_
 from prunus.surgery.shrink import apply_
 from prunus.version import __version__
 
-KEY, DIGEST, FORMAT = "prunus", "prunus_digest", "prunus_memory_format"
+KEY, DIGEST, FORMAT, GRAPH = "prunus", "prunus_digest", "prunus_memory_format", "prunus_graph"
 
 
 def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write weights and cumulative plan to one safetensors file, atomically.
 
     Tied tensors are stored once; a checksum covers weights and plan.  `metadata` adds text entries of the caller's own.
+    Of a `RewrittenModule` its operators are stored too, as JSON.
 
     Raises: `OSError` when the disk does not take it; a file that was there before is then still whole.
     """
@@ -37,15 +40,16 @@ def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None 
             f"network (only='{inner[0]}'), or save that part: prunus.save(model.{inner[0]}, path)."
         )
     plan = (plan_of(model) or Plan(version=__version__)).to_json()
-    tensors = _stored(model)
-    header = {**(metadata or {}), KEY: plan, DIGEST: _digest(tensors, plan), FORMAT: memory_format(model)}
+    graph, tensors = written(model) if isinstance(model, RewrittenModule) else ("", _stored(model))
+    header = {**(metadata or {}), KEY: plan, DIGEST: _digest(tensors, plan, graph), FORMAT: memory_format(model)}
+    header |= {GRAPH: graph} if graph else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
     try:
         save_file(tensors, temporary, header)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        with open(temporary, "rb") as whole:
+            os.fsync(whole.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -53,13 +57,31 @@ def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None 
         raise
 
 
-def load(path: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
+def load(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
     """Build a fresh original with `factory` and make it the saved network; see `load_`.
+
+    A file of a `RewrittenModule` holds its operators and needs no factory; the network comes in evaluation mode, and
+    outputs that were objects of a class are plain dictionaries.
+
+    Raises: `FileError` as `load_` does, and when a factory is missing or is given in vain.
 
     Example: ``net = prunus.load("out/model.safetensors", prunus.zoo.resnet20)``
     """
-    model = factory()
-    load_(model, path)
+    if factory is not None:
+        model = factory()
+        load_(model, path)
+        return model
+    plan, tensors, header = _read(path)
+    if GRAPH not in header:
+        raise FileError(
+            f"{path}: this network was cut in place, so the file holds no operators. Give the function that builds the "
+            "original: prunus.load(path, factory)."
+        )
+    try:
+        model = read(header[GRAPH], tensors)
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
+    replace_(model, plan)
     return model
 
 
@@ -72,6 +94,11 @@ def load_(model: nn.Module, path: str | Path) -> None:
     it was.
     """
     plan, tensors, header = _read(path)
+    if GRAPH in header:
+        raise FileError(
+            f"{path}: this file holds a rewritten network, operators and all, not a cut of the original. Load it "
+            "without a factory: prunus.load(path)."
+        )
     if plan_of(model) is not None:
         raise FileError(f"{path}: load_ needs a freshly built network; this one was already cut.")
     _check(model, plan, tensors, path)
@@ -111,8 +138,8 @@ def _stored(model: nn.Module, detach: bool = True) -> dict[str, Tensor]:
     return out
 
 
-def _digest(tensors: Mapping[str, Tensor], plan: str) -> str:
-    sha = hashlib.sha256(plan.encode())
+def _digest(tensors: Mapping[str, Tensor], plan: str, graph: str = "") -> str:
+    sha = hashlib.sha256(plan.encode() + (b"\0" + graph.encode() if graph else b""))
     for name in sorted(tensors):
         t = tensors[name]
         sha.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
@@ -134,7 +161,7 @@ def _read(path: str | Path) -> tuple[Plan, dict[str, Tensor], dict[str, str]]:
         raise FileError(
             f"{path}: prunus.save did not write this file (it holds no plan); load it with load_state_dict."
         )
-    if header.get(DIGEST) != _digest(tensors, header[KEY]):
+    if header.get(DIGEST) != _digest(tensors, header[KEY], header.get(GRAPH, "")):
         raise FileError(f"{path}: the checksum does not fit: the file was damaged or edited after it was saved.")
     return Plan.from_json(header[KEY]), tensors, header
 
@@ -194,5 +221,5 @@ def _attach(model: nn.Module, plan: Plan) -> None:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The caller's own text entries of a saved file."""
-    own = {KEY, DIGEST, FORMAT}
+    own = {KEY, DIGEST, FORMAT, GRAPH}
     return {k: v for k, v in _read(path)[2].items() if k not in own}
