@@ -36,7 +36,8 @@ from prunus.core import (
 )
 from prunus.criteria import criterion, score
 from prunus.observe import collect
-from prunus.pruner import Pruner, prune_
+from prunus.prune import prune_
+from prunus.pruner import Pruner
 from prunus.surgery import (
     RewrittenModule,
     absorb_,

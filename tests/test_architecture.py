@@ -34,9 +34,9 @@ BELOW = {
     "report": {"core"},
 }
 LIBRARY = set(BELOW) - {"report"}
-BELOW["pruner"] = LIBRARY - MODELS
+BELOW["pruner"] = BELOW["prune"] = LIBRARY - MODELS
 BELOW["integrations"] = {"core", "pruner"}
-BELOW["train"] = LIBRARY | {"pruner"}
+BELOW["train"] = LIBRARY | {"prune", "pruner"}
 BELOW["recipes"] = BELOW["train"] | {"train", "report"}
 BELOW["cli"] = BELOW["recipes"] | {"recipes"}
 

@@ -14,7 +14,8 @@ from prunus.core.errors import (
     did_you_mean,
     missing_extra,
 )
-from prunus.core.groups import Cost, EditRule, Fixed, Fold, Groups, IntFact, Operator, TensorAxes, Term
+from prunus.core.groups import Groups
+from prunus.core.operators import Cost, EditRule, Fixed, Fold, IntFact, Operator, TensorAxes, Term
 from prunus.core.inputs import Inputs
 from prunus.core.plan import Added, Edit, GroupPlan, Plan, TensorPlan
 from prunus.core.registry import Entry, Registry

@@ -54,7 +54,11 @@ class TraceError(PrunusError):
 
 
 class VerificationError(PrunusError):
-    """A cut changed the function of the network; the model was restored."""
+    """A cut changed the function of the network; the model was restored.  `groups` names those to blame, if known."""
+
+    def __init__(self, message: str, groups: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.groups = tuple(groups)
 
 
 class TrainingError(PrunusError):

@@ -14,104 +14,11 @@ from torch import Tensor, nn
 
 from prunus.core.errors import InputError, UnknownNameError, did_you_mean
 from prunus.core.inputs import Inputs
+from prunus.core.operators import EditRule, Fixed, Fold, Operator, TensorAxes, Term
 from prunus.core.plan import Edit, GroupPlan, Plan, TensorPlan
 from prunus.core.slices import Group
 
 COSTS = ("params", "macs")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A cost that is a product: ``coefficient`` times the number of kept rows of every axis in `axes`."""
-
-    coefficient: float
-    axes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class TensorAxes:
-    """A parameter or buffer of the model: its shape, and the axis (row of `Groups.axes`, or None) of every
-    dimension."""
-
-    shape: tuple[int, ...]
-    axes: tuple[int | None, ...]
-    parameter: bool
-
-
-@dataclass(frozen=True)
-class IntFact:
-    """An integer that an operator was called with and that must follow a cut.
-
-    `path` leads to it in the arguments, `value` is what forward passed, `axis` the labelled dimension whose kept rows
-    (within `rows`) it has to become.
-    """
-
-    path: tuple[int, ...]
-    value: int
-    axis: int
-    rows: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Term:
-    """``coefficient`` times kept units of groups (id, power) and kept rows of axes (axis, rows, power)."""
-
-    coefficient: Fraction
-    groups: tuple[tuple[str, int], ...] = ()
-    axes: tuple[tuple[int, tuple[int, int] | None, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class EditRule:
-    """An integer that a module holds, that forward really reads and that must follow a cut: the sum of `terms`."""
-
-    module: str
-    attribute: str  # a place, as in "num_heads" or "normalized_shape[0]"
-    value: int
-    terms: tuple[Term, ...]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A number that forward computes from the size of a group, made good by the weights: where a product of two tensors
-    over the group's units is scaled by ``kept ** -power``, the weights of each are scaled by ``(kept / units) **
-    (power / 2)``."""
-
-    group: str
-    power: float
-
-
-@dataclass(frozen=True, eq=False)
-class Operator:
-    """One ATen call of the traced forward, in execution order.
-
-    `reads` and `writes` number the tensors that flow between operators; `parameters` are the qualified names of the
-    parameters and buffers among the operands; `axes` holds, per output, the axis of every dimension.  An operator that
-    computes `over` an axis (a norm, a softmax) gives something else for the kept units alone than for the silenced whole;
-    one that sums products of two activations over a `contracted` axis does so where the silenced are not zero.  For those
-    `operands` holds the axes of every tensor that goes in.
-    """
-
-    name: str
-    module: str
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
-    parameters: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    axes: tuple[tuple[int | None, ...], ...]
-    macs: Cost | None = None
-    facts: tuple[IntFact, ...] = ()
-    over: tuple[int, ...] = ()
-    contracted: tuple[int, ...] = ()
-    operands: tuple[tuple[int | None, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """Something that cannot, or may not, be cut, with the reason."""
-
-    what: str
-    why: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,6 +244,11 @@ class Groups(Sequence[Group]):
             edits=tuple(replace(e, terms=tuple(_held(t, whole) for t in e.terms)) for e in self.edits),
             proportions=tuple(tied for tied in self.proportions if wanted.issuperset(tied)),
         )
+
+    def without(self, ids: Iterable[str], why: str) -> Groups:
+        """The same network where the groups named (as far as there are such) may not be cut, with the reason."""
+        spared = set(ids)
+        return self.select([g.id for g in self if g.id not in spared], why) if spared else self
 
     def bind(self, model: nn.Module) -> Groups:
         """The same groups over the parameters and buffers of `model`, another copy of the traced network."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from prunus.core.groups import Fixed
+from prunus.core.operators import Fixed
 from prunus.core.plan import Plan
 
 

@@ -78,7 +78,7 @@ def _prune(context: Context, stage: Prune, model: nn.Module) -> Outcome:
 
 def cut(context: Context, stage: Prune, model: nn.Module, *, verify: bool) -> Report:
     """`prune_` with what a prune stage says."""
-    from prunus.pruner import prune_
+    from prunus.prune import prune_
 
     data = list(context.batches(64, CALIBRATION)) if needs(stage.criterion) else None
     return prune_(

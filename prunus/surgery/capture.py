@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core import Groups, Inputs, Operator, TensorPlan, TraceError
-from prunus.surgery.sizes import Sizes, follow
 from prunus.surgery.graph import Follow, Given, Graph, Step, mapped
 from prunus.surgery.operators import name_of
 from prunus.surgery.rewritten import CONSTANTS, RewrittenModule
+from prunus.surgery.sizes import Sizes, follow
 from prunus.surgery.structure import by_name, describe, leaves
 from prunus.tracing import rules
 from prunus.tracing.apply import unchanged
@@ -143,6 +143,10 @@ def _keep(groups: Groups, cuts: Cuts) -> Tensor:
                 rows = groups.axes[axis] if kept is None else groups.axes[axis][list(kept)]
                 keep[rows.flatten()] = True  # -1 marks the last place, which is cut off
     keep = keep[:-1]
+    for group in (g for g in groups if g.parts > 1):  # a part that is gone whole (a head) still counts like the others
+        rows = keep[group.offset : group.offset + group.units].view(group.parts, -1)
+        most = rows[rows.sum(1).argmax()].clone()
+        rows[rows.sum(1) != most.sum()] = most
     found = {n: (t.shape, dict(t.kept)) for n, t in groups.plan(keep).tensors.items()}
     wanted = {n: (t.shape, dict(t.kept)) for n, t in cuts.items()}
     if found != wanted:

@@ -232,26 +232,44 @@ def prove(model: nn.Module, ref: Reference) -> Verified:
 
 
 def culprits(model: nn.Module, groups: Groups, keep: Tensor) -> list[Group]:
-    """The groups that fail the proof when they are cut alone (the model is not changed)."""
-    found = []
-    for group in groups:
-        alone = torch.ones_like(keep)
-        rows = slice(group.offset, group.offset + group.units)
-        alone[rows] = keep[rows]
-        if alone.all():
-            continue
-        try:
-            ref = reference(model, groups, alone)
-            plan = groups.plan(alone)
-            whole = folded(_cast(named_tensors(model), ref.dtype), groups, alone)
-            tensors = {n: narrow(t, plan.tensors.get(n)) for n, t in whole.items()}
-            with edited(model, plan.edits):
-                worst = _worst(model, tensors, ref)
-            if not worst <= TOLERANCE[str(ref.dtype).removeprefix("torch.")]:
-                found.append(group)
-        except Exception:  # any failure of forward marks the group
-            found.append(group)
-    return found
+    """The groups that fail the proof when they, and those in proportion to them, are cut alone (nothing is changed)."""
+    together = {id: ids for ids in groups.proportions for id in ids}
+    bundles = list(dict.fromkeys(together.get(g.id, (g.id,)) for g in groups if not keep[_units(g)].all()))
+    found = _culprits(model, groups, keep, bundles)
+    return [groups[id] for ids in found for id in ids]
+
+
+def _units(group: Group) -> slice:
+    return slice(group.offset, group.offset + group.units)
+
+
+def _culprits(
+    model: nn.Module, groups: Groups, keep: Tensor, bundles: list[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """Halve what fails until single bundles are left."""
+    if not bundles or not _fails(model, groups, keep, bundles):
+        return []
+    if len(bundles) == 1:
+        return bundles
+    half = len(bundles) // 2
+    return _culprits(model, groups, keep, bundles[:half]) + _culprits(model, groups, keep, bundles[half:])
+
+
+def _fails(model: nn.Module, groups: Groups, keep: Tensor, bundles: list[tuple[str, ...]]) -> bool:
+    """Whether a cut of these groups alone does not pass the proof."""
+    alone = torch.ones_like(keep)
+    for id in (id for ids in bundles for id in ids):
+        alone[_units(groups[id])] = keep[_units(groups[id])]
+    try:
+        ref = reference(model, groups, alone)
+        plan = groups.plan(alone)
+        whole = folded(_cast(named_tensors(model), ref.dtype), groups, alone)
+        tensors = {n: narrow(t, plan.tensors.get(n)) for n, t in whole.items()}
+        with edited(model, plan.edits):
+            worst = _worst(model, tensors, ref)
+        return not worst <= TOLERANCE[str(ref.dtype).removeprefix("torch.")]
+    except Exception:  # any failure of forward marks the groups
+        return True
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

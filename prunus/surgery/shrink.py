@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationError
+from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationError, Verified
 from prunus.core.places import set_place
 from prunus.core.stepping import plain_optimizers
 from prunus.core.wrappers import check_whole
 from prunus.surgery.memory import memory_format, plan_of, remember_
 from prunus.surgery.optimizer import check_holds, slice_optimizer_
-from prunus.surgery.prove import culprits, folded, prove, reference
+from prunus.surgery.prove import Reference, culprits, folded, prove, reference
+from prunus.surgery.rewrite import rewrite
 from prunus.surgery.select import drop_identities_
 from prunus.tracing.apply import named_tensors, narrow
 from prunus.version import __version__
+
+REWRITTEN = "the model's own code cannot follow this cut: report.model is its recorded graph, a RewrittenModule."
 
 
 def shrink_(
@@ -30,10 +33,11 @@ def shrink_(
     verify: bool = True,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
 ) -> Report:
-    r"""Remove for good what `plan` does not keep, in place, and prove it.
+    r"""Remove for good what `plan` does not keep, in place, and prove it: use ``report.model``.
 
     Parameters, buffers and gradients are narrowed; parameters keep their identity, names and ties; the integer
-    attributes that forward reads follow.  The proof: with :math:`f_0` the original in which every removed unit's own
+    attributes that forward reads follow.  Groups traced with ``in_place=False`` give a rewritten network instead, and the
+    model is not changed.  The proof: with :math:`f_0` the original in which every removed unit's own
     parameters and its consumers' columns are zero, and :math:`f` the model after the cut, both in float64 and
     evaluation mode,
 
@@ -74,6 +78,32 @@ def shrink_(
     if optimizers:
         check_holds(optimizers, model, full.tensors)
     ref = reference(model, groups, keep) if verify else None
+    cut = _cut_in_place if groups.in_place else _cut_by_rewriting
+    smaller, verified, notes = cut(model, groups, keep, full, ref, optimizers)
+    return Report(
+        model=smaller,
+        in_place=groups.in_place,
+        before=groups.costs(),
+        after=groups.costs(keep),
+        plan=full,
+        verified=verified,
+        left_alone=groups.fixed,
+        notes=notes,
+    )
+
+
+Cut = tuple[nn.Module, Verified | None, tuple[str, ...]]
+
+
+def _cut_in_place(
+    model: nn.Module,
+    groups: Groups,
+    keep: Tensor,
+    full: Plan,
+    ref: Reference | None,
+    optimizers: tuple[Optimizer, ...],
+) -> Cut:
+    """The user's own module, narrowed; as it was when the proof fails."""
     unfold = fold_(model, groups, keep)
     narrowed = apply_(model, full)
 
@@ -82,6 +112,8 @@ def shrink_(
         unfold()
 
     try:
+        for module, attribute in groups.caches:
+            getattr(model.get_submodule(module), attribute).clear()
         verified = _proven(model, ref, groups, keep, undo) if ref is not None else None
         notes = slice_optimizer_(optimizers, model, full)
     except BaseException:
@@ -89,16 +121,22 @@ def shrink_(
         raise
     remember_(model, full)
     drop_identities_(model)
-    return Report(
-        model=model,
-        in_place=True,
-        before=groups.costs(),
-        after=groups.costs(keep),
-        plan=full,
-        verified=verified,
-        left_alone=groups.fixed,
-        notes=notes,
-    )
+    return model, verified, notes
+
+
+def _cut_by_rewriting(
+    model: nn.Module,
+    groups: Groups,
+    keep: Tensor,
+    full: Plan,
+    ref: Reference | None,
+    optimizers: tuple[Optimizer, ...],
+) -> Cut:
+    """The recorded operators with narrowed parameters; the user's module stays as it is."""
+    rewritten = rewrite(model, groups, full)
+    verified = replace(prove(rewritten, ref), in_place=False) if ref is not None else None
+    notes = slice_optimizer_(optimizers, rewritten, full, was=model)
+    return rewritten, verified, (*notes, REWRITTEN, *rewritten.program.notes)
 
 
 def fold_(model: nn.Module, groups: Groups, keep: Tensor) -> Callable[[], None]:
@@ -126,10 +164,12 @@ def _proven(model: nn.Module, ref: Any, groups: Groups, keep: Tensor, undo: Any)
     except Exception as error:  # forward itself may fail on sizes it was not written for
         message = f"forward fails on the cut network: {type(error).__name__}: {error}"
     undo()
-    named = ", ".join(f"'{g.id}'" for g in culprits(model, groups, keep)) or "none alone, only together"
+    blamed = [group.id for group in culprits(model, groups, keep)]
+    named = ", ".join(f"'{id}'" for id in blamed) or "none alone, only together"
     raise VerificationError(
         f"{message}. The model is as it was. Groups that fail when cut alone: {named}. "
-        f"Leave them alone with freeze=, and please report the architecture."
+        f"Leave them alone with freeze=, and please report the architecture.",
+        blamed,
     )
 
 

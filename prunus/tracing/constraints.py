@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunus.core.groups import EditRule, Fold
+from prunus.core.operators import EditRule, Fold
 from prunus.tracing.build import Built
 from prunus.tracing.counts import Counts, Polynomial, Symbol
-from prunus.tracing.symbols import Attribute, Computed, Expression, evaluated
-from prunus.tracing.tracer import Equation, Tracer
+from prunus.tracing.symbols import Attribute, Computed, Expression, Size, evaluated
+from prunus.tracing.tracer import Equation, Fact, Tracer
 
 
 @dataclass
@@ -33,7 +33,7 @@ def solve(tracer: Tracer, built: Built) -> Solution:
     counts = Counts(built.groups, built.axes)
     solution = Solution()
     sides: list[tuple[Polynomial, Polynomial, Equation]] = []
-    for equation in tracer.equations:
+    for equation in _that_say_something(tracer.equations):
         expression, side, _ = _bared(equation.left, equation.right)
         left, right = counts.of_side(expression), counts.of_side(side)
         if left is None or right is None:  # a number that must not change: nothing that it is made of may
@@ -79,6 +79,18 @@ def solve(tracer: Tracer, built: Built) -> Solution:
             EditRule(str(s[1]), str(s[2]), int(s[3]), value.as_terms()) for s, value in rules.items() if value.symbols
         )
     return solution
+
+
+def _that_say_something(equations: list[Equation]) -> list[Equation]:
+    """Without those about attributes (strides, paddings ...) that nothing else says anything of."""
+    parts = [set(map(_key, _parts(e.left))) | set(map(_key, _parts(e.right))) for e in equations]
+    told = [isinstance(e.right, Fact) or any(key[0] == "size" for key in keys) for e, keys in zip(equations, parts)]
+    known = {key for keys, says in zip(parts, told) if says for key in keys}
+    return [e for e, keys in zip(equations, parts) if keys & known]
+
+
+def _key(part: Any) -> tuple[Any, ...]:
+    return ("attribute", part.module, part.place) if isinstance(part, Attribute) else ("size", id(part))
 
 
 def _rules(sides: list[tuple[Polynomial, Polynomial, Equation]]) -> dict[Symbol, Polynomial]:
@@ -213,11 +225,11 @@ def _bared(expression: Expression, value: Any) -> tuple[Expression, Any, float]:
     return expression, value, power
 
 
-def _parts(expression: Expression) -> list[Expression]:
+def _parts(expression: Any) -> list[Attribute | Size]:
     """The attributes and sizes that an expression is made of."""
     if isinstance(expression, Computed):
         return [part for arg in expression.args for part in _parts(arg)]
-    return [] if isinstance(expression, (int, float)) else [expression]
+    return [expression] if isinstance(expression, (Attribute, Size)) else []
 
 
 def _where(tracer: Tracer, equation: Equation) -> str:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from prunus.core import Groups
-from prunus.core.groups import Term
+from prunus.core.operators import Term
 from prunus.tracing.parts import Numbering, row_blocks
 from prunus.tracing.symbols import Attribute, Computed, Size
 from prunus.tracing.tracer import Fact

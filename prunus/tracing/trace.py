@@ -17,7 +17,7 @@ from prunus.tracing.constraints import solve
 from prunus.tracing.tracer import Dim, Tracer
 
 Pattern = str | nn.Module
-TRIALS = 3  # cuts that every set of groups is tried with; sizes that agree by chance in all of them are rare
+TRIALS = 1  # cuts that every set of groups is tried with; a size that agrees by chance is left to the proof
 
 
 def trace(
@@ -85,7 +85,7 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
         tracer.caches = {place for place, holder in emptied.items() if holder}
     _fix_outputs(tracer, out)
     visited = {name for call in tracer.calls for name in call.parameters}
-    if not visited.issuperset(tracer.initial):
+    if not visited.issuperset(name for name, t in tracer.tensors.items() if isinstance(t, nn.Parameter)):
         visited |= _in_training(tracer, model, inputs)
     for name, dims in tracer.initial.items():
         if name not in visited:

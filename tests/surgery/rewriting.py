@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.core import Inputs
-from prunus.surgery.prove import silenced
+from prunus.surgery.prove import Kept, silenced
 from prunus.tracing.apply import named_tensors, output_tensors, run
 from prunus.tracing.build import build
 from prunus.tracing.trace import record
+from tests.keeping import random_keep
 
 
 def unconstrained(model: nn.Module, x: object) -> prunus.Groups:
@@ -25,20 +26,10 @@ def unconstrained(model: nn.Module, x: object) -> prunus.Groups:
             return build(record(model, inputs), inputs).groups
 
 
-def random_keep(groups: prunus.Groups, seed: int) -> Tensor:
-    """About half of the units of every group, never none and never all."""
-    generator = torch.Generator().manual_seed(seed)
-    keep = torch.rand(groups.units, generator=generator) < 0.5
-    for group in groups:
-        keep[group.offset + group.units - 1] = False
-        keep[group.offset] = True
-    return keep
-
-
 def half(model: nn.Module, x: object, seed: int = 0) -> tuple[prunus.RewrittenModule, prunus.Groups, Tensor]:
     """The network rewritten without about half of its units."""
     groups = unconstrained(model, x)
-    keep = random_keep(groups, seed)
+    keep = random_keep(groups, seed, 0.5)
     assert not keep.all()
     return prunus.rewrite(model, groups, groups.plan(keep)), groups, keep
 
@@ -50,9 +41,10 @@ def whole(model: nn.Module, x: object) -> prunus.RewrittenModule:
 
 
 def silent_original(model: nn.Module, groups: prunus.Groups, keep: Tensor, x: object) -> list[Tensor]:
-    """The float64 outputs of the original with the removed units at zero."""
+    """The float64 outputs of the original with the removed units at zero, norms over the kept ones."""
     tensors = {n: t.detach().double() if t.is_floating_point() else t for n, t in named_tensors(model).items()}
-    return run(model, silenced(tensors, groups, keep), Inputs.of(x).to(torch.float64))
+    with torch.backends.mkldnn.flags(enabled=False):
+        return run(model, silenced(tensors, groups, keep), Inputs.of(x).to(torch.float64), Kept(groups, keep))
 
 
 def in_double(model: nn.Module, x: object) -> list[Tensor]:

@@ -10,24 +10,10 @@ from hypothesis import strategies as st
 
 import prunus
 from prunus.measure import macs, params
+from tests.keeping import random_keep
 from tests.tracing.networks import STEPS, Random, randomise
 
 networks = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 11)), min_size=1, max_size=7)
-
-
-def random_keep(groups: prunus.Groups, seed: int) -> torch.Tensor:
-    """Random units of every group; of a group of several parts, as many of each."""
-    generator = torch.Generator().manual_seed(seed)
-    keep = torch.rand(groups.units, generator=generator) < 0.6
-    for group in groups:
-        keep[group.offset] = True
-        count = int(keep[group.offset : group.offset + group.count].sum())
-        for part in range(1, group.parts):
-            rows = torch.zeros(group.count, dtype=torch.bool)
-            rows[torch.randperm(group.count, generator=generator)[:count]] = True
-            start = group.offset + part * group.count
-            keep[start : start + group.count] = rows
-    return keep
 
 
 def zeroed_by_hand(model: torch.nn.Module, groups: prunus.Groups, keep: torch.Tensor) -> torch.nn.Module:

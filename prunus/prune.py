@@ -1,0 +1,110 @@
+"""The composition: the verbs of prunus in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunus.allocators import Problem, allocate
+from prunus.allocators.base import Floor
+from prunus.core import Budget, BudgetError, PrunusError, Report, VerificationError
+from prunus.core.wrappers import unwrapped
+from prunus.criteria import needed, score, unscored
+from prunus.observe import collect
+from prunus.surgery import absorb_, select_, shrink_
+from prunus.surgery.select import drop_identities_
+from prunus.tracing import trace
+
+ATTEMPTS = 4  # cuts in place, each without the groups that failed before
+
+
+def prune_(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    budget: Budget,
+    criterion: str | Callable[..., Tensor] = "l2",
+    allocator: str | Callable[[Problem], Tensor] = "global",
+    data: Iterable[Any] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    freeze: Any = (),
+    only: Any = (),
+    round_to: int = 1,
+    floor: Floor = None,
+    absorb: bool = False,
+    select: bool = False,
+    verify: bool = True,
+    seed: int = 0,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+) -> Report:
+    """Trace, score, allocate and cut `model` in place so that it costs at most `budget`: use ``report.model``.
+
+    It is exactly the lines below; retype them to change one.  When the budget cannot be met nothing is changed.  Where a
+    cut in place does not pass its proof, it is tried without the groups to blame; where no cut in place can be right, or
+    meet the budget, ``report.model`` is the rewritten network (see `prunus.rewrite`) and `model` is left as it was.
+
+    Args:
+        example_inputs: whatever forward takes: a tensor, a tuple of positional inputs, or `Inputs`.
+        budget: what may remain, e.g. ``Budget(macs=0.5)``.
+        criterion, allocator: names, or the registered functions themselves.
+        data, loss: batches and the loss for criteria that look at data (see `prunus.observe.collect`).
+        freeze, only: names, globs or modules that must not, or that alone may, be cut (see `prunus.tracing.trace`).
+        round_to, floor: multiples and least number of kept units (see `prunus.allocators.allocate`).
+        absorb: first move the constant output of removed units into the next layer.
+        select: first insert channel selections before normalisations that open a block (pre-activation networks).
+        verify: prove the cut.
+        seed: for criteria that draw at random.
+        optimizer: the one in whose training the cut falls: its state follows, and it goes on.
+
+    Raises: what its verbs raise; `InputError` when the criterion looks at data and none is given.
+    """
+    model, wanted = unwrapped(model), needed(criterion, data)
+    if select:
+        select_(model, example_inputs)
+
+    def cut(in_place: bool, spared: tuple[str, ...]) -> Report:
+        groups = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place).without(spared, WRONG)
+        stats = collect(model, groups, data, wanted, loss) if wanted and data is not None else None
+        scores = score(groups, criterion, stats, seed=seed)
+        plan = allocate(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor)
+        if absorb:
+            absorb_(model, groups, plan, new_biases=budget.params is None)
+            groups = trace(model, example_inputs, freeze=freeze, only=only)  # it may have got biases
+        report = shrink_(model, groups, plan, verify=verify, optimizer=optimizer)
+        return replace(report, left_alone=report.left_alone + unscored(groups, scores, criterion))
+
+    try:
+        return _in_some_way(cut)
+    except BaseException:
+        drop_identities_(model)  # what select_ put in
+        raise
+
+
+WRONG = "the model's code does something else once its size changes"
+
+
+def _in_some_way(cut: Callable[[bool, tuple[str, ...]], Report]) -> Report:
+    """In place; then without the groups whose cut failed the proof; then by rewriting the network."""
+    spared: tuple[str, ...] = ()
+    first: PrunusError | None = None
+    for _ in range(ATTEMPTS):
+        try:
+            return cut(True, spared)
+        except VerificationError as error:
+            first, spared = first or error, spared + error.groups
+            if not error.groups:
+                break
+        except BudgetError as error:
+            first = first or error
+            if error.least is None:
+                raise
+            break
+    assert first is not None
+    try:
+        return cut(False, ())
+    except PrunusError as error:
+        raise first from error
