@@ -31,6 +31,44 @@ import prunus
 SHARED = Path(os.environ.get("PRUNUS_SHARED", "../shared"))
 
 
+def _segmentation(name: str) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    encoder = "mit_b0" if name == "Segformer" else "resnet18"
+    return getattr(smp, name)(encoder_name=encoder, encoder_weights=None, classes=3)
+
+
+def _yolo(name: str) -> nn.Module:
+    from ultralytics.nn import tasks
+
+    return (tasks.SegmentationModel if "seg" in name else tasks.DetectionModel)(name, verbose=False)
+
+
+def _diffusion(name: str) -> nn.Module:
+    import diffusers
+
+    small = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
+    if name == "unet2d":
+        blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+        return diffusers.UNet2DModel(sample_size=32, **small, **blocks)
+    if name == "unet2d-condition":
+        blocks = {
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        }
+        return diffusers.UNet2DConditionModel(cross_attention_dim=24, attention_head_dim=8, **small, **blocks)
+    if name == "autoencoder":
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        return diffusers.AutoencoderKL(**small, **blocks)
+    return diffusers.DiTTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=16, num_layers=2, sample_size=8, num_embeds_ada_norm=10
+    )
+
+
+OTHERS = {"smp": _segmentation, "ultralytics": _yolo, "diffusers": _diffusion}
+LIBRARIES = {"smp": "segmentation_models_pytorch"}
+
+
 def factory_of(line: str) -> Any:
     """What builds the model of a line ``library:name:shape``."""
     library, name, _ = line.split(":")
@@ -44,6 +82,8 @@ def factory_of(line: str) -> Any:
             return cls(getattr(transformers, entry["config_class"])(**entry["config_kwargs"]))
 
         return make
+    if library in OTHERS:
+        return lambda: OTHERS[library](name)
     from prunus.zoo import build
 
     return build(f"{library}:{name}").factory
@@ -60,6 +100,11 @@ def inputs_of(line: str) -> Any:
         out.append(
             torch.randint(3, 100, shape, generator=generator) if words else torch.randn(shape, generator=generator)
         )
+    if "unet2d" in line:
+        more = {"encoder_hidden_states": torch.randn(2, 5, 24, generator=generator)} if "condition" in line else {}
+        return prunus.Inputs((out[0],), {"timestep": torch.tensor([3, 7]), **more})
+    if ":dit:" in line:
+        return prunus.Inputs((out[0],), {"timestep": torch.tensor([3, 7]), "class_labels": torch.tensor([1, 2])})
     if "Bart" in line:
         out[0][:, -1] = 2  # the end of the sentence
     if "Whisper" in line:
@@ -124,7 +169,13 @@ def check(line: str, onnx: bool = False) -> dict[str, Any]:
     assert params(model) == report.after["params"], "parameters are not those foretold"
     found = macs(model, x).total
     assert abs(found - report.after["macs"]) <= 1, f"MACs {found} are not those foretold {report.after['macs']}"
-    model.train()
+    original = randomise(make()).train()
+    try:
+        prunus.Inputs.of(x)(original)
+        model.train()
+    except Exception:  # the original does not train on this input either
+        model.eval()
+        row["trains"] = "original does not"
     out = prunus.Inputs.of(x)(model)
     sum(t.float().pow(2).mean() for t in tensors_of(out) if t.is_floating_point() and t.requires_grad).backward()
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
@@ -236,7 +287,7 @@ def _import_all(lines: list[str]) -> None:
 
     declare_torchvision_operators()
     for library in {t.partition(":")[0] for t in lines}:
-        __import__(library)
+        __import__(LIBRARIES.get(library, library))
     import prunus.export
     import prunus.measure
     import prunus.zoo  # noqa: F401

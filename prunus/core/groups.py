@@ -243,6 +243,7 @@ class Groups(Sequence[Group]):
             fixed=fixed,
             edits=tuple(replace(e, terms=tuple(_held(t, whole) for t in e.terms)) for e in self.edits),
             proportions=tuple(tied for tied in self.proportions if wanted.issuperset(tied)),
+            folds=tuple(fold for fold in self.folds if fold.group in wanted),
         )
 
     def without(self, ids: Iterable[str], why: str) -> Groups:

@@ -39,7 +39,8 @@ class Axes:
     def _intern(self, labels: Atoms) -> int | None:
         resolved = self.tracer.labels.resolve(labels)
         units = np.where(resolved < 0, NONE, self.number[np.maximum(resolved, 0)])
-        units = units[:, (units >= 0).any(0)]
+        units = np.sort(units, axis=1)  # a row is a set of units
+        units = np.ascontiguousarray(units[:, (units >= 0).any(0)])
         if units.shape[1] == 0:
             return None
         key = units.tobytes() + bytes(str(units.shape), "ascii")

@@ -86,7 +86,7 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
     _fix_outputs(tracer, out)
     visited = {name for call in tracer.calls for name in call.parameters}
     if not visited.issuperset(name for name, t in tracer.tensors.items() if isinstance(t, nn.Parameter)):
-        visited |= _in_training(tracer, model, inputs)
+        visited |= _in_training(tracer, model, inputs, visited)
     for name, dims in tracer.initial.items():
         if name not in visited:
             for dim in dims:
@@ -103,10 +103,11 @@ def _fix_outputs(tracer: Tracer, out: Any) -> None:
             tracer.fix(dim, "it is an output of the model")
 
 
-def _in_training(tracer: Tracer, model: nn.Module, inputs: Inputs) -> set[str]:
+def _in_training(tracer: Tracer, model: nn.Module, inputs: Inputs, before: set[str]) -> set[str]:
     """Follow forward in training mode too: what only training visits (auxiliary heads) is coupled with the rest.
 
-    Returns the parameters and buffers that it visits.  A network that does not train on the example is left at that.
+    Returns the parameters and buffers that it visits.  Where the network does not train on the example, what was reached
+    of the part that only training visits keeps its sizes: how it goes on is not known.
     """
     first, outputs = len(tracer.calls), list(tracer.outputs)
     with unchanged(model), evaluating(model), torch.random.fork_rng(devices=[]):
@@ -115,7 +116,10 @@ def _in_training(tracer: Tracer, model: nn.Module, inputs: Inputs) -> set[str]:
             with tracer.recording():
                 _fix_outputs(tracer, inputs.map(torch.clone)(model))
         except Exception:  # the model's own code may raise anything
-            pass
+            for call in tracer.calls[first:]:
+                if not before.issuperset(call.parameters):
+                    for dim in (dim for of in call.dims for dim in of):
+                        tracer.fix(dim, "only training visits it, and training does not take the example")
     visited = {name for call in tracer.calls[first:] for name in call.parameters}
     del tracer.calls[first:]
     tracer.outputs = outputs

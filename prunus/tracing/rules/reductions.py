@@ -56,9 +56,12 @@ def group_norm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Di
         t.fact((6,), groups, major)
         t.over(dims[1])
         t.over(major)
+    else:
+        major = Dim()
     for dim in dims[2:]:
         space(t, dim)
-    return [[Dim(d.labels) for d in dims[:2]] + [Dim() for _ in dims[2:]], *([Dim() for _ in o.shape] for o in outs[1:])]
+    out = [Dim(d.labels) for d in dims[:2]] + [Dim() for _ in dims[2:]]
+    return [out, *([dims[0], Dim(major.labels)] for _ in outs[1:])]
 
 
 @rule("_weight_norm_interface")
