@@ -54,11 +54,13 @@ def folded(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[
         group = groups[fold.group]
         rows = keep[group.offset : group.offset + group.units]
         factor = float(rows.double().mean()) ** (fold.power / 2)
-        roles = ("norm_scale", "norm_shift") if group.with_role("norm_scale") else ("out", "bias")
-        for s in group.with_role(*roles) if factor != 1 else ():
+        # what the group makes for others (values, beside queries and keys) is made good where they read it
+        powers = {"norm_scale": 1, "norm_shift": 1} if group.with_role("norm_scale") else {"out": 1, "bias": 1, "in": -1}
+        for s in group.with_role(*powers) if factor != 1 else ():
             tensor = out[s.name]
             index = s.index[rows].reshape(-1).to(tensor.device)
-            out[s.name] = tensor.index_copy(s.dim, index, tensor.index_select(s.dim, index) * factor)
+            scaled = tensor.index_select(s.dim, index) * factor ** powers[s.role]
+            out[s.name] = tensor.index_copy(s.dim, index, scaled)
     return out
 
 
