@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from tests.tracing.sampling import S, Sample, b, f, i, p
+from tests.tracing.sampling import S, Sample, f, i, p
 
 picture, line, body = f(2, 3, 6, 8), f(2, 3, 7), f(2, 3, 4, 4, 6)
 n2 = dict(zip(("weight", "bias", "running_mean", "running_var"), (f(3), f(3), f(3), p(3))))
 norm = tuple(n2.values())
+single = torch.arange(15).view(3, 5) == 7
 where1, where2 = (torch.nn.functional.max_pool1d, torch.nn.functional.max_pool2d)
 _, at2 = torch.ops.aten.max_pool2d_with_indices(picture, [2, 2])
 _, at3 = torch.ops.aten.max_pool3d_with_indices(body, [2, 2, 2])
@@ -100,11 +101,11 @@ SAMPLES: list[Sample] = [
     S("prod", f(3, 5)),
     S("prod.dim_int", f(3, 5), 1),
     S("prod.dim_int", f(3, 5), -2, True),
-    S("any", b(3, 5)),
-    S("any.dim", b(3, 5), 1),
-    S("any.dims", b(2, 3, 5), [0, 1]),
-    S("all", b(3, 5)),
-    S("all.dim", b(3, 5), -1, True),
+    S("any", single),
+    S("any.dim", single, 1),
+    S("any.dims", single[None].repeat(2, 1, 1), [0, 1]),
+    S("all", ~single),
+    S("all.dim", ~single, -1, True),
     S("count_nonzero.dim_IntList", i(2, 3, 5), [1]),
     S("logsumexp", f(3, 5), [1]),
     S("logsumexp", f(3, 5), [0], True),

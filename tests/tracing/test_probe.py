@@ -62,10 +62,14 @@ def first(x: Tensor) -> Tensor:
 
 PASS = {flip: 8, curve: 8, pool: 8, fold: 8}
 STAY = (permute, mix, sort, count, share, half, first)
-OPERATORS = {
-    f: torch.library.custom_op(f"prunus_probe::{f.__name__}", lambda x, f=f: f(x).clone(), mutates_args=(), schema="(Tensor x) -> Tensor")
-    for f in (*PASS, *STAY)
-}  # fmt: skip
+SCHEMA = "(Tensor x) -> Tensor"
+
+
+def registered(f):
+    return torch.library.custom_op(f"prunus_probe::{f.__name__}", lambda x: f(x), mutates_args=(), schema=SCHEMA)
+
+
+OPERATORS = {f: registered(f) for f in (*PASS, *STAY)}
 
 
 @torch.library.custom_op("prunus_probe::sized", mutates_args=())

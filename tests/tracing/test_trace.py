@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 import prunus
+from prunus.tracing.trace import odd_cut
 from tests.tracing.networks import Random
 
 
@@ -245,6 +245,16 @@ def test_no_plan_can_empty_a_dimension():
         half = torch.arange(groups.units) % 3 > 0
         half[[g.offset for g in groups]] = True
         prunus.shrink_(net, groups, groups.plan(half))
+
+
+def test_trial_cuts_reach_the_rows_at_either_end():
+    """Numbers of rows that the code counts from one side change in a trial, however few they are."""
+    groups = prunus.trace(chain(), X)
+    (a, b), end, beginning = groups, odd_cut(groups, 0), odd_cut(groups, 1)
+    for group in (a, b):
+        rows = slice(group.offset, group.offset + group.units)
+        assert end[rows].nonzero().flatten().tolist() == [group.units - 2, group.units - 1]
+        assert beginning[rows].nonzero().flatten().tolist() == [0, 1]
 
 
 class Fn(nn.Module):

@@ -20,7 +20,7 @@ def slice_(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     d = (args[1] if len(args) > 1 else 0) % x.dim()
     step = args[4] if len(args) > 4 else 1
     dims, n = list(t.of(x)), x.shape[d]
-    if dims[d].labels is None or outs[0].shape[d] == n:
+    if dims[d].labels is None:
         return [dims]
     if step != 1:
         dims[d] = t.fix(dims[d], "the code takes every n-th index of it")
@@ -31,9 +31,10 @@ def slice_(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
         given = args[position] if len(args) > position else None
         if given is not None and given < 0 < value:  # counted from the end: the end stays
             t.fix(Dim(whole.labels[value:]), "the code counts indices from its end")
-        elif given is not None and 0 < value < n:
+        elif given is not None and 0 < given <= n:
             t.fact((position,), given, whole, rows)
-    dims[d] = Dim(whole.labels[start:stop])
+    if (start, stop) != (0, n):
+        dims[d] = Dim(whole.labels[start:stop])
     return [dims]
 
 
