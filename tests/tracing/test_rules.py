@@ -29,7 +29,10 @@ UNCALLABLE = {
     "mkldnn_max_pool2d": MKLDNN,
     "mkldnn_max_pool3d": MKLDNN,
     "mkldnn_adaptive_avg_pool2d": MKLDNN,
+    "torchvision::deform_conv2d": COMPILED,
     "torchvision::nms": COMPILED,
+    "torchvision::ps_roi_align": COMPILED,
+    "torchvision::ps_roi_pool": COMPILED,
     "torchvision::roi_align": COMPILED,
     "torchvision::roi_pool": COMPILED,
 }

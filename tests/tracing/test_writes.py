@@ -153,3 +153,10 @@ def test_what_is_written_is_cut_with_what_it_is_written_to(function):
         expected = zeroed_by_hand(model, groups, keep)(X.double())
         report = prunus.shrink_(model, groups, groups.plan(keep))
         assert torch.allclose(report.model.double()(X.double()), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [one_row_repeated, one_row_expanded], ids=lambda f: f.__name__)
+def test_a_piece_of_size_one_that_is_repeated_stays_whatever_the_code_allows(function):
+    groups = prunus.trace(Net(function), X, in_place=False)
+    assert {g.id: g.units for g in groups} == {"a": 8, "b": 4}
+    assert 1 not in groups["b"].with_role("out")[0].index

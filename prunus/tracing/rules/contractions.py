@@ -184,6 +184,28 @@ def grouped_mm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Di
     return [[Dim(), Dim(w[2].labels)]]
 
 
+@rule("torchvision::deform_conv2d")
+def deformable(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """A convolution at places that are shifted by an input of its own; with groups, channels stay."""
+    x, weight = t.of(args[0]), t.of(args[1])
+    if args[11] == args[12] == 1:
+        t.unify(x[1], weight[1])
+    else:
+        fix_all(t, (x[1], weight[0], weight[1]), "a grouped product of a form that is not followed")
+    _contracted(t, weight[1])
+    t.role(weight[0], "out")
+    t.role(weight[1], "in")
+    t.role(t.of(args[4])[0], "bias")
+    t.unify(weight[0], t.of(args[4])[0])
+    for shift in args[2:4]:  # offsets, and weights of every place
+        if shift.shape[0] == args[0].shape[0]:  # without weights an empty tensor stands for them
+            t.unify(x[0], t.of(shift)[0])
+        fix_all(t, t.of(shift)[1:], "it says where a convolution reads")
+    for dim in (*x[2:], *weight[2:]):
+        space(t, dim)
+    return [[*passed((x[0], weight[0])), Dim(), Dim()]]
+
+
 @rule("mkldnn_rnn_layer")
 def recurrent(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """A whole recurrent layer: x (T, N, C) with (4H, C) and (4H, H); what it reads can be cut, its state stays."""

@@ -109,7 +109,7 @@ def counted(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]
 @rule("_local_scalar_dense", "item", "nonzero", "nonzero_static", "is_nonzero", "equal", "allclose", "_assert_async")
 @rule("_functional_assert_async", "masked_select", "masked_scatter", "take", "put", "_unique", "_unique2", "unique_dim")
 @rule("unique_consecutive", "unique_dim_consecutive", "bincount", "histc", "repeat_interleave", "multinomial")
-@rule("affine_grid_generator", "torchvision::nms")
+@rule("affine_grid_generator", "torchvision::nms", "torchvision::ps_roi_align", "torchvision::ps_roi_pool")
 def read(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Values leave for Python, or sizes depend on them: nothing of the tensors can be cut."""
     for x in [*args, *kwargs.values()]:
