@@ -186,6 +186,8 @@ class Checker(TorchDispatchMode):
         expected = [self._expected(s, axes) for s, axes in zip(op.shapes, op.axes)]
         if shapes != expected:
             self._fail(args, f"{name} gave {shapes}, expected {expected}")
+        if any(self._wrong(args)):  # of a right shape: other rows, say, or groups of another size
+            self._fail(args, f"{name} was called with the integers of the whole network")
         self.at += 1
         return out
 
@@ -194,20 +196,28 @@ class Checker(TorchDispatchMode):
 
     def _fail(self, args: Any, message: str) -> None:
         call = self.steps[min(self.at, len(self.steps) - 1)]
+        wrong, constant = self._wrong(args)
+        # an integer that did not move at all explains those that moved wrongly beside it
+        self.misfit = Misfit(call, tuple(constant or wrong), message)
+        raise _Found
+
+    def _wrong(self, args: Any) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """The integers of the present call that are not as foretold: those that moved, those that did not."""
         wrong: list[tuple[int, ...]] = []
         constant: list[tuple[int, ...]] = []
-        for fact in self.groups.operators[call].facts:
+        op = self.groups.operators[self.steps[min(self.at, len(self.steps) - 1)]]
+        for fact in op.facts:
             value = args
             try:
                 for step in fact.path:
                     value = value[step]
             except (IndexError, TypeError):
                 continue
-            if value != self.groups.kept_rows(self.alive, fact.axis, fact.rows) and value != -1:
+            expected = self.groups.kept_rows(self.alive, fact.axis, fact.rows)
+            whole = fact.rows == (0, len(self.alive[fact.axis]))  # a slice that ends behind the end ends there
+            if value not in (expected, -1) and not (whole and op.name == "slice" and value > expected):
                 (constant if value == fact.value else wrong).append(fact.path)
-        # an integer that did not move at all explains those that moved wrongly beside it
-        self.misfit = Misfit(call, tuple(constant or wrong), message)
-        raise _Found
+        return wrong, constant
 
 
 def trial(model: nn.Module, groups: Groups, keep: Tensor) -> Misfit | None:

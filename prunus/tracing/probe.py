@@ -1,8 +1,9 @@
 """What an operator without a rule does to an index, learnt by running it: the fallback of the rules.
 
-Every index of an input dimension is changed in half of ``2 log2(n)`` runs, by the bits of its number.  Which rows of the
-output change spells out, bit by bit, which index each row comes from; a row that changes in both runs of a bit comes
-from several.  Then the operator is run on narrowed inputs: only if that gives the narrowed outputs is the map believed.
+Every index of an input dimension is changed in half of ``2 log2(n)`` runs, by the bits of its number.  Which rows of
+the output change spells out, bit by bit, which index each row comes from; a row that changes in both runs of a bit
+comes from several.  Then the operator is run on inputs narrowed in several ways: only if that gives the narrowed
+outputs every time is the map believed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 LARGEST = 1 << 22  # elements; larger operands are not probed
 DRAWS = 3  # of values: an operator may ignore some values by chance
+UNCHECKED = ("mkldnn", "_mkldnn", "cudnn", "_cudnn", "miopen", "_thnn")  # kernels that crash on sizes that do not fit
 
 Maps = dict[tuple[int, int], list[tuple[int, int, Tensor]]]  # (input, dim) -> (output, dim, source index of every row)
 
@@ -53,7 +55,8 @@ def learn(func: Any, args: Any, kwargs: Any, places: list[tuple[int, int]]) -> M
     leaves, spec = tree_flatten((args, kwargs))
     at = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     random = torch.Tag.nondeterministic_seeded in func.tags
-    if func._schema.is_mutable or random or any(leaves[k].numel() > LARGEST for k in at):
+    unchecked = func._schema.name.partition("::")[2].startswith(UNCHECKED)
+    if func._schema.is_mutable or random or unchecked or any(leaves[k].numel() > LARGEST for k in at):
         return {}
 
     def call(values: dict[int, Tensor]) -> list[Tensor]:
@@ -117,20 +120,59 @@ def _rows_differ(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 
 def _believe(call: Any, leaves: list[Any], at: list[int], maps: Maps) -> None:
-    """Drop the maps of output dimensions where narrowed inputs do not give the narrowed outputs."""
-    for o, e in {(o, e) for found in maps.values() for o, e, _ in found}:
-        places = {p: s for p, found in maps.items() for a, b, s in found if (a, b) == (o, e)}
-        (i, d), source = next(iter(places.items()))
-        keep = torch.rand(leaves[at[i]].shape[d], generator=torch.Generator().manual_seed(1)) < 0.6
-        keep[0] = True
-        same = all(torch.equal(other, source) for other in places.values())
-        index = keep.nonzero().flatten()
+    """Drop the maps of inputs that, narrowed together as far as they meet, do not give the narrowed outputs."""
+    for together in _meeting(maps):
+        n = leaves[at[together[0][0]]].shape[together[0][1]]
         try:
-            whole = call({})[o].index_select(e, keep[source].nonzero().flatten())
-            part = call({j: leaves[at[j]].index_select(c, index) for j, c in places})[o]
-            same = same and part.shape == whole.shape and torch.allclose(part, whole, equal_nan=True)
+            same = all(_narrows(call, leaves, at, {p: maps[p] for p in together}, keep) for keep in _choices(n))
         except Exception:  # a size among the arguments, say
             same = False
         if not same:
-            for place in places:
-                maps.pop(place, None)
+            for place in together:
+                del maps[place]
+
+
+def _meeting(maps: Maps) -> list[list[tuple[int, int]]]:
+    """The inputs gathered by the output dimensions that they share, directly or through others."""
+    groups: list[tuple[list[tuple[int, int]], set[tuple[int, int]]]] = []
+    for place, found in maps.items():
+        places, outs = [place], {(o, e) for o, e, _ in found}
+        for group in [g for g in groups if g[1] & outs]:
+            groups.remove(group)
+            places, outs = group[0] + places, group[1] | outs
+        groups.append((places, outs))
+    return [places for places, _ in groups]
+
+
+def _choices(n: int) -> list[Tensor]:
+    """Masks of n indices that an operator which counts positions, or divides by their number, is not equal under."""
+    generator, index = torch.Generator().manual_seed(1), torch.arange(n)
+    choices = [index > 0, index < n - 1, index < n // 2, index >= n // 2, index % 2 == 1]
+    choices += [torch.rand(n, generator=generator) < 0.6 for _ in range(2)]
+    return [keep for keep in choices if keep.any() and not keep.all()]
+
+
+def _narrows(call: Any, leaves: list[Any], at: list[int], maps: Maps, keep: Tensor) -> bool:
+    """Whether narrowed inputs give the narrowed outputs, on the values given and on others."""
+    sources: dict[tuple[int, int], Tensor] = {}
+    for found in maps.values():
+        for o, e, source in found:
+            if not torch.equal(sources.setdefault((o, e), source), source):
+                return False
+    index = keep.nonzero().flatten()
+    generator = torch.Generator().manual_seed(2)
+    for noise in (0.0, 1.0):
+        values = {}
+        for i in {i for i, _ in maps}:
+            x = leaves[at[i]].detach()
+            values[i] = x + noise * torch.rand(x.shape, generator=generator).to(x)
+        part = dict(values)
+        for i, d in maps:
+            part[i] = part[i].index_select(d, index.to(part[i].device))
+        whole = call(values)
+        for (o, e), source in sources.items():
+            whole[o] = whole[o].index_select(e, keep[source].nonzero().flatten().to(whole[o].device))
+        pairs = list(zip(whole, call(part), strict=True))
+        if not all(a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in pairs):
+            return False
+    return True

@@ -141,7 +141,7 @@ for _kind in (TracedInt, TracedFloat):
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Every number in nested tuples, lists and dictionaries, in order (booleans are none)."""
+    """Every number in nested tuples, lists, dictionaries and slices, in order (booleans are none)."""
     if isinstance(value, NUMBERS):
         if not isinstance(value, bool):
             yield value
@@ -151,6 +151,8 @@ def leaves(value: Any) -> Iterator[Any]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from leaves(item)
+    elif isinstance(value, slice):
+        yield from leaves((value.start, value.stop, value.step))
 
 
 def stripped(value: Any) -> Any:
@@ -161,6 +163,8 @@ def stripped(value: Any) -> Any:
         return torch.Size(plain(v) for v in value)
     if type(value) in (tuple, list):
         return type(value)(stripped(v) for v in value)
+    if isinstance(value, slice):
+        return slice(stripped(value.start), stripped(value.stop), stripped(value.step))
     return {k: stripped(v) for k, v in value.items()} if type(value) is dict else value
 
 

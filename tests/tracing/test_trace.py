@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 import prunus
+from prunus.tracing.trace import odd_cut
 from tests.tracing.networks import Random
 
 
@@ -126,7 +126,8 @@ def test_an_operator_without_a_rule_freezes_what_it_touches_and_is_named():
 
         def forward(self, x):
             x = self.b(self.a(x))
-            return self.c(torch.linalg.inv(x.mean((2, 3)).diag_embed() + torch.eye(8))[:, :, :1, None])
+            x = x.mean((2, 3))
+            return self.c(torch.linalg.ldl_factor(x.t() @ x).LD[None, :, :1, None])
 
     groups = prunus.trace(Odd(), X)
     assert sizes(groups) == {"a": 8}
@@ -254,6 +255,16 @@ def test_no_plan_can_empty_a_dimension():
         for g in groups:
             half[g.offset : g.offset + g.units] = (torch.arange(g.count) % 3 != 1).repeat(g.parts)
         prunus.shrink_(net, groups, groups.plan(half))
+
+
+def test_trial_cuts_reach_the_rows_at_either_end():
+    """Numbers of rows that the code counts from one side change in a trial, however few they are."""
+    groups = prunus.trace(chain(), X)
+    (a, b), end, beginning = groups, odd_cut(groups, 0), odd_cut(groups, 1)
+    for group in (a, b):
+        rows = slice(group.offset, group.offset + group.units)
+        assert end[rows].nonzero().flatten().tolist() == [group.units - 2, group.units - 1]
+        assert beginning[rows].nonzero().flatten().tolist() == [0, 1]
 
 
 class Fn(nn.Module):

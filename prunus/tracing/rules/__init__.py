@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-from prunus.tracing.rules import contractions, elementwise, reductions, shapes  # noqa: F401  (they register themselves)
+from prunus.tracing.rules import (  # noqa: F401  (they register themselves)
+    contractions,
+    elementwise,
+    lookups,
+    norms,
+    pieces,
+    reductions,
+    shapes,
+    solvers,
+)
 from prunus.tracing.rules.base import RULES
 from prunus.tracing.rules.elementwise import pointwise
 from prunus.tracing.tracer import Rule
@@ -19,7 +28,14 @@ from prunus.tracing.tracer import Rule
 def find(func: Any) -> Rule | None:
     """The rule of an ATen overload: its family's, else that of pointwise operators if it is one, else None."""
     name = func._schema.name.removeprefix("aten::")
-    found = RULES.get(name) or RULES.get(name.rstrip("_"))
-    if found is None and torch.Tag.pointwise in func.tags:
-        return pointwise
-    return found
+    for known in (name, name.rstrip("_"), name.removesuffix("_copy")):
+        if known in RULES:
+            return RULES[known]
+    return pointwise if _pointwise(func, name) else None
+
+
+def _pointwise(func: Any, name: str) -> bool:
+    """Whether torch tags an operator, or the one that it is the in-place variant of, as pointwise."""
+    packet = getattr(torch.ops.aten, name.rstrip("_"), None) if func.namespace == "aten" else None
+    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    return any(torch.Tag.pointwise in overload.tags for overload in (func, *overloads))

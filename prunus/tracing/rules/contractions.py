@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prunus.tracing.rules.base import rule, space
+from prunus.tracing.rules.base import bare, fix_all, passed, rule, space
 from prunus.tracing.tracer import Dim, Dims, Tracer
 
 
@@ -50,6 +50,7 @@ def _grouped(t: Tracer, source: Dim, channels: int, ws: Dims, weight: Tensor, gr
     t.role(ws[1], "out" if transposed else "in")
     if transposed:
         t.unify(x_position, row_position)
+        _contracted(t, ws[0])
         return Dim(t.labels.merge(row_group.labels, groups, ws[1].labels, weight.shape[1]))
     t.unify(x_position, ws[1])
     _contracted(t, ws[1])
@@ -62,7 +63,7 @@ def _contracted(t: Tracer, *operands: Dim) -> None:
         t.contracted(operands[0])
 
 
-@rule("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "dot", "addmv")
+@rule("mm", "addmm", "bmm", "baddbmm", "mv", "dot", "vdot", "addmv", "_addmm_activation")
 def matmul(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Matrix products: the contracted dimensions are cut alike."""
     added, (a, b) = (args[0], args[1:3]) if len(args) > 2 else (None, args[:2])
@@ -82,15 +83,45 @@ def matmul(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
         dims.append(Dim(columns.labels))
     t.scales(*left, *([columns] if columns is not None else []))
     if added is not None:
-        for back, (dim, other) in enumerate(zip(t.of(added)[::-1], dims[::-1]), 1):
-            t.role(dim, "bias")
-            if added.shape[-back] == outs[0].shape[-back] > 1:
-                t.unify(other, dim)
+        _added(t, added, dims, outs[0])
+    return [dims]
+
+
+def _added(t: Tracer, added: Tensor, dims: Dims, out: Tensor) -> None:
+    """What is added to a product is broadcast to it."""
+    for back, (dim, other) in enumerate(zip(t.of(added)[::-1], dims[::-1]), 1):
+        t.role(dim, "bias")
+        if added.shape[-back] == out.shape[-back] > 1:
+            t.unify(other, dim)
+        else:
+            t.fix(dim, "it is repeated along a longer dimension")
+
+
+@rule("addbmm")
+def summed_products(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """(N, P) + the sum over B of (B, N, M) times (B, M, P): sums over B and M."""
+    left, right = t.of(args[1]), t.of(args[2])
+    t.unify(left[0], right[0])
+    t.unify(left[2], right[1])
+    _contracted(t, left[0], right[0])
+    _contracted(t, left[2], right[1])
+    t.scales(*left, right[2])
+    dims = passed((left[1], right[2]))
+    _added(t, args[0], dims, outs[0])
+    return [dims]
+
+
+@rule("addr")
+def outer(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """(N, P) + a column (N,) times a row (P,)."""
+    dims = passed((t.of(args[1])[0], t.of(args[2])[0]))
+    _added(t, args[0], dims, outs[0])
     return [dims]
 
 
 @rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
 @rule("_scaled_dot_product_efficient_attention", "_scaled_dot_product_fused_attention_overrideable")
+@rule("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math", "scaled_dot_product_attention")
 def attention(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """softmax(q k^T) v with q: (..., H, L, E), k: (..., H', S, E), v: (..., H', S, E'); H may be a multiple of H'."""
     q, k, v = (t.of(x) for x in args[:3])
@@ -107,6 +138,8 @@ def attention(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dim
         shared, position = t.labels.split(q[-3].labels, few, many // few)
         t.unify(Dim(shared), k[-3])
         t.fix(Dim(position), "query heads share key heads in a fixed number")
+    else:
+        t.fix(k[-3], "it meets something that cannot be cut")
     t.contracted(q[-1])
     t.equal(q[-1], v[-1])  # the fused kernel takes heads of one size
     t.scales(*(dim for dim in (q[0], q[-3], q[-1]) if dim.labels is not None))
@@ -117,7 +150,13 @@ def attention(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dim
             if n > 1:
                 t.unify(a, b)
     out = [Dim(dim.labels) for dim in (*q[:-1], v[-1])]
-    return [out, *(out[:-1] if o.dim() == len(out) - 1 else [Dim() for _ in o.shape] for o in outs[1:])]
+    return [out, *(_like(out[:-1], args[0], o) for o in outs[1:])]
+
+
+def _like(dims: Dims, q: Tensor, out: Tensor) -> Dims:
+    """Statistics of every query, or the attention itself; kernels may fill them up to a larger size."""
+    given = [*dims, *(Dim() for _ in range(out.dim() - len(dims)))]
+    return [dim if n == m else Dim() for dim, n, m in zip(given, out.shape, (*q.shape[:-1], 0))]
 
 
 @rule("_grouped_mm")
@@ -125,16 +164,60 @@ def grouped_mm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Di
     """Tokens (T, in), sorted by expert, times (experts, in, out): the experts stay."""
     x, w = t.of(args[0]), t.of(args[1])
     if len(x) != 2 or len(w) != 3:
-        for dim in (*x, *w):
-            t.fix(dim, "a grouped product of a form that is not followed")
-        return [[Dim() for _ in outs[0].shape]]
+        for operand in (*args, *kwargs.values()):
+            if isinstance(operand, Tensor):
+                fix_all(t, t.of(operand), "a grouped product of a form that is not followed")
+        return bare(outs)
+    t.fix(x[0], "the code counts positions along it")
     t.fix(w[0], "the code routes to it by number")
+    offsets, bias = (kwargs.get(name, args[at] if len(args) > at else None) for name, at in (("offs", 2), ("bias", 3)))
+    if offsets is not None:
+        t.fix(t.of(offsets)[0], "the code routes to it by number")
+    if bias is not None:
+        t.unify(t.of(bias)[-1], w[2])
+        fix_all(t, t.of(bias)[:-1], "the code routes to it by number")
     t.unify(x[1], w[1])
     _contracted(t, x[1], w[1])
     t.role(w[1], "in")
     t.role(w[2], "out")
     t.scales(x[1], w[2])
-    return [[x[0], Dim(w[2].labels)]]
+    return [[Dim(), Dim(w[2].labels)]]
+
+
+@rule("torchvision::deform_conv2d")
+def deformable(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """A convolution at places that are shifted by an input of its own; with groups, channels stay."""
+    x, weight = t.of(args[0]), t.of(args[1])
+    if args[11] == args[12] == 1:
+        t.unify(x[1], weight[1])
+    else:
+        fix_all(t, (x[1], weight[0], weight[1]), "a grouped product of a form that is not followed")
+    _contracted(t, weight[1])
+    t.role(weight[0], "out")
+    t.role(weight[1], "in")
+    t.role(t.of(args[4])[0], "bias")
+    t.unify(weight[0], t.of(args[4])[0])
+    for shift in args[2:4]:  # offsets, and weights of every place
+        if shift.shape[0] == args[0].shape[0]:  # without weights an empty tensor stands for them
+            t.unify(x[0], t.of(shift)[0])
+        fix_all(t, t.of(shift)[1:], "it says where a convolution reads")
+    for dim in (*x[2:], *weight[2:]):
+        space(t, dim)
+    return [[*passed((x[0], weight[0])), Dim(), Dim()]]
+
+
+@rule("mkldnn_rnn_layer")
+def recurrent(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """A whole recurrent layer: x (T, N, C) with (4H, C) and (4H, H); what it reads can be cut, its state stays."""
+    x, weight = t.of(args[0]), t.of(args[1])
+    t.unify(x[2], weight[1])
+    _contracted(t, weight[1])
+    t.role(weight[0], "out")
+    t.role(weight[1], "in")
+    t.scales(x[2])
+    for dims in (x[:2], weight[:1], *(t.of(a) for a in args[2:] if isinstance(a, Tensor))):
+        fix_all(t, dims, "it is the state of a recurrent layer, or a step of it")
+    return bare(outs)
 
 
 @rule("_cdist_forward", "_euclidean_dist")
@@ -143,4 +226,15 @@ def distances(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dim
     a, b = t.of(args[0]), t.of(args[1])
     t.unify(a[-1], b[-1])
     t.over(a[-1])
-    return [[*a[:-1], b[-2]]]
+    for x, y in zip(a[:-2], b[:-2]):
+        t.unify(x, y)
+    return [passed((*a[:-1], b[-2]))]
+
+
+@rule("_pdist_forward")
+def distances_within(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """Distances between all pairs of the rows of (N, C): sums over C."""
+    rows, inner = t.of(args[0])
+    t.fix(rows, "every pair of it gives a number")
+    t.over(inner)
+    return bare(outs)
