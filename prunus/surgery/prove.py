@@ -218,14 +218,19 @@ def _on_noise(
     return outputs if all(bool(torch.isfinite(out).all()) for out in outputs) else ()
 
 
-def prove(model: nn.Module, ref: Reference) -> Verified:
+def prove(model: nn.Module, ref: Reference, unrounded: Mapping[str, Tensor] | None = None) -> Verified:
     r"""Compare the model as it is now with the reference: ``max |a - b| / max |b|`` over every output.
 
     Raises: `VerificationError` when an error is above 1e-7 (float64) or 1e-4 (float32), is not a number, or when
     there is nothing to compare.
     """
     name = str(ref.dtype).removeprefix("torch.")
-    worst = _worst(model, _cast(named_tensors(model), ref.dtype), ref)
+    tensors = _cast(named_tensors(model), ref.dtype)
+    for n, tensor in (unrounded or {}).items():
+        if not torch.equal(tensor.to(named_tensors(model)[n].dtype), named_tensors(model)[n]):
+            raise VerificationError(f"'{n}' was not scaled as it should have been.")
+        tensors[n] = tensor.to(ref.dtype)
+    worst = _worst(model, tensors, ref)
     if not worst <= TOLERANCE[name]:
         raise VerificationError(
             f"the cut network differs from the silenced original by {worst:.1e} ({name}, at most {TOLERANCE[name]:.0e})"

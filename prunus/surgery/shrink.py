@@ -104,6 +104,7 @@ def _cut_in_place(
     optimizers: tuple[Optimizer, ...],
 ) -> Cut:
     """The user's own module, narrowed; as it was when the proof fails."""
+    unrounded = _folded_exactly(model, groups, keep, full)
     unfold = fold_(model, groups, keep)
     narrowed = apply_(model, full)
 
@@ -114,7 +115,7 @@ def _cut_in_place(
     try:
         for module, attribute in groups.caches:
             getattr(model.get_submodule(module), attribute).clear()
-        verified = _proven(model, ref, groups, keep, undo) if ref is not None else None
+        verified = _proven(model, ref, groups, keep, undo, unrounded) if ref is not None else None
         notes = slice_optimizer_(optimizers, model, full)
     except BaseException:
         undo()
@@ -142,7 +143,9 @@ def _cut_by_rewriting(
 def fold_(model: nn.Module, groups: Groups, keep: Tensor) -> Callable[[], None]:
     """Make good in the weights what forward computes from sizes; returns a function that undoes it."""
     tensors = named_tensors(model)
-    changed = {n: t for n, t in folded({n: t.detach() for n, t in tensors.items()}, groups, keep).items()}
+    exact = folded({n: t.detach().double() for n, t in tensors.items()}, groups, keep) if groups.folds else {}
+    plain = folded({n: t.detach() for n, t in tensors.items()}, groups, keep)
+    changed = {n: t if t.data_ptr() == tensors[n].data_ptr() else exact[n].to(t.dtype) for n, t in plain.items()}
     old = [(tensors[n], tensors[n].data) for n, t in changed.items() if t.data_ptr() != tensors[n].data_ptr()]
     for name, tensor in tensors.items():
         if changed[name].data_ptr() != tensor.data_ptr():
@@ -155,10 +158,20 @@ def fold_(model: nn.Module, groups: Groups, keep: Tensor) -> Callable[[], None]:
     return undo
 
 
-def _proven(model: nn.Module, ref: Any, groups: Groups, keep: Tensor, undo: Any) -> Any:
+def _folded_exactly(model: nn.Module, groups: Groups, keep: Tensor, full: Plan) -> dict[str, Tensor]:
+    """What `fold_` changes, in float64 and narrowed: the proof is of the cut, not of the rounding of scaled weights."""
+    tensors = {n: t.detach() for n, t in named_tensors(model).items()}
+    names = {n for n, t in folded(tensors, groups, keep).items() if t.data_ptr() != tensors[n].data_ptr()}
+    exact = folded({n: tensors[n].double() if n in names else tensors[n] for n in tensors}, groups, keep)
+    return {n: narrow(exact[n], full.tensors.get(n)) for n in names}
+
+
+def _proven(
+    model: nn.Module, ref: Reference, groups: Groups, keep: Tensor, undo: Any, unrounded: dict[str, Tensor]
+) -> Any:
     """Prove the cut, or say which groups are to blame."""
     try:
-        return prove(model, ref)
+        return prove(model, ref, unrounded)
     except VerificationError as error:
         message = str(error)
     except Exception as error:  # forward itself may fail on sizes it was not written for

@@ -17,6 +17,10 @@ from prunus.tracing.tracer import Dim, Dims, Tracer
 def pointwise(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Operands are broadcast against each other: dimensions of equal size are cut alike."""
     operands = [a for a in [*args, *kwargs.values()] if isinstance(a, Tensor)]
+    if t.call.name in ("add", "add_", "sub", "sub_"):
+        for x in operands:
+            if x.dim() == 1 < outs[0].dim():  # of a linear layer whose product was not fused with it
+                t.role(t.of(x)[0], "bias")
     return [broadcast(t, operands, out) for out in outs]
 
 
