@@ -99,14 +99,16 @@ def free_choices(
             for m in members:
                 fits = times and len(members) == 2
                 within.setdefault(m, set()).update(set(members) - {m} if fits else {m})
+    of_axis = [{m for _, members in block for m in members} for block in blocks]
     found = {}
     for family, others in within.items():
         other = next(iter(others))
         if len(others) == 1 and other != family:
             found[family] = other
+    for a, b in [(a, b) for a, b in found.items() if found.get(b) == a and a < b]:  # either may choose: the faster one
+        found.pop(_slower(a, b, matrices, of_axis, numbering))
     if not found:
         return {}
-    of_axis = [{m for _, members in block for m in members} for block in blocks]
     for op in operators:
         for axes in (*op.axes, *op.operands):
             present = set().union(*(of_axis[a] for a in axes if a is not None))
@@ -116,6 +118,14 @@ def free_choices(
                     if found[family] not in present or not (alone or of_axis[axis] == {family, found[family]}) or axis in op.over:
                         found.pop(family)
     return {w: h for w, h in found.items() if h not in found}
+
+
+def _slower(a: int, b: int, matrices: Sequence[Atoms], of_axis: Sequence[set[int]], numbering: Numbering) -> int:
+    """Which of two families changes less often from row to row where they stand together: the one of whole heads."""
+    matrix = next(m for m, members in zip(matrices, of_axis) if members >= {a, b})
+    family = np.where(matrix < 0, -1, numbering.group[np.maximum(matrix, 0)])
+    changes = [int((np.diff(np.where(family == f, matrix, 0).sum(1)) != 0).sum()) for f in (a, b)]
+    return a if changes[0] <= changes[1] else b
 
 
 def spread(axes: Axes, families: list[NDArray[np.int64]], ragged: Mapping[int, int]) -> list[int]:
