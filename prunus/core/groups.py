@@ -152,6 +152,7 @@ class Groups(Sequence[Group]):
             raise InputError(
                 f"a keep mask has shape ({self.units},) and type bool; given {tuple(keep.shape)}, {keep.dtype}."
             )
+        self.check_proportions(keep)
         alive = self.alive(keep)
         groups = {}
         for group in self.members:

@@ -70,7 +70,6 @@ def shrink_(
             raise InputError(
                 f"the plan keeps no unit of group '{group.id}'; a group cannot be emptied, keep at least one."
             )
-    groups.check_proportions(keep)
     full = replace(groups.plan(keep), version=__version__, memory_format=memory_format(model))
     if (before := plan_of(model)) is not None:
         before.then(full)  # raises here, before anything is changed, if they do not follow each other

@@ -115,7 +115,8 @@ def free_choices(
             for axis in axes:
                 for family in (of_axis[axis] & found.keys()) if axis is not None else ():
                     alone = of_axis[axis] == {family}
-                    if found[family] not in present or not (alone or of_axis[axis] == {family, found[family]}) or axis in op.over:
+                    both = of_axis[axis] == {family, found[family]}
+                    if found[family] not in present or not (alone or both) or (alone and axis in op.over):
                         found.pop(family)
     return {w: h for w, h in found.items() if h not in found}
 
