@@ -9,7 +9,7 @@ import prunus
 
 
 def random_keep(groups: prunus.Groups, seed: int, share: float = 0.6) -> Tensor:
-    """About `share` of the units of every group, at least one; of a group of several parts, as many of each.
+    """About `share` of the units of every group, never none and never all; of a group of several parts, as many of each.
 
     Groups that the model's code keeps in proportion stay whole.
     """
@@ -17,7 +17,8 @@ def random_keep(groups: prunus.Groups, seed: int, share: float = 0.6) -> Tensor:
     keep = torch.ones(groups.units, dtype=torch.bool)
     tied = {id for ids in groups.proportions for id in ids}
     for group in (g for g in groups if g.id not in tied):
-        many = max(1, int((torch.rand(group.count, generator=generator) < share).sum()))
+        many = int((torch.rand(group.count, generator=generator) < share).sum())
+        many = min(max(many, 1), max(group.count - 1, 1))
         for part in range(group.parts):
             rows = torch.zeros(group.count, dtype=torch.bool)
             rows[torch.randperm(group.count, generator=generator)[:many]] = True

@@ -49,7 +49,7 @@ def follow(call: Call, op: Operator, sizes: Sizes) -> tuple[list[Any], dict[str,
     inputs = [sizes.of.get(r.number) if isinstance(r, Ref) else None for r in args[:3]]
     before = call.shapes[0] if call.shapes else ()
     if shapes and shapes[0] != before:
-        _from_output(call, args, before, shapes)
+        _from_output(call, args, before, shapes, {fact.path[0] for fact in op.facts})
     _from_input(call, args, kwargs, inputs, sizes)
     for number, shape, was in zip(call.writes, shapes, call.shapes):
         sizes.of[number], sizes.recorded[number] = shape, was
@@ -60,8 +60,10 @@ def _copied(args: list[Any]) -> list[Any]:
     return [list(a) if isinstance(a, (list, tuple)) else a for a in args]
 
 
-def _from_output(call: Call, args: list[Any], before: Shape, shapes: tuple[Shape, ...]) -> None:
-    """Sizes and strides of the first output, and the lengths of pieces."""
+def _from_output(
+    call: Call, args: list[Any], before: Shape, shapes: tuple[Shape, ...], noted: set[int]
+) -> None:
+    """Sizes and strides of the first output (strides that a rule has not noted), and the lengths of pieces."""
     after = shapes[0]
     for i, argument in enumerate(call.func._schema.arguments[: len(args)]):
         value = args[i]
@@ -69,7 +71,7 @@ def _from_output(call: Call, args: list[Any], before: Shape, shapes: tuple[Shape
             continue
         if argument.name in ("size", "shape"):
             args[i] = [s if s == -1 else after[d] for d, s in enumerate(value)]
-        elif argument.name == "stride" and before != after:
+        elif argument.name == "stride" and before != after and i not in noted:
             args[i] = _strides(call, before, after, value)
     if call.name.endswith(("split", "split_with_sizes")) and len(args) > 1:
         d = (args[2] if len(args) > 2 else call.kwargs.get("dim", 0)) % max(len(after), 1)
