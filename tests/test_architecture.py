@@ -35,7 +35,7 @@ BELOW = {
 }
 LIBRARY = set(BELOW) - {"report"}
 BELOW["pruner"] = LIBRARY - MODELS
-BELOW["integrations"] = {"core", "pruner"}
+BELOW["integrations"] = {"core", "tracing", "surgery", "pruner"}
 BELOW["train"] = LIBRARY | {"pruner"}
 BELOW["recipes"] = BELOW["train"] | {"train", "report"}
 BELOW["cli"] = BELOW["recipes"] | {"recipes"}
