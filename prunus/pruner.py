@@ -21,7 +21,7 @@ from prunus.regularizers import Regularizer, attach_where, regularizer_of
 from prunus.surgery import absorb_, check_holds, gaps, kept_units, select_, shrink_, silence_, silence_gradients_
 from prunus.surgery.select import drop_identities_
 from prunus.surgery.shrink import check_same_network
-from prunus.tracing import trace
+from prunus.tracing import check_prunable, trace
 
 
 def prune_(
@@ -67,6 +67,7 @@ def prune_(
         select_(model, example_inputs)
     try:
         groups = trace(model, example_inputs, freeze=freeze, only=only)
+        check_prunable(groups)
         stats = collect(model, groups, data, wanted, loss) if wanted and data is not None else None
         scores = score(groups, criterion, stats, seed=seed)
         plan = allocate(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor)
@@ -135,9 +136,7 @@ class Pruner:
     ) -> None:
         self.model = unwrapped(model)
         self.groups = trace(self.model, example_inputs, freeze=freeze, only=only)
-        if not self.groups.units:
-            why = "; ".join(f"{f.what}: {f.why}" for f in self.groups.fixed[:3])
-            raise InputError(f"no unit of the network may be removed: there is nothing to prune ({why}).")
+        check_prunable(self.groups)
         self._regularizer = None if regularizer is None else regularizer_of(regularizer)
         self._schedule, self._budget, self._verify = schedule, budget, verify
         self._criterion, self._seed, self._data, self._loss = criterion, seed, () if data is None else data, loss

@@ -146,8 +146,18 @@ class Kept(TorchDispatchMode):
         op = self.steps[self.at]
         self.at += 1
         if not op.over or not any(self._cut(axis) for axes in op.operands for axis in axes):
-            return func(*args, **kwargs)
+            return self._silent(op, func(*args, **kwargs))
         return self._on_kept(op, func, args, kwargs)
+
+    def _silent(self, op: Operator, out: Any) -> Any:
+        """Where a removed unit's numbers are none (0 / 0 in a normalised weight), they are zero again."""
+        for leaf, axes in zip((x for x in tree_leaves(out) if isinstance(x, Tensor)), op.axes):
+            cut = [(d, axis) for d, axis in enumerate(axes) if axis is not None and self._cut(axis)]
+            if cut and leaf.is_floating_point() and 0 not in leaf.stride() and not torch.isfinite(leaf).all():
+                self.exact = False
+                for d, axis in cut:
+                    leaf.index_fill_(d, (~self.alive[axis]).nonzero().flatten().to(leaf.device), 0)
+        return out
 
     def _cut(self, axis: int | None) -> bool:
         return axis is not None and not bool(self.alive[axis].all())

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationError
 from prunus.core.places import set_place
+from prunus.core.running import has_values
 from prunus.core.stepping import plain_optimizers
 from prunus.core.wrappers import check_whole
 from prunus.surgery.memory import memory_format, plan_of, remember_
@@ -73,7 +74,8 @@ def shrink_(
     optimizers = plain_optimizers(optimizer) if optimizer is not None else ()
     if optimizers:
         check_holds(optimizers, model, full.tensors)
-    ref = reference(model, groups, keep) if verify else None
+    real = all(has_values(t) for t in [*named_tensors(model).values(), *groups.inputs.tensors])
+    ref = reference(model, groups, keep) if verify and real else None
     unfold = fold_(model, groups, keep)
     narrowed = apply_(model, full)
 
@@ -89,6 +91,9 @@ def shrink_(
         raise
     remember_(model, full)
     drop_identities_(model)
+    clear_caches_(model, groups)
+    if verify and not real:
+        notes += ("not verified: tensors on the meta device, and fake ones, have no values to compare.",)
     return Report(
         model=model,
         in_place=True,
@@ -104,17 +109,23 @@ def shrink_(
 def fold_(model: nn.Module, groups: Groups, keep: Tensor) -> Callable[[], None]:
     """Make good in the weights what forward computes from sizes; returns a function that undoes it."""
     tensors = named_tensors(model)
-    changed = {n: t for n, t in folded({n: t.detach() for n, t in tensors.items()}, groups, keep).items()}
-    old = [(tensors[n], tensors[n].data) for n, t in changed.items() if t.data_ptr() != tensors[n].data_ptr()]
-    for name, tensor in tensors.items():
-        if changed[name].data_ptr() != tensor.data_ptr():
-            tensor.data = changed[name]
+    plain = {n: t.detach() for n, t in tensors.items()}
+    changed = {n: t for n, t in folded(plain, groups, keep).items() if t is not plain[n]}
+    old = [(tensors[n], tensors[n].data) for n in changed]
+    for name, tensor in changed.items():
+        tensors[name].data = tensor
 
     def undo() -> None:
         for tensor, data in old:
             tensor.data = data
 
     return undo
+
+
+def clear_caches_(model: nn.Module, groups: Groups) -> None:
+    """Forget what forward had cached: it is of the old sizes, and the next forward fills it again."""
+    for module, attribute in groups.caches:
+        vars(model.get_submodule(module))[attribute].clear()
 
 
 def _proven(model: nn.Module, ref: Any, groups: Groups, keep: Tensor, undo: Any) -> Any:
@@ -184,6 +195,11 @@ def _replace_data(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
         tensor.data = torch.empty(0, dtype=other, device=data.device)
     tensor.data = data
     tensor.grad = grad
+
+
+def set_attributes_(model: nn.Module, plan: Plan) -> None:
+    """Set every attribute of `plan` on a network whose tensors are narrowed already."""
+    _set(model, list(plan.edits) + _cosmetic(model, plan))
 
 
 def _set(model: nn.Module, edits: Iterable[Edit]) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunus.core import Edit, Groups, Inputs, TensorPlan
 from prunus.core.places import set_place
+from prunus.core.running import has_values
 from prunus.tracing.tracer import SILENT
 
 
@@ -25,6 +27,8 @@ def narrow(tensor: Tensor, plan: TensorPlan | None) -> Tensor:
         return tensor
     channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     plain = tensor.is_contiguous()
+    if not has_values(tensor):  # a fake tensor takes no real index
+        return tensor.new_empty(plan.left)
     for dim, kept in plan.kept.items():
         tensor = tensor.index_select(dim, torch.tensor(kept, dtype=torch.long, device=tensor.device))
     format = torch.channels_last if channels_last and not plain else torch.contiguous_format
@@ -49,6 +53,24 @@ def edited(model: nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
             set_place(model.get_submodule(e.module), e.attribute, e.old)
 
 
+class PlainRecurrence(TorchFunctionMode):
+    """Lets LSTMs run as plain matrix products, as everywhere else but on the CPU in single precision.
+
+    There oneDNN would run a layer as one operator, which tells nothing and reads past the end of operands that do not
+    fit its sizes.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.lstm:
+            return func(*args, **(kwargs or {}))
+        before = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            torch._C._set_mkldnn_enabled(before)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients and with plain kernels; every module's mode is put back."""
@@ -57,7 +79,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), PlainRecurrence():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

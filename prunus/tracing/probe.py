@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prunus.tracing.tracer import Dims, Tracer
 
 LARGEST = 1 << 22  # elements; larger operands are not probed
+UNSAFE = ("mkldnn", "cudnn", "miopen", "_thnn")  # kernels that trust the sizes they are given: not to be probed
 DRAWS = 3  # of values: an operator may ignore some values by chance
 
 Maps = dict[tuple[int, int], list[tuple[int, int, Tensor]]]  # (input, dim) -> (output, dim, source index of every row)
@@ -53,7 +54,8 @@ def learn(func: Any, args: Any, kwargs: Any, places: list[tuple[int, int]]) -> M
     leaves, spec = tree_flatten((args, kwargs))
     at = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     random = torch.Tag.nondeterministic_seeded in func.tags
-    if func._schema.is_mutable or random or any(leaves[k].numel() > LARGEST for k in at):
+    unsafe = func._schema.name.removeprefix("aten::").startswith(UNSAFE)
+    if func._schema.is_mutable or random or unsafe or any(leaves[k].numel() > LARGEST for k in at):
         return {}
 
     def call(values: dict[int, Tensor]) -> list[Tensor]:

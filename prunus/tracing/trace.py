@@ -9,9 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.core import Group, Groups, InputError, Inputs, TraceError, UnknownNameError, did_you_mean, under
-from prunus.tracing import rules
-from prunus.tracing.apply import empty_caches, evaluating, output_tensors, trial, unchanged
+from prunus.core import Fixed, Group, Groups, InputError, Inputs, TraceError, UnknownNameError, did_you_mean, under
+from prunus.core.running import has_values
+from prunus.tracing import rules, unvisited
+from prunus.tracing.apply import (
+    empty_caches,
+    evaluating,
+    named_tensors,
+    output_tensors,
+    run,
+    trial,
+    unchanged,
+)
 from prunus.tracing.build import Built, build
 from prunus.tracing.constraints import solve
 from prunus.tracing.tracer import Dim, Tracer
@@ -53,19 +62,60 @@ def trace(
     >>> [(s.name, s.role) for s in groups["0"].with_role("out", "in")]
     [('0.weight', 'out'), ('4.weight', 'in')]
     """
+    check_initialised(model)
     inputs = Inputs.of(example_inputs)
+    if not inputs.tensors:
+        raise InputError("example_inputs holds no tensor; give what forward takes, e.g. a tensor or prunus.Inputs.")
     tracer = record(model, inputs)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for name in _named(model, freeze, "freeze"):
         for dim in tracer.initial[tracer.names[tensors[name]]]:
             tracer.fix(dim, "frozen by the user")
+    if tracer.random:
+        check_repeats(model, inputs, tracer)
     if in_place:
         groups = _in_place(tracer, model, inputs)
     else:
         groups = replace(build(tracer, inputs).groups, in_place=False)
+    groups = replace(groups, fixed=groups.fixed + tuple(Fixed(n, unvisited.WHY) for n in tracer.unvisited))
     if only:
         groups = _only(groups, set(_named(model, only, "only")))
     return groups
+
+
+def check_prunable(groups: Groups) -> None:
+    """Raise `InputError`, with the reasons, when there is nothing in the network that may be removed."""
+    if groups.units:
+        return
+    reasons = list(dict.fromkeys(f"{f.what}: {f.why}" for f in groups.fixed))
+    why = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    why = why or ("no parameter is cut by the network's operators" if groups.tensors else "it has no parameters")
+    raise InputError(f"no unit of the network may be removed: there is nothing to prune ({why}).")
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raise `InputError` when a lazy module has not seen its first input."""
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise InputError(
+            f"parameters of lazy modules have no shape yet (first: '{lazy[0]}'): run the model once on the example, "
+            "model(*example_inputs), and then trace it."
+        )
+
+
+def check_repeats(model: nn.Module, inputs: Inputs, tracer: Tracer) -> None:
+    """Raise `TraceError` when two runs in evaluation mode differ: no cut could be proven."""
+    if not all(has_values(t) for t in [*tracer.tensors.values(), *inputs.tensors]):
+        return
+    tensors = {name: t.detach() for name, t in named_tensors(model).items()}
+    with torch.random.fork_rng(devices=[]):
+        first, second = run(model, tensors, inputs), run(model, tensors, inputs)
+    if len(first) != len(second) or not all(torch.equal(a, b) for a, b in zip(first, second)):
+        told = ", ".join(f"{op} in '{module}'" if module else op for op, module in tracer.random.items())
+        raise TraceError(
+            f"the model's output is random in evaluation mode: two runs on the example differ. It draws by {told}. "
+            "Make it deterministic under model.eval(), or give the noise as an input."
+        )
 
 
 def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) -> Tracer:
@@ -78,9 +128,15 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
                 out = inputs.map(torch.clone)(model)
         except Exception as error:  # the model's own code may raise anything
             shapes = [s["shape"] for s in inputs.signature()]
+            told = str(error).strip().removesuffix(".")
+            hint = "Give example_inputs that `model(*example_inputs)` accepts."
+            if not all(has_values(t) for t in [*tracer.tensors.values(), *inputs.tensors]):
+                hint = (
+                    "Tensors on the meta device, and fake ones, have no values: parameters and example_inputs must all "
+                    "be such, and a forward whose Python reads values needs real ones."
+                )
             raise TraceError(
-                f"the model's forward failed on the example inputs {shapes}: {type(error).__name__}: {error}. "
-                "Give example_inputs that `model(*example_inputs)` accepts."
+                f"the model's forward failed on the example inputs {shapes}: {type(error).__name__}: {told}. {hint}"
             ) from error
         tracer.caches = {place for place, holder in emptied.items() if holder}
     for tensor in output_tensors(out):
@@ -89,11 +145,7 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
             tracer.fix(*tracer.pending[tensor])
         for dim in tracer.of(tensor):
             tracer.fix(dim, "it is an output of the model")
-    visited = {name for call in tracer.calls for name in call.parameters}
-    for name, dims in tracer.initial.items():
-        if name not in visited:
-            for dim in dims:
-                tracer.fix(dim, "the example does not visit it")
+    unvisited.settle(tracer, model, inputs)
     return tracer
 
 
@@ -126,6 +178,10 @@ def _solved(tracer: Tracer, inputs: Inputs) -> Built:
         built = build(tracer, inputs)
         solution = solve(tracer, built)
         if not solution.fix:
+            seen = replace(built.groups, proportions=solution.proportions)
+            solution.fix = unvisited.torn(tracer, seen, solution.edits)
+        if not solution.fix:
+            solution.edits += unvisited.mirrored(tracer, built.groups, solution.edits)
             built.groups = replace(
                 built.groups, edits=solution.edits, proportions=solution.proportions, folds=solution.folds
             )

@@ -127,6 +127,7 @@ class Tracer(TorchDispatchMode):
         self.contracted: list[Dim] = []  # summed over in a product of two activations
         self.unknown: dict[str, str] = {}  # operator without a rule -> what became of it
         self.random: dict[str, str] = {}  # operator that draws numbers -> the module that calls it
+        self.unvisited: dict[str, str | None] = {}  # module that the example does not visit -> its visited twin
         self.caches: set[tuple[str, str]] = set()  # module and attribute of what forward caches
         self.roles: dict[tuple[str, int], tuple[str, int]] = {}  # (tensor, dim) -> role, number of the call
         self.modules = ModuleStack(model)

@@ -153,7 +153,7 @@ def test_tied_weights_are_one_tensor():
     assert sizes(groups) == {}  # its input is the picture, so its output, being its input too, stays
 
 
-def test_what_the_example_does_not_visit_is_left_alone():
+def test_what_only_training_visits_follows_what_it_reads():
     class Branch(nn.Module):
         def __init__(self):
             super().__init__()
@@ -163,8 +163,12 @@ def test_what_the_example_does_not_visit_is_left_alone():
             y = self.a(x)
             return (self.b(y), self.aux(y)) if self.training else self.b(y)
 
-    groups = prunus.trace(Branch(), X)
-    assert all(s.name.split(".")[0] != "aux" for g in groups for s in g.slices)
+    net = Branch()
+    groups = prunus.trace(net, X)
+    assert {s.name for s in groups["a"].slices} == {"a.weight", "a.bias", "b.weight", "aux.weight"}
+    assert {"aux": "the example does not visit it"}.items() <= {f.what: f.why for f in groups.fixed}.items()
+    prunus.shrink_(net, groups, groups.plan(torch.arange(8) < 5))
+    assert [tuple(y.shape) for y in net.train()(X)] == [(2, 2, 8, 8), (2, 4, 8, 8)]
 
 
 def test_freeze_and_only_take_names_globs_and_modules():

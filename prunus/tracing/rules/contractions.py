@@ -62,7 +62,7 @@ def _contracted(t: Tracer, *operands: Dim) -> None:
         t.contracted.append(t.over(operands[0]))
 
 
-@rule("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "dot", "addmv")
+@rule("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "dot", "vdot", "addmv")
 def matmul(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Matrix products: the contracted dimensions are cut alike."""
     added, (a, b) = (args[0], args[1:3]) if len(args) > 2 else (None, args[:2])

@@ -26,7 +26,8 @@ def _broadcast(t: Tracer, operands: list[Tensor], out: Tensor) -> Dims:
         meet = [t.of(x)[-back] for x in operands if x.dim() >= back and x.shape[-back] == n and n > 1]
         for other in meet[1:]:
             t.unify(meet[0], other)
-        dims.append(Dim(meet[0].labels) if meet else Dim())
+        weight = meet and all(dim.source is not None for dim in meet)  # a weight computed from parameters alone
+        dims.append(Dim(meet[0].labels, meet[0].source if weight else None) if meet else Dim())
     return dims
 
 
@@ -51,6 +52,7 @@ def constant(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims
 
 @rule("arange", "linspace", "logspace", "eye", "scalar_tensor", "randperm", "tril_indices", "triu_indices")
 @rule("hann_window", "hamming_window", "bartlett_window", "blackman_window", "fft_fftfreq", "fft_rfftfreq", "range")
+@rule("prim::device", "prim::dtype", "prim::layout")
 def counted(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Values that tell their position: nothing that meets them can be cut."""
     return [[Dim() for _ in out.shape] for out in outs]

@@ -63,7 +63,7 @@ def group_norm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Di
 @rule("_weight_norm_interface")
 def weight_norm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """v * g / |v|, with the norm over all dimensions but one."""
-    v, g, which = t.of(args[0]), t.of(args[1]), args[2]
+    v, g, which = t.of(args[0]), t.of(args[1]), args[2] if len(args) > 2 else 0
     for d, dim in enumerate(v):
         t.over(dim)
         if d == which:
@@ -72,7 +72,8 @@ def weight_norm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[D
             t.role(dim, "out")
         else:
             t.role(dim, "in")
-    return [[Dim(d.labels) for d in v], [Dim() for _ in outs[1].shape]]
+    norms = [Dim(dim.labels) if d == which else Dim() for d, dim in enumerate(v)]
+    return [[Dim(d.labels) for d in v], norms if len(norms) == outs[1].dim() else [Dim() for _ in outs[1].shape]]
 
 
 def _spatial(number: int) -> Rule:
