@@ -102,6 +102,7 @@ class Operator:
     facts: tuple[IntFact, ...] = ()
     over: bool = False
     operands: tuple[tuple[int | None, ...], ...] = ()
+    decided: Any = None  # by looking at values: made again in runs that are compared
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from prunus.core import Entry, Fixed, Group, Groups, InputError, Registry
+from prunus.core.running import has_values
 from prunus.core.slices import ROLES
 from prunus.criteria.normalize import normalizers
-from prunus.core.running import has_values
 from prunus.observe import Stats
 
 F = TypeVar("F", bound=Callable[..., Tensor])

@@ -199,7 +199,7 @@ def register(library: Any) -> None:
         return
 
     @library.register_quantization_config(METHOD)
-    class PrunusConfig(library.QuantizationConfigMixin):  # type: ignore[name-defined, misc]
+    class PrunusConfig(library.QuantizationConfigMixin):
         """The plan in a configuration."""
 
         def __init__(self, **data: Any) -> None:
@@ -211,7 +211,7 @@ def register(library: Any) -> None:
             return dict(self.data)
 
     @library.register_quantizer(METHOD)
-    class PrunusQuantizer(library.HfQuantizer):  # type: ignore[name-defined, misc]
+    class PrunusQuantizer(library.HfQuantizer):
         """Cuts a freshly built network; nothing is quantized, and nothing of this stays on the network."""
 
         requires_calibration = False

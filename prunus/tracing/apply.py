@@ -15,9 +15,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunus.core import Edit, Groups, Inputs, TensorPlan
+from prunus.core import Edit, Groups, Inputs, Operator, TensorPlan, VerificationError
 from prunus.core.places import set_place
 from prunus.core.running import has_values
+from prunus.tracing.decisions import decided
 from prunus.tracing.tracer import SILENT
 
 
@@ -194,7 +195,7 @@ class Checker(TorchDispatchMode):
         if self.at >= len(self.steps) or alike(self.groups.operators[self.steps[self.at]].name) != alike(name):
             self._fail(args, f"forward called {name} where it had not before")
         try:
-            out = func(*args, **(kwargs or {}))
+            out = decided(self.groups.operators[self.steps[self.at]].decided, func, args, kwargs or {})
         except (RuntimeError, IndexError, ValueError) as error:
             self._fail(args, f"{name}: {error}")
         if out is NotImplemented:
@@ -226,6 +227,23 @@ class Checker(TorchDispatchMode):
         # an integer that did not move at all explains those that moved wrongly beside it
         self.misfit = Misfit(call, tuple(constant or wrong), message)
         raise _Found
+
+
+class Decided(TorchDispatchMode):
+    """Makes the decisions of the traced forward again, operator by operator."""
+
+    def __init__(self, operators: tuple[Operator, ...]) -> None:
+        super().__init__()
+        self.steps = iter([op for op in operators if op.name not in SILENT])
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, plain_name(func)
+        if name in SILENT:
+            return func(*args, **kwargs)
+        op = next(self.steps, None)
+        if op is None or alike(op.name) != alike(name):
+            raise VerificationError(f"forward called {name} where it had not before: nothing can be proven.")
+        return decided(op.decided, func, args, kwargs)
 
 
 def trial(model: nn.Module, groups: Groups, keep: Tensor) -> Misfit | None:

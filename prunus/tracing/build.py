@@ -250,6 +250,7 @@ def _operator(tracer: Tracer, i: int, axes: Axes, batch: int) -> Operator:
         tuple(facts),
         call.over,
         tuple(tuple(axes(dim) for dim in dims) for dims in call.operands),
+        call.decided,
     )
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core.counting import multiply_adds
+from prunus.tracing.decisions import decision
 from prunus.tracing.labels import Atoms, Labels
 from prunus.tracing.probe import unknown_operator
 from prunus.tracing.symbols import (
@@ -101,6 +102,7 @@ class Call:
     integers: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # path and value, while functions run
     over: bool = False  # it computes over a labelled dimension: silence alone does not tell what a cut gives
     operands: list[Dims] = field(default_factory=list)  # of every tensor that goes in, of such an operator
+    decided: Any = None  # see `decisions`
     func: Any = None  # the overload, and its arguments with tensors replaced by `Ref`: only when they are kept
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -241,6 +243,7 @@ class Tracer(TorchDispatchMode):
             integers=list(_integers(args, ())),
         )
         self.call.macs = multiply_adds(func, args, kwargs, out)
+        self.call.decided = decision(func, args, out)
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.random[name] = self.modules.current
         if self.keep_arguments:

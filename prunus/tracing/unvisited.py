@@ -57,8 +57,8 @@ def mirrored(tracer: Tracer, groups: Groups, edits: Iterable[EditRule]) -> tuple
     """The integers of unvisited modules that follow those of their twins."""
     out = []
     for name, twin in tracer.unvisited.items():
-        for e in edits if twin is not None else ():
-            if _in(e.module, twin) and not _inner(groups, name, e):
+        for e in edits:
+            if twin is not None and _in(e.module, twin) and not _inner(groups, name, e):
                 out.append(replace(e, module=name + e.module[len(twin) :]))
     return tuple(out)
 
@@ -119,9 +119,9 @@ def _twin(tracer: Tracer, model: nn.Module, name: str, visited: set[str]) -> str
     shapes = {own: tuple(p.shape) for own, p in module.named_parameters()}
     for other, candidate in model.get_submodule(path).named_children():
         found = {own: tuple(p.shape) for own, p in candidate.named_parameters()}
-        if type(candidate) is type(module) and found == shapes:
-            if visited.issuperset(tracer.names[p] for p in candidate.parameters()):
-                return f"{path}.{other}".lstrip(".")
+        seen = visited.issuperset(tracer.names[p] for p in candidate.parameters())
+        if seen and type(candidate) is type(module) and found == shapes:
+            return f"{path}.{other}".lstrip(".")
     return None
 
 

@@ -124,7 +124,8 @@ def reduce(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
 def along(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Something is computed along one dimension: over the kept units, or not at all where positions count."""
     x, dims = args[0], list(t.of(args[0]))
-    along_dim = [a for a in args[1:] if isinstance(a, (int, list, tuple)) and not isinstance(a, bool)]
+    first = 2 if t.call.name in ("topk", "kthvalue") else 1  # their first argument is how many, or which
+    along_dim = [a for a in args[first:] if isinstance(a, (int, list, tuple)) and not isinstance(a, bool)]
     which = kwargs.get("dim", along_dim[-1] if along_dim else -1)
     order_counts = t.call.name == "roll" or any(not out.is_floating_point() for out in outs[1:])
     for d in ([which] if isinstance(which, int) else which or range(x.dim())) if dims else ():
