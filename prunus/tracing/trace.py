@@ -73,10 +73,7 @@ def trace(
             tracer.fix(dim, "frozen by the user")
     if tracer.random:
         check_repeats(model, inputs, tracer)
-    if in_place:
-        groups = _in_place(tracer, model, inputs)
-    else:
-        groups = replace(build(tracer, inputs).groups, in_place=False)
+    groups = _in_place(tracer, model, inputs) if in_place else replace(build(tracer, inputs).groups, in_place=False)
     groups = replace(groups, fixed=groups.fixed + tuple(Fixed(n, unvisited.WHY) for n in tracer.unvisited))
     if only:
         groups = _only(groups, set(_named(model, only, "only")))

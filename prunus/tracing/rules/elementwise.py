@@ -59,6 +59,7 @@ def counted(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]
 
 
 @rule("_local_scalar_dense", "item", "nonzero", "nonzero_static", "is_nonzero", "equal", "allclose")
+@rule("_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount", "torchvision::nms")
 def read(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Values leave for Python: nothing of the tensor can be cut."""
     for x in args:
