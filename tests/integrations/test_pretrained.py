@@ -148,6 +148,36 @@ def test_a_cut_language_model_generates(transformers, tmp_path, cache):
     assert first.shape[1] > IDS.shape[1] and torch.equal(first, second)
 
 
+def test_the_configuration_tells_the_sizes_that_forward_reads(transformers, tmp_path):
+    class Config(transformers.PretrainedConfig):
+        model_type = "prunus-test"
+
+        def __init__(self, width=16, **kwargs):
+            super().__init__(**kwargs)
+            self.width = width
+
+    class Model(transformers.PreTrainedModel):
+        config_class = Config
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.a, self.b = nn.Linear(4, config.width), nn.Linear(config.width, 2)
+            self.post_init()
+
+        def forward(self, x):
+            return self.b(self.a(x).view(-1, self.config.width).relu())
+
+    model, x = Model(Config()).eval(), torch.randn(3, 4)
+    report = prunus.prune_(model, x, budget=prunus.Budget(params=0.6))
+    assert model.config.width == model.a.out_features < 16 and report.verified.max_relative_error < 1e-7
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["width"] == model.a.out_features
+    again = Model.from_pretrained(tmp_path)
+    assert again.config.width == model.config.width and prunus.plan_of(again) == prunus.plan_of(model)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
 def test_a_base_model_and_a_head_load_from_each_other(transformers, tmp_path):
     model = build(transformers, "GPT2LMHeadModel")
     cut(model)
