@@ -35,6 +35,7 @@ from prunus.core import (
     VerificationError,
 )
 from prunus.criteria import criterion, score
+from prunus.integrations import pretrained as _pretrained  # noqa: F401  (transformers loads what was cut)
 from prunus.observe import collect
 from prunus.prune import prune_
 from prunus.pruner import Pruner

@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 
 from prunus.allocators import Problem, allocate
 from prunus.allocators.base import Floor
-from prunus.core import Budget, BudgetError, PrunusError, Report, VerificationError
+from prunus.core import Budget, BudgetError, NothingToPruneError, PrunusError, Report, VerificationError
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import needed, score, unscored
 from prunus.observe import collect
 from prunus.surgery import absorb_, select_, shrink_
 from prunus.surgery.select import drop_identities_
-from prunus.tracing import trace
+from prunus.tracing import check_prunable, trace
 
 ATTEMPTS = 4  # cuts in place, each without the groups that failed before
 
@@ -43,9 +43,9 @@ def prune_(
 ) -> Report:
     """Trace, score, allocate and cut `model` in place so that it costs at most `budget`: use ``report.model``.
 
-    It is exactly the lines below; retype them to change one.  When the budget cannot be met nothing is changed.  Where a
-    cut in place does not pass its proof, it is tried without the groups to blame; where no cut in place can be right, or
-    meet the budget, ``report.model`` is the rewritten network (see `prunus.rewrite`) and `model` is left as it was.
+    It is exactly the lines below; retype them to change one.  When the budget cannot be met nothing is changed.  Where
+    a cut in place does not pass its proof, it is tried without the groups to blame; where no cut in place can be right,
+    or meet the budget, ``report.model`` is the rewritten network (see `prunus.rewrite`) and `model` stays as it was.
 
     Args:
         example_inputs: whatever forward takes: a tensor, a tuple of positional inputs, or `Inputs`.
@@ -68,6 +68,7 @@ def prune_(
 
     def cut(in_place: bool, spared: tuple[str, ...]) -> Report:
         groups = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place).without(spared, WRONG)
+        check_prunable(groups)
         stats = collect(model, groups, data, wanted, loss) if wanted and data is not None else None
         scores = score(groups, criterion, stats, seed=seed)
         plan = allocate(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor)
@@ -102,6 +103,9 @@ def _in_some_way(cut: Callable[[bool, tuple[str, ...]], Report]) -> Report:
             first = first or error
             if error.least is None:
                 raise
+            break
+        except NothingToPruneError as error:
+            first = first or error
             break
     assert first is not None
     try:

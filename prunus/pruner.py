@@ -20,7 +20,7 @@ from prunus.observe import collect
 from prunus.regularizers import Regularizer, attach_where, regularizer_of
 from prunus.surgery import check_holds, gaps, kept_units, shrink_, silence_, silence_gradients_
 from prunus.surgery.shrink import check_same_network
-from prunus.tracing import trace
+from prunus.tracing import check_prunable, trace
 
 
 class Pruner:
@@ -78,9 +78,7 @@ class Pruner:
     ) -> None:
         self.model = unwrapped(model)
         self.groups = trace(self.model, example_inputs, freeze=freeze, only=only)
-        if not self.groups.units:
-            why = "; ".join(f"{f.what}: {f.why}" for f in self.groups.fixed[:3])
-            raise InputError(f"no unit of the network may be removed: there is nothing to prune ({why}).")
+        check_prunable(self.groups)
         self._regularizer = None if regularizer is None else regularizer_of(regularizer)
         self._schedule, self._budget, self._verify = schedule, budget, verify
         self._criterion, self._seed, self._data, self._loss = criterion, seed, () if data is None else data, loss

@@ -9,7 +9,7 @@ import prunus
 
 
 def random_keep(groups: prunus.Groups, seed: int, share: float = 0.6) -> Tensor:
-    """About `share` of the units of every group, never none and never all; of a group of several parts, as many of each.
+    """About `share` of the units of every group, never none and never all; as many of every part of a group.
 
     Groups that the model's code keeps in proportion stay whole.
     """

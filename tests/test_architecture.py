@@ -35,7 +35,7 @@ BELOW = {
 }
 LIBRARY = set(BELOW) - {"report"}
 BELOW["pruner"] = BELOW["prune"] = LIBRARY - MODELS
-BELOW["integrations"] = {"core", "pruner"}
+BELOW["integrations"] = {"core", "tracing", "surgery", "pruner"}
 BELOW["train"] = LIBRARY | {"prune", "pruner"}
 BELOW["recipes"] = BELOW["train"] | {"train", "report"}
 BELOW["cli"] = BELOW["recipes"] | {"recipes"}

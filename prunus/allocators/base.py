@@ -65,8 +65,8 @@ class Problem:
         """The keep mask that removes the fewest lowest-ranked units so that the budget is met, exactly.
 
         `ranking` is one number a unit, comparable over all groups; ties go by order of the groups, then of the units.
-        The masks for 0, 1, 2 ... steps (see `Removal`) are nested, so that bisection finds the first that fits: one step
-        less exceeds the budget.  Raises `BudgetError`, with the least reachable cost, when none does.
+        The masks for 0, 1, 2 ... steps (see `Removal`) are nested, so that bisection finds the first that fits: one
+        step less exceeds the budget.  Raises `BudgetError`, with the least reachable cost, when none does.
         """
         removal = Removal.of(self, ranking)
         low, high = 0, removal.steps

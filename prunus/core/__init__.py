@@ -6,6 +6,7 @@ from prunus.core.errors import (
     FileError,
     InputError,
     MissingExtraError,
+    NothingToPruneError,
     PrunusError,
     TraceError,
     TrainingError,
@@ -15,8 +16,8 @@ from prunus.core.errors import (
     missing_extra,
 )
 from prunus.core.groups import Groups
-from prunus.core.operators import Cost, EditRule, Fixed, Fold, IntFact, Operator, TensorAxes, Term
 from prunus.core.inputs import Inputs
+from prunus.core.operators import Cost, EditRule, Fixed, Fold, IntFact, Operator, TensorAxes, Term
 from prunus.core.plan import Added, Edit, GroupPlan, Plan, TensorPlan
 from prunus.core.registry import Entry, Registry
 from prunus.core.report import Report, Verified
@@ -40,6 +41,7 @@ __all__ = [
     "Inputs",
     "IntFact",
     "MissingExtraError",
+    "NothingToPruneError",
     "Operator",
     "Plan",
     "PrunusError",

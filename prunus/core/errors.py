@@ -15,6 +15,7 @@ class PrunusError(Exception):
         ├── InputError            what the user gave is wrong (command line: exit code 2)
         │   ├── UnknownNameError  no such criterion, allocator, model, recipe, group ...
         │   ├── BudgetError       the budget cannot be met, or is not a budget
+        │   ├── NothingToPruneError  no unit of the network may be removed
         │   ├── FileError         a file is missing, truncated, edited, or of another network
         │   └── MissingExtraError an optional library is not installed
         ├── TraceError            the model's forward could not be followed
@@ -39,6 +40,10 @@ class BudgetError(InputError):
     def __init__(self, message: str, least: Mapping[str, int] | None = None) -> None:
         super().__init__(message)
         self.least = least
+
+
+class NothingToPruneError(InputError):
+    """No unit of the network may be removed."""
 
 
 class FileError(InputError):

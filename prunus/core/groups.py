@@ -179,7 +179,7 @@ class Groups(Sequence[Group]):
         )
 
     def check_proportions(self, keep: Tensor) -> None:
-        """Raise `InputError` when parts are not even, or groups that the code keeps in proportion are not, under `keep`."""
+        """Raise `InputError` when `keep` has uneven parts, or breaks a proportion that the model's code asks for."""
         for group in self:
             kept = keep[group.offset : group.offset + group.units].reshape(group.parts, -1).sum(1)
             if group.parts > 1 and len(kept.unique()) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class Operator:
 
     `reads` and `writes` number the tensors that flow between operators; `parameters` are the qualified names of the
     parameters and buffers among the operands; `axes` holds, per output, the axis of every dimension.  An operator that
-    computes `over` an axis (a norm, a softmax) gives something else for the kept units alone than for the silenced whole;
-    one that sums products of two activations over a `contracted` axis does so where the silenced are not zero.  For those
-    `operands` holds the axes of every tensor that goes in.
+    computes `over` an axis (a norm, a softmax) gives something else for the kept units alone than for the silenced
+    whole; one that sums products of two activations over a `contracted` axis does so where the silenced are not zero.
+    For those `operands` holds the axes of every tensor that goes in.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Operator:
     over: tuple[int, ...] = ()
     contracted: tuple[int, ...] = ()
     operands: tuple[tuple[int | None, ...], ...] = ()
+    decided: Any = None  # by looking at values: made again in runs that are compared
 
 
 @dataclass(frozen=True)

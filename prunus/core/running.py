@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from prunus.core.errors import InputError, PrunusError
 from prunus.core.inputs import Inputs
@@ -32,6 +33,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there is memory behind a tensor: not on the meta device, not fake.
+
+    >>> has_values(torch.zeros(2)), has_values(torch.zeros(2, device="meta"))
+    (True, False)
+    """
+    return tensor.device.type != "meta" and not isinstance(tensor, FakeTensor)
 
 
 def check_runs(model: nn.Module, inputs: Inputs) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.core import Entry, Fixed, Group, Groups, InputError, Registry
+from prunus.core.running import has_values
 from prunus.core.slices import ROLES
 from prunus.criteria.normalize import normalizers
 from prunus.observe import Stats
@@ -103,6 +104,7 @@ def score(
     """
     entry = criteria.find(criterion)
     _check_stats(entry, groups, stats)
+    _check_values(entry, groups)
     finish = _normalizer(entry, normalize)
     scores = {}
     for group in groups:
@@ -171,6 +173,16 @@ def _check_stats(entry: Entry[Callable[..., Tensor]], groups: Groups, stats: Sta
         )
     if stats is not None:
         stats.check(groups)
+
+
+def _check_values(entry: Entry[Callable[..., Tensor]], groups: Groups) -> None:
+    """A criterion that draws at random needs no weights; every other one does."""
+    bare = next((s.name for g in groups for s in g.slices if not has_values(s.tensor)), None)
+    if bare is not None and not entry.declares["seeded"]:
+        raise InputError(
+            f"criterion '{entry.name}' reads weights, and '{bare}' has none (it is on the meta device, or fake). Score "
+            "with criterion='random', or write the plan by hand."
+        )
 
 
 def _normalizer(

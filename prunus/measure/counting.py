@@ -89,7 +89,8 @@ def macs(model: nn.Module, example_inputs: Any) -> Macs:
     batch = max(inputs.batch, 1)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     leaves = _Leaves()
-    with undisturbed(model), _plain_attention(), _without_gradients(model), leaves, counter:  # the counter decomposes before `leaves` sees a call
+    # the counter decomposes before `leaves` sees a call
+    with undisturbed(model), _plain_attention(), _without_gradients(model), leaves, counter:
         inputs(model)
     root = type(model).__name__
     counts = {name.removeprefix(root).removeprefix("."): ops for name, ops in counter.get_flop_counts().items()}

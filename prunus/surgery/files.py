@@ -102,7 +102,7 @@ def load_(model: nn.Module, path: str | Path) -> None:
     if plan_of(model) is not None:
         raise FileError(f"{path}: load_ needs a freshly built network; this one was already cut.")
     _check(model, plan, tensors, path)
-    _attach(model, plan)
+    add_(model, plan)
     apply_(model, plan)
     with torch.no_grad():
         for name, tensor in _stored(model, detach=False).items():
@@ -168,22 +168,9 @@ def _read(path: str | Path) -> tuple[Plan, dict[str, Tensor], dict[str, str]]:
 
 def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Raise `FileError` unless the plan, applied to the model, gives exactly the tensors in the file."""
+    check_fits(model, plan, path)
     added = {a.name: a.shape for a in plan.added}
     fresh = {n: tuple(t.shape) for n, t in _stored(model, detach=False).items()} | added
-    known = fresh | {n: tuple(t.shape) for n, t in model.named_buffers()}
-    modules = dict(model.named_modules())
-    for entry in plan.added:
-        if entry.name.rpartition(".")[0] not in modules or entry.kind not in ("bias", "select"):
-            raise FileError(f"{path}: it is of another architecture: '{entry.name}', which it adds, has no place here.")
-    for name, cut in plan.tensors.items():
-        if any(not 0 <= i < cut.shape[d] for d, kept in cut.kept.items() for i in kept):
-            raise FileError(f"{path}: the plan keeps indices of '{name}' outside its shape {cut.shape}: it was edited.")
-        if known.get(name) != cut.shape:
-            raise FileError(
-                f"{path}: the file is of another architecture: it cuts '{name}' of shape {cut.shape}, the network "
-                "given has "
-                f"{known.get(name, 'no such tensor')}."
-            )
     for name, shape in fresh.items():
         kept = plan.tensors[name].kept if name in plan.tensors else {}
         expected = tuple(len(kept.get(d, range(n))) for d, n in enumerate(shape))
@@ -198,6 +185,25 @@ def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: st
         raise FileError(
             f"{path}: the file is of another architecture: the network given has no {', '.join(extra[:3])}."
         )
+
+
+def check_fits(model: nn.Module, plan: Plan, path: str | Path) -> None:
+    """Raise `FileError` unless the plan in the file `path` can be carried out on the freshly built `model`."""
+    known = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    known |= {a.name: a.shape for a in plan.added}
+    modules = dict(model.named_modules())
+    for entry in plan.added:
+        if entry.name.rpartition(".")[0] not in modules or entry.kind not in ("bias", "select"):
+            raise FileError(f"{path}: it is of another architecture: '{entry.name}', which it adds, has no place here.")
+    for name, cut in plan.tensors.items():
+        if any(not 0 <= i < cut.shape[d] for d, kept in cut.kept.items() for i in kept):
+            raise FileError(f"{path}: the plan keeps indices of '{name}' outside its shape {cut.shape}: it was edited.")
+        if known.get(name) != cut.shape:
+            raise FileError(
+                f"{path}: the file is of another architecture: it cuts '{name}' of shape {cut.shape}, the network "
+                "given has "
+                f"{known.get(name, 'no such tensor')}."
+            )
     for edit in plan.edits:
         try:
             now = get_place(model.get_submodule(edit.module), edit.attribute)
@@ -208,7 +214,7 @@ def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: st
             raise FileError(f"{path}: the file expects {where} = {edit.old}, the network given has {now}.")
 
 
-def _attach(model: nn.Module, plan: Plan) -> None:
+def add_(model: nn.Module, plan: Plan) -> None:
     """Tensors that the original does not have: biases and channel selections."""
     for added in plan.added:
         path, _, leaf = added.name.rpartition(".")

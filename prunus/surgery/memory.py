@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from prunus.core import Plan
 
 _ATTRIBUTE = "_prunus_plan"
+LISTENERS: list[Callable[[nn.Module, Plan], None]] = []  # told of every plan that a network comes to remember
 
 
 def plan_of(model: nn.Module) -> Plan | None:
@@ -25,6 +28,8 @@ def remember_(model: nn.Module, plan: Plan) -> None:
 def replace_(model: nn.Module, plan: Plan) -> None:
     """Let the network remember `plan` and nothing else."""
     vars(model)[_ATTRIBUTE] = plan
+    for listener in LISTENERS:
+        listener(model, plan)
 
 
 def memory_format(model: nn.Module) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from prunus.core import Group, Groups, Inputs, Operator, VerificationError, Verified
-from prunus.tracing.apply import alike, edited, named_tensors, narrow, plain_name, run, with_scale
+from prunus.surgery.precise import Precise, default_dtype
+from prunus.tracing.apply import Decided, alike, edited, named_tensors, narrow, plain_name, run, with_scale
+from prunus.tracing.decisions import decided
 from prunus.tracing.tracer import SILENT
 
 TOLERANCE = {"float64": 1e-7, "float32": 1e-4}
@@ -27,6 +28,7 @@ class Reference:
     outputs: tuple[tuple[Tensor, ...], ...]
     dtype: torch.dtype
     exact: bool = True
+    operators: tuple[Operator, ...] = ()
 
 
 def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
@@ -55,7 +57,8 @@ def folded(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[
         rows = keep[group.offset : group.offset + group.units]
         factor = float(rows.double().mean()) ** (fold.power / 2)
         # what the group makes for others (values, beside queries and keys) is made good where they read it
-        powers = {"norm_scale": 1, "norm_shift": 1} if group.with_role("norm_scale") else {"out": 1, "bias": 1, "in": -1}
+        normed = bool(group.with_role("norm_scale"))
+        powers = {"norm_scale": 1, "norm_shift": 1} if normed else {"out": 1, "bias": 1, "in": -1}
         for s in group.with_role(*powers) if factor != 1 else ():
             tensor = out[s.name]
             index = s.index[rows].reshape(-1).to(tensor.device)
@@ -76,7 +79,8 @@ def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
                 kept.append(watch)
                 inputs, outputs = [*inputs, other_inputs(groups.inputs)], [*outputs, noise]
             _something_to_compare(outputs)
-            return Reference(tuple(inputs), tuple(outputs), dtype, all(watch.exact for watch in kept))
+            exact = all(watch.exact for watch in kept)
+            return Reference(tuple(inputs), tuple(outputs), dtype, exact, groups.operators)
         except (RuntimeError, NotImplementedError, TypeError):
             if dtype is torch.float32:
                 raise
@@ -84,43 +88,15 @@ def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
 
 
 def _run(
-    model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype, watch: Kept | None = None
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    inputs: Inputs,
+    dtype: torch.dtype,
+    watch: TorchDispatchMode | None = None,
 ) -> list[Tensor]:
     """The outputs in the precision `dtype` throughout, also where the model's code asks for a lower one."""
     with Precise(dtype), default_dtype(dtype):
         return run(model, tensors, inputs.to(dtype), watch)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """While this is open, tensors are made in `dtype`."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-class Precise(TorchDispatchMode):
-    """Computes in float64 what the model's code would compute in a lower precision."""
-
-    LOWER = (torch.float32, torch.float16, torch.bfloat16)
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.active = dtype is torch.float64
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.active:
-            args, kwargs = tree_map(self._raised, (args, dict(kwargs)))
-        return func(*args, **kwargs)
-
-    def _raised(self, leaf: Any) -> Any:
-        if isinstance(leaf, torch.dtype):
-            return torch.float64 if leaf in self.LOWER else leaf
-        return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype in self.LOWER else leaf
 
 
 class Kept(TorchDispatchMode):
@@ -144,12 +120,24 @@ class Kept(TorchDispatchMode):
         if name in SILENT:
             return func(*args, **kwargs)
         if self.at >= len(self.steps) or alike(self.steps[self.at].name) != alike(name):
-            raise VerificationError(f"forward called {name} where it had not when it was traced: nothing can be proven.")
+            raise VerificationError(
+                f"forward called {name} where it had not when it was traced: nothing can be proven."
+            )
         op = self.steps[self.at]
         self.at += 1
         if any(map(self._cut, op.over)) or any(map(self._cut, op.contracted)):
             return self._on_kept(op, func, args, kwargs)
-        return func(*args, **with_scale(op.name, args, kwargs))
+        return self._silent(op, decided(op.decided, func, args, with_scale(op.name, args, kwargs)))
+
+    def _silent(self, op: Operator, out: Any) -> Any:
+        """Where a removed unit's numbers are none (0 / 0 in a normalised weight), they are zero again."""
+        for leaf, axes in zip((x for x in tree_leaves(out) if isinstance(x, Tensor)), op.axes):
+            cut = [(d, axis) for d, axis in enumerate(axes) if axis is not None and self._cut(axis)]
+            if cut and leaf.is_floating_point() and 0 not in leaf.stride() and not torch.isfinite(leaf).all():
+                self.exact = False
+                for d, axis in cut:
+                    leaf.index_fill_(d, (~self.alive[axis]).nonzero().flatten().to(leaf.device), 0)
+        return out
 
     def _cut(self, axis: int) -> bool:
         return axis not in self.groups.counted and not bool(self.alive[axis].all())
@@ -296,9 +284,9 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 
 
 def _worst(model: nn.Module, tensors: Mapping[str, Tensor], ref: Reference) -> float:
-    errors = []
+    errors, decides = [], any(op.decided is not None for op in ref.operators)
     for inputs, expected in zip(ref.inputs, ref.outputs):
-        found = _run(model, tensors, inputs, ref.dtype)
+        found = _run(model, tensors, inputs, ref.dtype, Decided(ref.operators) if decides else None)
         if len(found) != len(expected):
             return float("inf")
         pairs = [(a, b) for a, b in zip(found, expected) if b.is_floating_point()]

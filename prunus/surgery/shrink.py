@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationError, Verified
 from prunus.core.places import set_place
+from prunus.core.running import has_values
 from prunus.core.stepping import plain_optimizers
 from prunus.core.wrappers import check_whole
 from prunus.surgery.memory import memory_format, plan_of, remember_
@@ -36,8 +37,8 @@ def shrink_(
     r"""Remove for good what `plan` does not keep, in place, and prove it: use ``report.model``.
 
     Parameters, buffers and gradients are narrowed; parameters keep their identity, names and ties; the integer
-    attributes that forward reads follow.  Groups traced with ``in_place=False`` give a rewritten network instead, and the
-    model is not changed.  The proof: with :math:`f_0` the original in which every removed unit's own
+    attributes that forward reads follow.  Groups traced with ``in_place=False`` give a rewritten network instead, and
+    the model is not changed.  The proof: with :math:`f_0` the original in which every removed unit's own
     parameters and its consumers' columns are zero, and :math:`f` the model after the cut, both in float64 and
     evaluation mode,
 
@@ -76,9 +77,12 @@ def shrink_(
     optimizers = plain_optimizers(optimizer) if optimizer is not None else ()
     if optimizers:
         check_holds(optimizers, model, full.tensors)
-    ref = reference(model, groups, keep) if verify else None
+    real = all(has_values(t) for t in [*named_tensors(model).values(), *groups.inputs.tensors])
+    ref = reference(model, groups, keep) if verify and real else None
     cut = _cut_in_place if groups.in_place else _cut_by_rewriting
     smaller, verified, notes = cut(model, groups, keep, full, ref, optimizers)
+    if verify and not real:
+        notes += ("not verified: tensors on the meta device, and fake ones, have no values to compare.",)
     return Report(
         model=smaller,
         in_place=groups.in_place,
@@ -112,8 +116,7 @@ def _cut_in_place(
         unfold()
 
     try:
-        for module, attribute in groups.caches:
-            getattr(model.get_submodule(module), attribute).clear()
+        clear_caches_(model, groups)
         verified = _proven(model, ref, groups, keep, undo, unrounded) if ref is not None else None
         notes = slice_optimizer_(optimizers, model, full)
     except BaseException:
@@ -142,13 +145,12 @@ def _cut_by_rewriting(
 def fold_(model: nn.Module, groups: Groups, keep: Tensor) -> Callable[[], None]:
     """Make good in the weights what forward computes from sizes; returns a function that undoes it."""
     tensors = named_tensors(model)
-    exact = folded({n: t.detach().double() for n, t in tensors.items()}, groups, keep) if groups.folds else {}
-    plain = folded({n: t.detach() for n, t in tensors.items()}, groups, keep)
-    changed = {n: t if t.data_ptr() == tensors[n].data_ptr() else exact[n].to(t.dtype) for n, t in plain.items()}
-    old = [(tensors[n], tensors[n].data) for n, t in changed.items() if t.data_ptr() != tensors[n].data_ptr()]
-    for name, tensor in tensors.items():
-        if changed[name].data_ptr() != tensor.data_ptr():
-            tensor.data = changed[name]
+    plain = {n: t.detach() for n, t in tensors.items()}
+    names = {n for n, t in folded(plain, groups, keep).items() if t is not plain[n]}
+    exact = folded({n: t.double() if n in names else t for n, t in plain.items()}, groups, keep)
+    old = [(tensors[n], tensors[n].data) for n in names]
+    for name in names:
+        tensors[name].data = exact[name].to(tensors[name].dtype)
 
     def undo() -> None:
         for tensor, data in old:
@@ -160,9 +162,15 @@ def fold_(model: nn.Module, groups: Groups, keep: Tensor) -> Callable[[], None]:
 def _folded_exactly(model: nn.Module, groups: Groups, keep: Tensor, full: Plan) -> dict[str, Tensor]:
     """What `fold_` changes, in float64 and narrowed: the proof is of the cut, not of the rounding of scaled weights."""
     tensors = {n: t.detach() for n, t in named_tensors(model).items()}
-    names = {n for n, t in folded(tensors, groups, keep).items() if t.data_ptr() != tensors[n].data_ptr()}
+    names = {n for n, t in folded(tensors, groups, keep).items() if t is not tensors[n]}
     exact = folded({n: tensors[n].double() if n in names else tensors[n] for n in tensors}, groups, keep)
     return {n: narrow(exact[n], full.tensors.get(n)) for n in names}
+
+
+def clear_caches_(model: nn.Module, groups: Groups) -> None:
+    """Forget what forward had cached: it is of the old sizes, and the next forward fills it again."""
+    for module, attribute in groups.caches:
+        vars(model.get_submodule(module))[attribute].clear()
 
 
 def _proven(
@@ -236,6 +244,11 @@ def _replace_data(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
         tensor.data = torch.empty(0, dtype=other, device=data.device)
     tensor.data = data
     tensor.grad = grad
+
+
+def set_attributes_(model: nn.Module, plan: Plan) -> None:
+    """Set every attribute of `plan` on a network whose tensors are narrowed already."""
+    _set(model, list(plan.edits) + _cosmetic(model, plan))
 
 
 def _set(model: nn.Module, edits: Iterable[Edit]) -> None:

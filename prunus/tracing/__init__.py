@@ -1,5 +1,5 @@
 """What is coupled?  Capture, unit labels through operators, groups."""
 
-from prunus.tracing.trace import trace
+from prunus.tracing.trace import check_prunable, trace
 
-__all__ = ["trace"]
+__all__ = ["check_prunable", "trace"]

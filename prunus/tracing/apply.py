@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunus.core import Edit, Groups, Inputs, TensorPlan
+from prunus.core import Edit, Groups, Inputs, Operator, TensorPlan, VerificationError
 from prunus.core.places import set_place
+from prunus.core.running import has_values
+from prunus.tracing.decisions import decided
 from prunus.tracing.tracer import SILENT
 
 
@@ -26,6 +29,8 @@ def narrow(tensor: Tensor, plan: TensorPlan | None) -> Tensor:
         return tensor
     channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     plain = tensor.is_contiguous()
+    if not has_values(tensor):  # a fake tensor takes no real index
+        return tensor.new_empty(plan.left)
     for dim, kept in plan.kept.items():
         tensor = tensor.index_select(dim, torch.tensor(kept, dtype=torch.long, device=tensor.device))
     format = torch.channels_last if channels_last and not plain else torch.contiguous_format
@@ -50,6 +55,24 @@ def edited(model: nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
             set_place(model.get_submodule(e.module), e.attribute, e.old)
 
 
+class PlainRecurrence(TorchFunctionMode):
+    """Lets LSTMs run as plain matrix products, as everywhere else but on the CPU in single precision.
+
+    There oneDNN would run a layer as one operator, which tells nothing and reads past the end of operands that do not
+    fit its sizes.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.lstm:
+            return func(*args, **(kwargs or {}))
+        before = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            torch._C._set_mkldnn_enabled(before)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients and with plain kernels; every module's mode is put back."""
@@ -58,7 +81,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), PlainRecurrence():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -96,10 +119,10 @@ def empty_caches(model: nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
     emptied = {}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if type(value) is dict and not attribute.startswith("_"):
-                if all(isinstance(v, Tensor) for v in value.values()):
-                    value.clear()
-                    emptied[name, attribute] = value
+            ours = type(value) is dict and not attribute.startswith("_")
+            if ours and all(isinstance(v, Tensor) for v in value.values()):
+                value.clear()
+                emptied[name, attribute] = value
     return emptied
 
 
@@ -176,7 +199,7 @@ class Checker(TorchDispatchMode):
         if self.at >= len(self.steps) or alike(self.groups.operators[self.steps[self.at]].name) != alike(name):
             self._fail(args, f"forward called {name} where it had not before")
         try:
-            out = func(*args, **(kwargs or {}))
+            out = decided(self.groups.operators[self.steps[self.at]].decided, func, args, kwargs or {})
         except (RuntimeError, IndexError, ValueError) as error:
             self._fail(args, f"{name}: {error}")
         if out is NotImplemented:
@@ -218,6 +241,23 @@ class Checker(TorchDispatchMode):
             if value not in (expected, -1) and not (whole and op.name == "slice" and value > expected):
                 (constant if value == fact.value else wrong).append(fact.path)
         return wrong, constant
+
+
+class Decided(TorchDispatchMode):
+    """Makes the decisions of the traced forward again, operator by operator."""
+
+    def __init__(self, operators: tuple[Operator, ...]) -> None:
+        super().__init__()
+        self.steps = iter([op for op in operators if op.name not in SILENT])
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, plain_name(func)
+        if name in SILENT:
+            return func(*args, **kwargs)
+        op = next(self.steps, None)
+        if op is None or alike(op.name) != alike(name):
+            raise VerificationError(f"forward called {name} where it had not before: nothing can be proven.")
+        return decided(op.decided, func, args, kwargs)
 
 
 def trial(model: nn.Module, groups: Groups, keep: Tensor) -> Misfit | None:

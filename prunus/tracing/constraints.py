@@ -1,4 +1,4 @@
-"""What the model's own code asks of a cut in place: attributes that follow, counts that stay in proportion, and the rest.
+"""What the model's own code asks of a cut in place: attributes that follow, counts that stay in proportion.
 
 Every equation says that forward goes on as before only if an expression of attributes and sizes equals a number of kept
 rows.  Solved for an attribute, it says what the attribute becomes.  What is left over couples groups: ``C // heads ==
@@ -145,7 +145,8 @@ def _two_sides(counts: Counts, rest: Polynomial | None) -> tuple[set[int], set[i
     ours = [(index[s[1]], p) for s, p in m - n]
     theirs = [(index[s[1]], p) for s, p in n - m]
     left, right = (
-        {g for g, p in side if p > 0} | {g for g, p in other if p < 0} for side, other in ((ours, theirs), (theirs, ours))
+        {g for g, p in side if p > 0} | {g for g, p in other if p < 0}
+        for side, other in ((ours, theirs), (theirs, ours))
     )
     return (left, right) if c * d < 0 and left and right else None
 
@@ -153,7 +154,8 @@ def _two_sides(counts: Counts, rest: Polynomial | None) -> tuple[set[int], set[i
 def _couple(
     counts: Counts, sides: tuple[set[int], set[int]], why: str, solution: Solution, tied: list[tuple[int, int]]
 ) -> None:
-    """Keep two groups, one of either side, in proportion: those that are so already, or the largest.  Fix the others."""
+    """Keep two groups, one of either side, in proportion (those that are so already, or the largest); fix the others.
+    """
     kept = [max(side, key=lambda g: (counts.groups.members[g].units, -g)) for side in sides]
     kept = next(([a, b] for a in sides[0] for b in sides[1] if (a, b) in tied or (b, a) in tied), kept)
     for g in (sides[0] | sides[1]) - set(kept):
@@ -206,7 +208,7 @@ def _folds(
 
 
 def _bared(expression: Expression, value: Any) -> tuple[Expression, Any, float]:
-    """``f(x) == number`` for an injective f of one expression (powers, sums and products with numbers) as ``x == number``.
+    """``f(x) == number`` as ``x == number``, for an injective f of one expression: powers, and what numbers are added to.
 
     Also the power of x that f is, where it is one (times a number).
     """

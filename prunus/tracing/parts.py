@@ -1,8 +1,8 @@
 """Parts: heads and the like, whose units may be chosen for each by itself as long as all keep equally many.
 
 The labels say of a dimension of heads times head dimensions that index (i, j) survives iff head i and head dimension j
-do: the same j in every head.  Where nothing in the network sees j without i, another choice of j in every head is as good,
-and only the number has to be the same.  Then the units of the group are the pairs (i, j), one part a head.
+do: the same j in every head.  Where nothing in the network sees j without i, another choice of j in every head is as
+good, and only the number has to be the same.  Then the units of the group are the pairs (i, j), one part a head.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def free_choices(
 ) -> dict[int, int]:
     """Families whose units may be chosen for every unit of another family by itself: ``{family: that other one}``.
 
-    In parameters the two must always stand in one dimension, every combination of them; in every other tensor that has a
-    dimension of the one there is one of the other; and no operator computes over it but sums of products.
+    In parameters the two must always stand in one dimension, every combination of them; in every other tensor that has
+    a dimension of the one there is one of the other; and no operator computes over it but sums of products.
     """
     numbering = Numbering.plain(sizes)
     blocks = [list(row_blocks(matrix, numbering)) for matrix in matrices]

@@ -196,11 +196,14 @@ def _integers(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, int]]:
             yield attribute, value
         elif type(value) in (tuple, list):
             yield from ((f"{attribute}[{i}]", v) for i, v in enumerate(value) if type(v) is int)
-        elif hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
-            if id(value) not in seen:  # a configuration that many modules share
-                seen.add(id(value))
-                inner = [(k, v) for k, v in vars(value).items() if type(v) is int and not k.startswith("_")]
-                yield from ((f"{attribute}.{k}", v) for k, v in inner)
+        elif _configuration(value) and id(value) not in seen:  # many modules may share one
+            seen.add(id(value))
+            inner = [(k, v) for k, v in vars(value).items() if type(v) is int and not k.startswith("_")]
+            yield from ((f"{attribute}.{k}", v) for k, v in inner)
+
+
+def _configuration(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value)
 
 
 @contextmanager

@@ -9,9 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.core import Group, Groups, InputError, Inputs, TraceError, UnknownNameError, did_you_mean, under
-from prunus.tracing import rules
-from prunus.tracing.apply import empty_caches, evaluating, output_tensors, trial, unchanged
+from prunus.core import (
+    Fixed,
+    Group,
+    Groups,
+    InputError,
+    Inputs,
+    NothingToPruneError,
+    TraceError,
+    UnknownNameError,
+    did_you_mean,
+    under,
+)
+from prunus.core.running import has_values
+from prunus.tracing import rules, unvisited
+from prunus.tracing.apply import (
+    empty_caches,
+    evaluating,
+    named_tensors,
+    output_tensors,
+    run,
+    trial,
+    unchanged,
+)
 from prunus.tracing.build import Built, build
 from prunus.tracing.constraints import solve
 from prunus.tracing.tracer import Dim, Tracer
@@ -53,19 +73,57 @@ def trace(
     >>> [(s.name, s.role) for s in groups["0"].with_role("out", "in")]
     [('0.weight', 'out'), ('4.weight', 'in')]
     """
+    check_initialised(model)
     inputs = Inputs.of(example_inputs)
+    if not inputs.tensors:
+        raise InputError("example_inputs holds no tensor; give what forward takes, e.g. a tensor or prunus.Inputs.")
     tracer = record(model, inputs)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for name in _named(model, freeze, "freeze"):
         for dim in tracer.initial[tracer.names[tensors[name]]]:
             tracer.fix(dim, "frozen by the user")
-    if in_place:
-        groups = _in_place(tracer, model, inputs)
-    else:
-        groups = replace(build(tracer, inputs).groups, in_place=False)
+    if tracer.random:
+        check_repeats(model, inputs, tracer)
+    groups = _in_place(tracer, model, inputs) if in_place else replace(build(tracer, inputs).groups, in_place=False)
+    groups = replace(groups, fixed=groups.fixed + tuple(Fixed(n, unvisited.WHY) for n in tracer.unvisited))
     if only:
         groups = _only(groups, set(_named(model, only, "only")))
     return groups
+
+
+def check_prunable(groups: Groups) -> None:
+    """Raise `NothingToPruneError`, with the reasons, when there is nothing in the network that may be removed."""
+    if groups.units:
+        return
+    reasons = list(dict.fromkeys(f"{f.what}: {f.why}" for f in groups.fixed))
+    why = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    why = why or ("no parameter is cut by the network's operators" if groups.tensors else "it has no parameters")
+    raise NothingToPruneError(f"no unit of the network may be removed: there is nothing to prune ({why}).")
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raise `InputError` when a lazy module has not seen its first input."""
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise InputError(
+            f"parameters of lazy modules have no shape yet (first: '{lazy[0]}'): run the model once on the example, "
+            "model(*example_inputs), and then trace it."
+        )
+
+
+def check_repeats(model: nn.Module, inputs: Inputs, tracer: Tracer) -> None:
+    """Raise `TraceError` when two runs in evaluation mode differ: no cut could be proven."""
+    if not all(has_values(t) for t in [*tracer.tensors.values(), *inputs.tensors]):
+        return
+    tensors = {name: t.detach() for name, t in named_tensors(model).items()}
+    with torch.random.fork_rng(devices=[]):
+        first, second = run(model, tensors, inputs), run(model, tensors, inputs)
+    if len(first) != len(second) or not all(torch.equal(a, b) for a, b in zip(first, second)):
+        told = ", ".join(f"{op} in '{module}'" if module else op for op, module in tracer.random.items())
+        raise TraceError(
+            f"the model's output is random in evaluation mode: two runs on the example differ. It draws by {told}. "
+            "Make it deterministic under model.eval(), or give the noise as an input."
+        )
 
 
 def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) -> Tracer:
@@ -78,52 +136,25 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
                 out = inputs.map(torch.clone)(model)
         except Exception as error:  # the model's own code may raise anything
             shapes = [s["shape"] for s in inputs.signature()]
+            told = str(error).strip().removesuffix(".")
+            hint = "Give example_inputs that `model(*example_inputs)` accepts."
+            if not all(has_values(t) for t in [*tracer.tensors.values(), *inputs.tensors]):
+                hint = (
+                    "Tensors on the meta device, and fake ones, have no values: parameters and example_inputs must all "
+                    "be such, and a forward whose Python reads values needs real ones."
+                )
             raise TraceError(
-                f"the model's forward failed on the example inputs {shapes}: {type(error).__name__}: {error}. "
-                "Give example_inputs that `model(*example_inputs)` accepts."
+                f"the model's forward failed on the example inputs {shapes}: {type(error).__name__}: {told}. {hint}"
             ) from error
         tracer.caches = {place for place, holder in emptied.items() if holder}
-    _fix_outputs(tracer, out)
-    visited = {name for call in tracer.calls for name in call.parameters}
-    if not visited.issuperset(name for name, t in tracer.tensors.items() if isinstance(t, nn.Parameter)):
-        visited |= _in_training(tracer, model, inputs, visited)
-    for name, dims in tracer.initial.items():
-        if name not in visited:
-            for dim in dims:
-                tracer.fix(dim, "the example does not visit it")
-    return tracer
-
-
-def _fix_outputs(tracer: Tracer, out: Any) -> None:
     for tensor in output_tensors(out):
         tracer.outputs.append(tracer.number(tensor))
         if tensor in tracer.pending:
             tracer.fix(*tracer.pending[tensor])
         for dim in tracer.of(tensor):
             tracer.fix(dim, "it is an output of the model")
-
-
-def _in_training(tracer: Tracer, model: nn.Module, inputs: Inputs, before: set[str]) -> set[str]:
-    """Follow forward in training mode too: what only training visits (auxiliary heads) is coupled with the rest.
-
-    Returns the parameters and buffers that it visits.  Where the network does not train on the example, what was reached
-    of the part that only training visits keeps its sizes: how it goes on is not known.
-    """
-    first, outputs = len(tracer.calls), list(tracer.outputs)
-    with unchanged(model), evaluating(model), torch.random.fork_rng(devices=[]):
-        model.train()
-        try:
-            with tracer.recording():
-                _fix_outputs(tracer, inputs.map(torch.clone)(model))
-        except Exception:  # the model's own code may raise anything
-            for call in tracer.calls[first:]:
-                if not before.issuperset(call.parameters):
-                    for dim in (dim for of in call.dims for dim in of):
-                        tracer.fix(dim, "only training visits it, and training does not take the example")
-    visited = {name for call in tracer.calls[first:] for name in call.parameters}
-    del tracer.calls[first:]
-    tracer.outputs = outputs
-    return visited
+    unvisited.settle(tracer, model, inputs)
+    return tracer
 
 
 def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
@@ -155,6 +186,10 @@ def _solved(tracer: Tracer, inputs: Inputs) -> Built:
         built = build(tracer, inputs)
         solution = solve(tracer, built)
         if not solution.fix:
+            seen = replace(built.groups, proportions=solution.proportions)
+            solution.fix = unvisited.torn(tracer, seen, solution.edits)
+        if not solution.fix:
+            solution.edits += unvisited.mirrored(tracer, built.groups, solution.edits)
             built.groups = replace(
                 built.groups, edits=solution.edits, proportions=solution.proportions, folds=solution.folds
             )

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core.counting import multiply_adds
+from prunus.tracing.decisions import decision
 from prunus.tracing.labels import Atoms, Labels
 from prunus.tracing.probe import unknown_operator
 from prunus.tracing.symbols import (
@@ -102,6 +103,7 @@ class Call:
     over: list[Dim] = field(default_factory=list)  # dimensions it computes over: silence does not tell what a cut gives
     contracted: list[Dim] = field(default_factory=list)  # dimensions of two activations over which products are summed
     operands: list[Dims] = field(default_factory=list)  # of every tensor that goes in, of such an operator
+    decided: Any = None  # see `decisions`
     func: Any = None  # the overload, and its arguments with tensors replaced by `Ref`: only when they are kept
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -127,6 +129,7 @@ class Tracer(TorchDispatchMode):
         self.equations: list[Equation] = []
         self.unknown: dict[str, str] = {}  # operator without a rule -> what became of it
         self.random: dict[str, str] = {}  # operator that draws numbers -> the module that calls it
+        self.unvisited: dict[str, str | None] = {}  # module that the example does not visit -> its visited twin
         self.caches: set[tuple[str, str]] = set()  # module and attribute of what forward caches
         self.roles: dict[tuple[str, int], tuple[str, int]] = {}  # (tensor, dim) -> role, number of the call
         self.modules = ModuleStack(model)
@@ -245,6 +248,7 @@ class Tracer(TorchDispatchMode):
             integers=list(_integers(args, ())),
         )
         self.call.macs = multiply_adds(func, args, kwargs, out)
+        self.call.decided = decision(func, args, out)
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.random[name] = self.modules.current
         if self.keep_arguments:

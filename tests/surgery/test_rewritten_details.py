@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import prunus
 from prunus.core import Inputs, TensorPlan, TraceError
 from prunus.surgery.capture import capture
-from prunus.surgery.sizes import Sizes, follow
 from prunus.surgery.graph import Batch
+from prunus.surgery.sizes import Sizes, follow
 from prunus.surgery.symbolic import _merged
 from prunus.tracing.tracer import Call, Ref
 from tests.surgery.rewriting import Fixed, half, whole

@@ -27,6 +27,7 @@ UNCALLABLE = {
     "_scaled_dot_product_flash_attention": GPU,
     "_scaled_dot_product_fused_attention_overrideable": "torch has no kernel for it but those of other devices",
     "mkldnn_max_pool2d": MKLDNN,
+    **dict.fromkeys(("prim::device", "prim::dtype", "prim::layout"), "it gives no tensor"),
     "mkldnn_max_pool3d": MKLDNN,
     "mkldnn_adaptive_avg_pool2d": MKLDNN,
     "torchvision::deform_conv2d": COMPILED,

@@ -155,7 +155,7 @@ def test_tied_weights_are_one_tensor():
     assert sizes(groups) == {}  # its input is the picture, so its output, being its input too, stays
 
 
-def test_what_the_example_does_not_visit_is_left_alone():
+def test_what_only_training_visits_follows_what_it_reads():
     class Branch(nn.Module):
         def __init__(self):
             super().__init__()

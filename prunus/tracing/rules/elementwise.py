@@ -38,7 +38,8 @@ def broadcast(t: Tracer, operands: list[Tensor], out: Tensor) -> Dims:
         fix_all(t, (dim for size, dim in given if size != n), "it is repeated along a longer dimension")
         for other in meet[1:]:
             t.unify(meet[0], other)
-        dims.append(Dim(meet[0].labels) if meet else Dim())
+        weight = meet and all(dim.source is not None for dim in meet)  # a weight computed from parameters alone
+        dims.append(Dim(meet[0].labels, meet[0].source if weight else None) if meet else Dim())
     return dims
 
 
@@ -105,6 +106,7 @@ def normal(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
 @rule("arange", "linspace", "logspace", "eye", "scalar_tensor", "randperm", "tril_indices", "triu_indices", "range")
 @rule("hann_window", "hamming_window", "bartlett_window", "blackman_window", "kaiser_window")
 @rule("fft_fftfreq", "fft_rfftfreq")
+@rule("prim::device", "prim::dtype", "prim::layout")
 def counted(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Values that tell their position: nothing that meets them can be cut."""
     return bare(outs)
