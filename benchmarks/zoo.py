@@ -196,14 +196,14 @@ def check(line: str, onnx: bool = False) -> dict[str, Any]:
 
 def exported(line: str, model: nn.Module, make: Any, x: Any, folder: Path) -> str:
     """Whether the cut network leaves as ONNX; ``original does not`` when the original does not either."""
-    from prunus.export import export
+    from prunus.export import to_onnx
 
     try:
-        export(model, x, to="onnx", path=folder / "cut.onnx")
+        to_onnx(model, x, folder / "cut.onnx")
         return "yes"
     except Exception as error:
         try:
-            export(make().eval(), x, to="onnx", path=folder / "original.onnx")
+            to_onnx(make().eval(), x, folder / "original.onnx")
         except Exception:
             return "original does not"
         raise AssertionError(f"ONNX export fails on the cut network alone: {error}") from error

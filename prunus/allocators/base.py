@@ -221,7 +221,7 @@ def _floor_of(group: Group, floor: Floor) -> int | float | None:
     """What `floor` says of one group."""
     if not isinstance(floor, Mapping):
         return floor
-    return next((value for pattern, value in reversed(floor.items()) if under(group.id, pattern)), None)
+    return next((value for pattern, value in reversed(list(floor.items())) if under(group.id, pattern)), None)
 
 
 def _floor(group: Group, floor: int | float | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def _grouped(x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * math.prod(x) * weight[-1]
 
 
-FORMULAS = {  # beside those of torch.utils.flop_counter; on shapes, in flops (half a multiply-add)
+# beside those of torch.utils.flop_counter; on shapes, in flops (half a multiply-add)
+FORMULAS: dict[Any, Callable[..., int]] = {
     aten.mkldnn_rnn_layer: _recurrent,
     aten.dot: _dot,
     aten.mv: _dot,
@@ -60,5 +62,5 @@ def multiply_adds(func: Any, args: Any, kwargs: Any, out: Any) -> float:
     if packet in FORMULAS:
         shapes = tree_map_only(Tensor, lambda t: tuple(t.shape), (args, kwargs))
         return FORMULAS[packet](*shapes[0], **shapes[1]) / 2
-    count = flop_registry.get(packet)
+    count: Any = flop_registry.get(packet)
     return count(*args, **kwargs, out_val=out) / 2 if count is not None else 0.0

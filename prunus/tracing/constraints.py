@@ -208,7 +208,7 @@ def _folds(
 
 
 def _bared(expression: Expression, value: Any) -> tuple[Expression, Any, float]:
-    """``f(x) == number`` as ``x == number``, for an injective f of one expression: powers, and what numbers are added to.
+    """``f(x) == number`` as ``x == number``, for an injective f of one expression: powers, sums with numbers.
 
     Also the power of x that f is, where it is one (times a number).
     """

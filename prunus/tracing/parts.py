@@ -62,8 +62,8 @@ def row_blocks(matrix: Atoms, numbering: Numbering) -> Iterator[tuple[int, tuple
     for c in range(matrix.shape[1]):
         code = code * (len(numbering.counts) + 1) + family[:, c] + 1
     _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-    for block, at in enumerate(first):
-        rows, pattern = matrix[inverse == block], family[at]
+    for block, row in enumerate(first.tolist()):
+        rows, pattern = matrix[inverse == block], family[row]
         columns = np.flatnonzero(pattern >= 0)
         members = tuple(int(m) for m in pattern[columns])
         if len(set(members)) < len(members):
@@ -73,7 +73,7 @@ def row_blocks(matrix: Atoms, numbering: Numbering) -> Iterator[tuple[int, tuple
             yield len(rows), ()
             continue
         combination = np.zeros(len(rows), dtype=np.int64)
-        for c in columns:
+        for c in columns.tolist():
             combination = combination * numbering.counts[pattern[c]] + numbering.place[rows[:, c]]
         _, often = np.unique(combination, return_counts=True)
         whole = len(often) == int(np.prod(numbering.counts[list(members)])) and often.min() == often.max()
@@ -110,10 +110,11 @@ def free_choices(
     if not found:
         return {}
     for op in operators:
-        for axes in (*op.axes, *op.operands):
-            present = set().union(*(of_axis[a] for a in axes if a is not None))
-            for axis in axes:
-                for family in (of_axis[axis] & found.keys()) if axis is not None else ():
+        for dims in (*op.axes, *op.operands):
+            cut = [axis for axis in dims if axis is not None]
+            present = set().union(*(of_axis[axis] for axis in cut))
+            for axis in cut:
+                for family in of_axis[axis] & found.keys():
                     alone = of_axis[axis] == {family}
                     both = of_axis[axis] == {family, found[family]}
                     if found[family] not in present or not (alone or both) or (alone and axis in op.over):

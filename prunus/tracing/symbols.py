@@ -137,7 +137,7 @@ for _kind in (TracedInt, TracedFloat):
     for _name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
         setattr(_kind, f"__{_name}__", _binary(_name))
         setattr(_kind, f"__r{_name}__", _binary(_name, swapped=True))
-    _kind.__neg__ = _unary("neg", operator.neg)  # type: ignore[attr-defined]
+    setattr(_kind, "__neg__", _unary("neg", operator.neg))  # noqa: B010
 
 
 def leaves(value: Any) -> Iterator[Any]:

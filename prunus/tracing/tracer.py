@@ -2,112 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core.counting import multiply_adds
+from prunus.tracing.calls import SILENT, Call, Dim, Dims, Equation, Fact, Ref
 from prunus.tracing.decisions import decision
-from prunus.tracing.labels import Atoms, Labels
+from prunus.tracing.functions import Functions
+from prunus.tracing.labels import Labels
 from prunus.tracing.probe import unknown_operator
-from prunus.tracing.symbols import (
-    Computed,
-    Expression,
-    Size,
-    TracedFloat,
-    TracedInt,
-    Watch,
-    evaluated,
-    expression,
-    leaves,
-    open_functions,
-    plain,
-    stripped,
-    traced,
-    traced_attributes,
-    traced_roots,
-)
+from prunus.tracing.symbols import Size, Watch, open_functions, traced_attributes, traced_roots
 
-SILENT = {  # may differ between two runs
-    *("detach", "alias", "lift_fresh", "lift_fresh_copy", "empty", "_to_copy", "clone", "contiguous"),
-    *("_has_compatible_shallow_copy_type", "is_same_size"),
-}
-
-
-@dataclass(eq=False)
-class Dim:
-    """One dimension of a tensor: its labels (n, k) or None, and the parameter dimension it is, unchanged, if any."""
-
-    labels: Atoms | None = None
-    source: tuple[str, int] | None = None
-
-
-Dims = list[Dim]
-
-
-@dataclass(eq=False)
-class Fact:
-    """The integer at `path` in the arguments, which must become the number of kept rows of `dim` (within `rows`)."""
-
-    path: tuple[int, ...]
-    value: int
-    dim: Dim
-    rows: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Equation:
-    """What must stay equal for forward to go on as it does: an expression, and a fact, another expression or a number.
-
-    `call` numbers the operator it was found at.  A number that a tensor is multiplied by (`power` 1) or divided by (-1)
-    may be made good by the weights that the tensor comes from.
-    """
-
-    left: Expression
-    right: Fact | Expression
-    call: int
-    power: int = 0
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A tensor among the arguments of a recorded call, by its number."""
-
-    number: int
-
-
-@dataclass(eq=False)
-class Call:
-    """One ATen call: what went in, what came out, and what the rule found."""
-
-    name: str
-    module: str
-    reads: list[int]
-    writes: list[int]
-    parameters: list[str]
-    shapes: list[tuple[int, ...]]
-    dims: list[Dims] = field(default_factory=list)
-    macs: float = 0.0
-    scaled: list[Dim] = field(default_factory=list)
-    facts: list[Fact] = field(default_factory=list)
-    integers: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # path and value, while functions run
-    over: list[Dim] = field(default_factory=list)  # dimensions it computes over: silence does not tell what a cut gives
-    contracted: list[Dim] = field(default_factory=list)  # dimensions of two activations over which products are summed
-    operands: list[Dims] = field(default_factory=list)  # of every tensor that goes in, of such an operator
-    decided: Any = None  # see `decisions`
-    func: Any = None  # the overload, and its arguments with tensors replaced by `Ref`: only when they are kept
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
+__all__ = ["SILENT", "Call", "Dim", "Dims", "Equation", "Fact", "Ref", "Rule", "Tracer"]
 
 Rule = Callable[["Tracer", tuple[Any, ...], dict[str, Any], list[Tensor]], list[Dims]]
 
@@ -327,81 +240,3 @@ def _integers(value: Any, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ..
     elif isinstance(value, (tuple, list)):
         for i, item in enumerate(value):
             yield from _integers(item, (*path, i))
-
-
-POWERS = {"mul": 1, "rmul": 1, "imul": 1, "multiply": 1, "div": -1, "truediv": -1, "itruediv": -1, "divide": -1}
-
-
-class Functions(TorchFunctionMode):
-    """Sees torch's functions above the operators: which traced numbers go in, and which operators come of it."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "__get__" and func == torch.Tensor.shape.__get__:  # type: ignore[attr-defined]
-            return torch.Size(self._sizes(args[0]))
-        if func is torch.Tensor.size:
-            which = [*args[1:], *kwargs.values()]
-            sizes = self._sizes(args[0])
-            return sizes[which[0]] if which and which[0] is not None else torch.Size(sizes)
-        if func is torch.Tensor.numel or func is torch.numel:
-            return math.prod(self._sizes(args[0]))
-        numbers = list(leaves((args, kwargs)))
-        first = len(self.tracer.calls)
-        if not any(type(v) in (TracedInt, TracedFloat) for v in numbers):
-            out = func(*args, **kwargs)
-        else:
-            out = func(*stripped(args), **stripped(kwargs))
-            self._explain(numbers, first, POWERS.get(name.strip("_"), 0))
-        if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
-            self._number(Computed("pow", (expression(self._sizes(args[0])[-1]), -0.5)), first, 1)
-        return out
-
-    def _sizes(self, tensor: Tensor) -> list[int]:
-        """The shape; labelled sizes remember their dimension."""
-        dims = self.tracer.of(tensor)
-        return [n if d.labels is None else traced(n, Size(d, n)) for n, d in zip(tuple(tensor.shape), dims)]
-
-    def _explain(self, numbers: list[Any], first: int, power: int) -> None:
-        """Match the numbers that a function was called with to the integers of the operators that came of it."""
-        calls = self.tracer.calls[first:]
-        found = [(first + i, path, value) for i, call in enumerate(calls) for path, value in call.integers]
-        whole = [v for v in numbers if isinstance(v, int)]
-        same = len(whole) == len(found) and all(
-            plain(a) == c or (type(a) is int and -1 in (a, c)) for a, (_, _, c) in zip(whole, found)
-        )
-        for number in numbers:
-            if type(number) not in (TracedInt, TracedFloat):
-                if isinstance(number, int) and not same:
-                    _take(found, number)
-                elif isinstance(number, int):
-                    found.pop(0)
-                continue
-            at = None
-            if isinstance(number, int):
-                at = found.pop(0) if same else _take(found, plain(number))
-            fact = None if at is None else self._fact(at[0], at[1])
-            if fact is not None:
-                self.tracer.equations.append(Equation(expression(number), fact, at[0]))
-            else:
-                self._number(expression(number), first, power)
-
-    def _fact(self, call: int, path: tuple[int, ...]) -> Fact | None:
-        return next((fact for fact in self.tracer.calls[call].facts if fact.path == path), None)
-
-    def _number(self, expression: Expression, first: int, power: int = 0) -> None:
-        """A number that must not change, whatever is cut."""
-        value = evaluated(expression)
-        self.tracer.equations.append(Equation(expression, value, max(len(self.tracer.calls) - 1, first), power))
-
-
-def _take(found: list[Any], value: int) -> Any:
-    """Take the first integer of that value off the list."""
-    for i, (_, _, other) in enumerate(found):
-        if other == value:
-            return found.pop(i)
-    return None

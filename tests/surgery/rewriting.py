@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.core import Inputs
-from prunus.surgery.prove import Kept, silenced
+from prunus.surgery.kept import Kept
+from prunus.surgery.prove import silenced
 from prunus.tracing.apply import named_tensors, output_tensors, run
 from prunus.tracing.build import build
 from prunus.tracing.trace import record

@@ -160,7 +160,7 @@ def test_what_only_training_visits_follows_what_it_reads():
         def __init__(self):
             super().__init__()
             self.a, self.b, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 4, 1)
-            self.aux = nn.Conv2d(3, 8, 1)
+            self.aux = nn.Conv2d(3, 9, 1)
 
         def forward(self, x):
             y = self.a(x)

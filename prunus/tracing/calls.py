@@ -1,0 +1,80 @@
+"""What a recording is made of: dimensions with labels, operator calls, and what must stay equal for a forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunus.tracing.labels import Atoms
+from prunus.tracing.symbols import Expression
+
+SILENT = {  # may differ between two runs
+    *("detach", "alias", "lift_fresh", "lift_fresh_copy", "empty", "_to_copy", "clone", "contiguous"),
+    *("_has_compatible_shallow_copy_type", "is_same_size"),
+}
+
+
+@dataclass(eq=False)
+class Dim:
+    """One dimension of a tensor: its labels (n, k) or None, and the parameter dimension it is, unchanged, if any."""
+
+    labels: Atoms | None = None
+    source: tuple[str, int] | None = None
+
+
+Dims = list[Dim]
+
+
+@dataclass(eq=False)
+class Fact:
+    """The integer at `path` in the arguments, which must become the number of kept rows of `dim` (within `rows`)."""
+
+    path: tuple[int, ...]
+    value: int
+    dim: Dim
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """What must stay equal for forward to go on as it does: an expression, and a fact, another expression or a number.
+
+    `call` numbers the operator it was found at.  A number that a tensor is multiplied by (`power` 1) or divided by (-1)
+    may be made good by the weights that the tensor comes from.
+    """
+
+    left: Expression
+    right: Fact | Expression
+    call: int
+    power: int = 0
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor among the arguments of a recorded call, by its number."""
+
+    number: int
+
+
+@dataclass(eq=False)
+class Call:
+    """One ATen call: what went in, what came out, and what the rule found."""
+
+    name: str
+    module: str
+    reads: list[int]
+    writes: list[int]
+    parameters: list[str]
+    shapes: list[tuple[int, ...]]
+    dims: list[Dims] = field(default_factory=list)
+    macs: float = 0.0
+    scaled: list[Dim] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+    integers: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # path and value, while functions run
+    over: list[Dim] = field(default_factory=list)  # dimensions it computes over: silence does not tell what a cut gives
+    contracted: list[Dim] = field(default_factory=list)  # dimensions of two activations over which products are summed
+    operands: list[Dims] = field(default_factory=list)  # of every tensor that goes in, of such an operator
+    decided: Any = None  # see `decisions`
+    func: Any = None  # the overload, and its arguments with tensors replaced by `Ref`: only when they are kept
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
