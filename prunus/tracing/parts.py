@@ -107,6 +107,10 @@ def free_choices(
             found[family] = other
     for a, b in [(a, b) for a, b in found.items() if found.get(b) == a and a < b]:  # either may choose: the faster one
         found.pop(_slower(a, b, matrices, of_axis, numbering))
+    for matrix, members in zip(matrices, of_axis):  # the choices of the parts lie after each other, never interleaved
+        for w, h in [(w, h) for w, h in found.items() if members >= {w, h}]:
+            if not _one_after_the_other(matrix, h, int(numbering.counts[w]), numbering):
+                found.pop(w)
     if not found:
         return {}
     for op in operators:
@@ -120,6 +124,13 @@ def free_choices(
                     if found[family] not in present or not (alone or both) or (alone and axis in op.over):
                         found.pop(family)
     return {w: h for w, h in found.items() if h not in found}
+
+
+def _one_after_the_other(matrix: Atoms, family: int, count: int, numbering: Numbering) -> bool:
+    """Whether a unit of `family` keeps `count` rows or more, one below the other, wherever it stands."""
+    mine = np.where((matrix >= 0) & (numbering.group[np.maximum(matrix, 0)] == family), matrix, -1).max(1)
+    runs = 1 + int((np.diff(mine[mine >= 0]) != 0).sum())
+    return runs * count <= int((mine >= 0).sum())
 
 
 def _slower(a: int, b: int, matrices: Sequence[Atoms], of_axis: Sequence[set[int]], numbering: Numbering) -> int:

@@ -123,7 +123,7 @@ def by_numbers(s, a, b, x):
 EACH, PIECES = {"a": 8, "b": 5}, {"a": 3, "a#2": 5}  # b is written to, or with, the last five of a
 FREE = {  # the groups that are left: units whose places the code counts by numbers of its own stay
     added_to_a_view: PIECES,
-    written_beside: PIECES,
+    written_beside: {"a": 5},  # the layer g, which it does not visit, might read three channels
     written_into_zeros: PIECES,
     written_into_nothing: PIECES,
     masked: EACH,

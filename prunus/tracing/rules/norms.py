@@ -24,7 +24,8 @@ def batch_norm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Di
         for d in (0, *range(2, len(dims))):
             t.over(dims[d])
     channel = dims[1].labels
-    return [passed(dims), *([Dim(channel if len(o) else None) for _ in o.shape] for o in outs[1:])]
+    kept = [Dim(d.labels, d.source) for d in dims]  # of a weight, if its statistics are taken
+    return [kept, *([Dim(channel if len(o) else None) for _ in o.shape] for o in outs[1:])]
 
 
 @rule("native_layer_norm", "_fused_rms_norm")

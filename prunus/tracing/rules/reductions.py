@@ -12,6 +12,7 @@ from prunus.tracing.tracer import Dim, Dims, Tracer
 
 # where the dimensions stand among the arguments, and which they are if they are not said (None: all)
 SECOND = {"norm": 2, "linalg_vector_norm": 2, "kthvalue": 2, "topk": 2}
+OF_ZEROS = ("norm", "linalg_vector_norm", "mean", "sum", "var", "std", "amax", "amin")  # they are zero of zeros
 LAST = ("kthvalue", "mode", "topk", "sort")
 
 
@@ -37,8 +38,10 @@ def reduce(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
             t.fix(dims[d], "the code asks where in it a value lies")
         else:
             t.over(dims[d])
-    kept = passed(dim for d, dim in enumerate(dims) if d not in gone)
-    keepdim = [Dim() if d in gone else Dim(dim.labels) for d, dim in enumerate(dims)]
+    # the norm of a silenced row of a weight is zero, as the row is: what is computed from it is a weight still
+    through = list(dims) if t.call.name in OF_ZEROS else passed(dims)
+    kept = [dim for d, dim in enumerate(through) if d not in gone]
+    keepdim = [Dim() if d in gone else dim for d, dim in enumerate(through)]
     return [list(keepdim if out.dim() == x.dim() else kept) for out in outs]
 
 
