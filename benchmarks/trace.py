@@ -2,10 +2,10 @@
 
     python benchmarks/trace.py [--only NAME ...] [--repeats 3] [--limit 120] [--growth]
 
-Needs torchvision, timm, transformers and torch-pruning.  Both tools cut half of the widths by l1; one thread; the median
-of the repeats, interleaved; every run on a fresh copy of the network.  Torch-Pruning is told to ignore the classifier and,
-for attention, nothing: what it cannot cut so, or not within the limit, is said.  `memory` is the peak of a trace over that
-of a plain forward (resident memory above the model's).
+Needs torchvision, timm, transformers and torch-pruning.  Both tools cut half by l1 (half of the parameters, half of the
+widths); one thread; the median of the repeats, interleaved; every run in a fork of this process.  Torch-Pruning is told
+to ignore the classifier: what it cannot cut so, or not within the limit, is said.  `memory` is the peak of a trace over
+that of a plain forward (resident memory above the model's).
 """
 
 from __future__ import annotations
@@ -225,7 +225,9 @@ def main() -> None:
     if options.growth:
         return growth()
     rows = []
-    print(f"{'':<16}{'trace':>8}{'+ cut':>8}{'proof':>8}{'torch-pruning':>16}{'ratio':>8}{'proof/f64':>11}{'memory':>8}")
+    print(
+        f"{'':<16}{'trace':>8}{'+ cut':>8}{'proof':>8}{'torch-pruning':>16}{'ratio':>8}{'proof/f64':>11}{'memory':>8}"
+    )
     for name in options.only:
         times: dict[str, list[float]] = {}
         failed = ""
@@ -246,6 +248,8 @@ def main() -> None:
         used = limited("memory", name, options.limit)
         row |= used if isinstance(used, dict) else {}
         rows.append(row)
+        if "trace" not in row:
+            continue
         both = isinstance(row["torch-pruning"], float)
         print(
             f"{name:<16}{row['trace']:8.2f}{row['trace and cut']:8.2f}{row['proof']:8.2f}"

@@ -49,7 +49,10 @@ def _diffusion(name: str) -> nn.Module:
 
     small = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
     if name == "unet2d":
-        blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+        blocks = {
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        }
         return diffusers.UNet2DModel(sample_size=32, **small, **blocks)
     if name == "unet2d-condition":
         blocks = {
@@ -187,7 +190,9 @@ def check(line: str, onnx: bool = False) -> dict[str, Any]:
         prunus.save(model, file)
         loaded = (prunus.load(file, make) if report.in_place else prunus.load(file)).eval()
         with torch.no_grad():
-            for a, b in zip(tensors_of(prunus.Inputs.of(x)(model)), tensors_of(prunus.Inputs.of(x)(loaded)), strict=True):
+            for a, b in zip(
+                tensors_of(prunus.Inputs.of(x)(model)), tensors_of(prunus.Inputs.of(x)(loaded)), strict=True
+            ):
                 assert torch.equal(a, b), "the loaded network gives other outputs"
         if onnx:
             row["onnx"] = exported(line, model, make, x, Path(folder))
@@ -295,10 +300,10 @@ def _import_all(lines: list[str]) -> None:
 
 def _tell(row: dict[str, Any]) -> None:
     if row["ok"]:
+        how = "in place" if row["in_place"] else "rewritten"
         print(
-            f"ok   {row['model']:<55} macs {row['macs_left']:.3f} params {row['params_left']:.3f} "
-            f"{'in place' if row['in_place'] else 'rewritten'} {row['error']:.0e} {'exact' if row['exact'] else 'stats'}"
-            f" trace {row['trace_s']}s all {row['seconds']}s",
+            f"ok   {row['model']:<55} macs {row['macs_left']:.3f} params {row['params_left']:.3f} {how} "
+            f"{row['error']:.0e} {'exact' if row['exact'] else 'stats'} trace {row['trace_s']}s all {row['seconds']}s",
             flush=True,
         )
     else:

@@ -107,8 +107,8 @@ def free_choices(
             found[family] = other
     for a, b in [(a, b) for a, b in found.items() if found.get(b) == a and a < b]:  # either may choose: the faster one
         found.pop(_slower(a, b, matrices, of_axis, numbering))
-    for matrix, members in zip(matrices, of_axis):  # the choices of the parts lie after each other, never interleaved
-        for w, h in [(w, h) for w, h in found.items() if members >= {w, h}]:
+    for matrix, present in zip(matrices, of_axis):  # the choices of the parts lie after each other, never interleaved
+        for w, h in [(w, h) for w, h in found.items() if present >= {w, h}]:
             if not _one_after_the_other(matrix, h, int(numbering.counts[w]), numbering):
                 found.pop(w)
     if not found:
