@@ -38,6 +38,8 @@ TORCHVISION = [
     "efficientnet_b0",
     "regnet_x_400mf",
     "regnet_y_400mf",
+    "convnext_tiny",
+    "swin_t",
 ]
 needs_torchvision = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed"
