@@ -319,13 +319,14 @@ def write_table(out: Path, command: str = "") -> None:
     half = [r for r in good if r["macs_left"] <= 0.5]
     text = [
         "# Architectures, cut to half of their multiply-adds\n",
-        f"`{command}`, with {_versions()}. Random weights; batch of two; one thread a model, two at once, so that times are "
-        "no measurement. Criterion l1, allocator global. Right means: the cut network equals the silenced original in "
-        "float64 (norms and the like over the kept units, where the column says so), costs what was foretold by another "
-        "count, trains a step with finite gradients, and gives the same outputs to the bit after `save` and `load`.\n",
-        f"**{len(good)} of {len(rows)} right; {len(inside)} of {len(good)} in place; {len(half)} of {len(good)} at half of "
-        "their multiply-adds or less**, the others at the least they reach.\n",
-        "| model | MACs left | params left | groups | how | largest relative error | silenced exactly | ONNX | left alone |",
+        f"`{command}`, with {_versions()}. Random weights; batch of two; one thread a model, two at once, so that the "
+        "times are no measurement. Criterion l1, allocator global. Right means: the cut network equals the silenced "
+        "original in float64 (norms and the like over the kept units, where the column says so), costs what was "
+        "foretold by another count, trains a step with finite gradients, and gives the same outputs to the bit after "
+        "`save` and `load`.\n",
+        f"**{len(good)} of {len(rows)} right; {len(inside)} of {len(good)} in place; {len(half)} of {len(good)} at "
+        "half of their multiply-adds or less**, the others at the least they reach.\n",
+        "| model | MACs left | params left | groups | how | relative error | silenced exactly | ONNX | left alone |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

@@ -86,6 +86,32 @@ def test_heads_choose_their_own_dimensions_and_the_scale_stays_that_of_the_origi
     assert torch.allclose(net.double()(X.double()), expected, rtol=1e-5, atol=1e-6)  # folded weights are rounded
 
 
+def test_as_many_heads_as_dimensions_are_told_apart():
+    torch.manual_seed(0)
+    groups = prunus.trace(Attention("stored", width=16, heads=4).eval(), X)
+    assert (groups["qkv/heads"].units, groups["qkv/head_dim"].units, groups["qkv/head_dim"].parts) == (4, 16, 4)
+
+
+def test_choices_that_would_interleave_are_the_same_in_every_part():
+    """A channel shuffle lays the first channels of all groups before the second ones."""
+
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            n, c, h, w = x.shape
+            return self.b(x.view(n, 3, c // 3, h, w).transpose(1, 2).reshape(n, c, h, w))
+
+    net = Shuffled().eval()
+    groups = prunus.trace(net, torch.randn(2, 3, 4, 4), in_place=False)
+    assert all(g.parts == 1 for g in groups)
+    report = prunus.shrink_(net, groups, groups.plan(random_keep(groups, 0)))
+    assert report.verified.max_relative_error < 1e-10 and not report.in_place
+
+
 def test_a_plan_with_uneven_parts_is_refused():
     net = attention("stored")
     groups = prunus.trace(net, X)
