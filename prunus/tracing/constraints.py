@@ -25,6 +25,7 @@ class Solution:
     edits: tuple[EditRule, ...] = ()
     proportions: tuple[tuple[str, ...], ...] = ()
     folds: tuple[Fold, ...] = ()
+    floors: dict[int, int] = field(default_factory=dict)
     fix: dict[int, str] = field(default_factory=dict)
 
 
@@ -48,6 +49,7 @@ def solve(tracer: Tracer, built: Built) -> Solution:
             sides.append((left, right, equation))
     rules = _rules([side for side in sides if not side[2].power])
     solution.folds, sides = _folds(counts, tracer, built, sides, rules)
+    _keep_several(counts, tracer, rules, solution)
     tied: list[tuple[int, int]] = []
     left_over: dict[Any, tuple[Polynomial | None, Polynomial, str]] = {}
     for left, right, equation in sides:
@@ -134,6 +136,22 @@ def _rest(left: Polynomial, right: Polynomial, rules: dict[Symbol, Polynomial]) 
     both = left + -right
     values = {s: rules.get(s, Polynomial.constant(int(s[3]))) for s in both.symbols if s[0] == "attribute"}
     return both.put(values)
+
+
+def _keep_several(counts: Counts, tracer: Tracer, rules: dict[Symbol, Polynomial], solution: Solution) -> None:
+    """Where code goes another way at one (``if repeats == 1``), two units stay; a group of two stays whole."""
+    for expression in tracer.several:
+        side = counts.of_side(expression)
+        count = None if side is None else _rest(side, Polynomial(), rules)
+        if count is None or len(count.terms) != 1 or len(count.symbols) != 1:
+            continue
+        ((monomial, coefficient),) = count.terms.items()
+        ((symbol, power),) = monomial
+        if symbol[0] == "group" and power == 1 and coefficient == 1:
+            group = next(iter(counts.members(count)))
+            solution.floors[group] = 2
+            if counts.groups.members[group].count <= 2:
+                solution.fix.setdefault(group, "the model's code goes another way when there is one")
 
 
 def _two_sides(counts: Counts, rest: Polynomial | None) -> tuple[set[int], set[int]] | None:

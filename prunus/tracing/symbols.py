@@ -51,9 +51,10 @@ Expression = int | float | Attribute | Size | Computed
 
 
 class Watch:
-    """Comparisons of traced integers that came out equal while a forward was recorded."""
+    """Comparisons of traced integers while a forward was recorded: what came out equal, and what is not one."""
 
     equal: list[tuple[Expression, Expression]] | None = None
+    several: list[Expression] = []
 
 
 def expression(value: Any) -> Expression:
@@ -109,8 +110,11 @@ def _equal(self: Any, other: Any) -> Any:
     if not isinstance(other, NUMBERS):
         return NotImplemented
     same = plain(self) == plain(other)
-    if same and Watch.equal is not None and not isinstance(other, bool):
-        Watch.equal.append((expression(self), expression(other)))
+    if Watch.equal is not None and not isinstance(other, bool):
+        if same:
+            Watch.equal.append((expression(self), expression(other)))
+        elif type(other) is int and other == 1:
+            Watch.several.append(expression(self))
     return same
 
 

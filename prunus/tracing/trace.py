@@ -191,7 +191,11 @@ def _solved(tracer: Tracer, inputs: Inputs) -> Built:
         if not solution.fix:
             solution.edits += unvisited.mirrored(tracer, built.groups, solution.edits)
             built.groups = replace(
-                built.groups, edits=solution.edits, proportions=solution.proportions, folds=solution.folds
+                built.groups,
+                members=tuple(replace(g, floor=solution.floors.get(i, 1)) for i, g in enumerate(built.groups)),
+                edits=solution.edits,
+                proportions=solution.proportions,
+                folds=solution.folds,
             )
             return built
         for g, why in solution.fix.items():

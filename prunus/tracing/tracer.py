@@ -18,7 +18,7 @@ from prunus.tracing.decisions import decision
 from prunus.tracing.functions import Functions
 from prunus.tracing.labels import Labels
 from prunus.tracing.probe import unknown_operator
-from prunus.tracing.symbols import Size, Watch, open_functions, traced_attributes, traced_roots
+from prunus.tracing.symbols import Expression, Size, Watch, open_functions, traced_attributes, traced_roots
 
 __all__ = ["SILENT", "Call", "Dim", "Dims", "Equation", "Fact", "Ref", "Rule", "Tracer"]
 
@@ -40,6 +40,7 @@ class Tracer(TorchDispatchMode):
         self.made: set[int] = set()
         self.calls: list[Call] = []
         self.equations: list[Equation] = []
+        self.several: list[Expression] = []  # what forward asks whether it is one, and it is not
         self.unknown: dict[str, str] = {}  # operator without a rule -> what became of it
         self.random: dict[str, str] = {}  # operator that draws numbers -> the module that calls it
         self.unvisited: dict[str, str | None] = {}  # module that the example does not visit -> its visited twin
@@ -194,13 +195,14 @@ class Tracer(TorchDispatchMode):
         """Everything that has to be set up around the forward, and undone."""
         functions = Functions(self)
         with torch.no_grad(), self.modules, traced_attributes(self.model), traced_roots(), open_functions():
-            Watch.equal = []
+            Watch.equal, Watch.several = [], []
             try:
                 with functions, self:
                     yield
             finally:
                 found, Watch.equal = Watch.equal, None
         self.equations += [Equation(a, b, len(self.calls) - 1) for a, b in found]
+        self.several += Watch.several
 
 
 class ModuleStack:
