@@ -112,26 +112,30 @@ def test_choices_that_would_interleave_are_the_same_in_every_part():
     assert report.verified.max_relative_error < 1e-10 and not report.in_place
 
 
-@pytest.mark.parametrize(("repeats", "units"), [(2, 0), (3, 3)])
-def test_code_that_goes_another_way_at_one_keeps_two(repeats, units):
-    class Repeated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.repeats, self.a, self.b = repeats, nn.Linear(12, 4 * repeats), nn.Linear(4 * repeats, 3)
+class Repeated(nn.Module):
+    """Asks whether it has one of something, as code that repeats key heads does."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.a(x).unflatten(-1, (4, self.repeats))
-            if self.repeats == 1:
-                raise RuntimeError("not meant for one")
-            return self.b(x.flatten(-2))
+    def __init__(self, repeats: int) -> None:
+        super().__init__()
+        self.repeats, self.a, self.b = repeats, nn.Linear(12, 4 * repeats), nn.Linear(4 * repeats, 3)
 
-    groups = prunus.trace(Repeated(), X)
-    assert [g.units for g in groups] == ([units] if units else [])
-    if units:
-        plan = allocate(groups, prunus.score(groups, "l1"), prunus.Budget(params=0.7))
-        assert groups[0].floor == len(plan.groups[groups[0].id].kept) == 2
-        with pytest.raises(prunus.BudgetError, match="least reachable"):
-            allocate(groups, prunus.score(groups, "l1"), prunus.Budget(params=0.5))
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).unflatten(-1, (-1, self.repeats))
+        if self.repeats == 1:
+            raise RuntimeError("not meant for one")
+        return self.b(x.flatten(-2))
+
+
+def test_code_that_goes_another_way_at_one_keeps_two():
+    assert [(g.id, g.units) for g in prunus.trace(Repeated(2), X)] == [("a", 4)]
+    groups = prunus.trace(Repeated(3), X)
+    repeats = groups["a/head_dim"]
+    assert (repeats.count, repeats.parts, repeats.floor) == (3, 4, 2)
+    scores = {repeats.id: torch.zeros(repeats.units)}
+    plan = allocate(groups, scores, prunus.Budget(params=0.75))
+    assert len(plan.groups[repeats.id].kept) == 2 * repeats.parts
+    with pytest.raises(prunus.BudgetError, match="least reachable"):
+        allocate(groups, scores, prunus.Budget(params=0.5))
 
 
 def test_a_plan_with_uneven_parts_is_refused():
