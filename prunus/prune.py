@@ -74,7 +74,8 @@ def prune_(
         plan = allocate(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor)
         if absorb:
             absorb_(model, groups, plan, new_biases=budget.params is None)
-            groups = trace(model, example_inputs, freeze=freeze, only=only)  # it may have got biases
+            again = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place)  # it may have got biases
+            groups = again.without(spared, WRONG)
         report = shrink_(model, groups, plan, verify=verify, optimizer=optimizer)
         return replace(report, left_alone=report.left_alone + unscored(groups, scores, criterion))
 
