@@ -11,10 +11,19 @@ from torch.optim import Optimizer
 
 from prunus.allocators import Problem, allocate
 from prunus.allocators.base import Floor
-from prunus.core import Budget, BudgetError, NothingToPruneError, PrunusError, Report, VerificationError
+from prunus.core import (
+    Budget,
+    BudgetError,
+    InputError,
+    NothingToPruneError,
+    PrunusError,
+    Report,
+    VerificationError,
+)
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import needed, score, unscored
 from prunus.observe import collect
+from prunus.recovery import repair_, targets
 from prunus.surgery import absorb_, select_, shrink_
 from prunus.surgery.select import drop_identities_
 from prunus.tracing import check_prunable, trace
@@ -38,6 +47,8 @@ def prune_(
     absorb: bool = False,
     select: bool = False,
     verify: bool = True,
+    repair: bool = False,
+    per: str | None = None,
     seed: int = 0,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
 ) -> Report:
@@ -57,12 +68,19 @@ def prune_(
         absorb: first move the constant output of removed units into the next layer.
         select: first insert channel selections before normalisations that open a block (pre-activation networks).
         verify: prove the cut.
+        repair: afterwards solve every layer again by least squares on `data` (no labels are needed), so that it gives
+            what it gave before the cut (see `prunus.recovery.repair_`).
+        per: ``macs`` or ``params``: scores are divided by what a unit costs (see `prunus.criteria.score`).
         seed: for criteria that draw at random.
         optimizer: the one in whose training the cut falls: its state follows, and it goes on.
 
     Raises: what its verbs raise; `InputError` when the criterion looks at data and none is given.
     """
     model, wanted = unwrapped(model), needed(criterion, data)
+    if repair and data is None:
+        raise InputError("repair=True rebuilds layers from data: give data= batches (no labels are needed).")
+    if data is not None and (wanted or repair):
+        data = list(data)  # it is gone through several times
     if select:
         select_(model, example_inputs)
 
@@ -70,13 +88,19 @@ def prune_(
         groups = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place).without(spared, WRONG)
         check_prunable(groups)
         stats = collect(model, groups, data, wanted, loss) if wanted and data is not None else None
-        scores = score(groups, criterion, stats, seed=seed)
+        scores = score(groups, criterion, stats, seed=seed, per=per)
         plan = allocate(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor)
         if absorb:
             absorb_(model, groups, plan, new_biases=budget.params is None)
             again = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place)  # it may have got biases
             groups = again.without(spared, WRONG)
+        before = targets(model, groups, data) if repair and data is not None else None
         report = shrink_(model, groups, plan, verify=verify, optimizer=optimizer)
+        if before is not None:
+            after = trace(report.model, example_inputs, in_place=False)
+            done = repair_(report.model, after, plan, before)
+            told = f"{done.layers} layers were solved again by least squares on {done.samples} samples, after the proof"
+            report = replace(report, notes=(*report.notes, told, *done.notes))
         return replace(report, left_alone=report.left_alone + unscored(groups, scores, criterion))
 
     try:

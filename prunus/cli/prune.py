@@ -21,7 +21,9 @@ def command(
     input: Input = None,
     weights: Weights = None,
     classes: Classes = None,
-    data: Annotated[str | None, typer.Option(help="Folder, Parquet files, name, or digits: recalibrates BN.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder, Parquet files, name, or digits: for criteria, repair, BN.")
+    ] = None,
     criterion: Annotated[str, typer.Option(help="What is unimportant (prunus ls criteria).")] = "l2",
     allocator: Annotated[str, typer.Option(help="How much from where (prunus ls allocators).")] = "global",
     freeze: Annotated[list[str] | None, typer.Option(help="Nothing under this name or glob changes shape.")] = None,
@@ -30,7 +32,10 @@ def command(
     floor: Annotated[float | None, typer.Option(help="Least share (below 1) or number of a group's units.")] = None,
     absorb: Annotated[bool, typer.Option(help="Move the constant of removed channels into the next layer.")] = False,
     select: Annotated[bool, typer.Option(help="Channel selections for pre-activation networks.")] = False,
-    repair: Annotated[bool | None, typer.Option(help="Recalibrate batch norms. Default: when there is data.")] = None,
+    repair: Annotated[
+        bool | None, typer.Option(help="Rebuild every layer by least squares; --no-repair: not even batch norms.")
+    ] = None,
+    per: Annotated[str | None, typer.Option(help="Divide scores by a unit's cost: macs or params.")] = None,
     loss: Annotated[str | None, typer.Option(help=f"{FUNCTION} (output, batch) -> loss, for criteria.")] = None,
     evaluate: Annotated[str | None, typer.Option(help=f"{FUNCTION} (model) -> float, higher is better.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes to time at. Default: 1")] = None,
@@ -44,15 +49,16 @@ def command(
     from prunus.recipes.folder import refuse_used
 
     if repair and data is None:
-        raise InputError("--repair recalibrates batch norms on data: give --data.")
+        raise InputError("--repair rebuilds layers from data (no labels are needed): give --data.")
     if out is None and not dry_run:
         raise InputError("--out is missing: name the folder to write, or say --dry-run.")
     if out is not None and not dry_run:
         refuse_used(out, "Give another --out.")
     cut: dict[str, Any] = {"do": "prune", "criterion": criterion, "allocator": allocator, "round_to": round_to}
     cut |= {"budget": _budget(budget), "freeze": freeze or [], "only": only or [], "absorb": absorb, "select": select}
+    cut |= {"repair": bool(repair), "per": per}
     cut["floor"] = int(floor) if floor is not None and floor >= 1 and floor.is_integer() else floor
-    stages = [cut] + ([{"do": "recalibrate"}] if data is not None and repair is not False else [])
+    stages = [cut] + ([{"do": "recalibrate"}] if data is not None and repair is None else [])
     raw: dict[str, Any] = {"recipe": "prune", "model": model, "weights": weights, "classes": classes, "data": data}
     raw |= {"input": input, "loss": loss, "evaluate": evaluate, "seed": seed, "stages": stages}
     raw |= {"measure": {"batches": batch or [1]}}

@@ -6,6 +6,21 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+SILENT = {  # may differ between two runs
+    *("detach", "alias", "lift_fresh", "lift_fresh_copy", "empty", "_to_copy", "clone", "contiguous"),
+    *("_has_compatible_shallow_copy_type", "is_same_size"),
+}
+
+
+def plain_name(func: Any) -> str:
+    """``view`` for ``aten::view.default``."""
+    return str(func._schema.name).removeprefix("aten::")
+
+
+def alike(name: str) -> str:
+    """One name for operators that torch chooses between by strides alone."""
+    return "view" if name in ("_unsafe_view", "reshape", "_reshape_alias") else name
+
 
 @dataclass(frozen=True)
 class Cost:

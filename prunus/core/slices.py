@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,17 @@ class Group:
     offset: int = 0  # of the group's first unit in the flat numbering of all units
     floor: int = 1
     parts: int = 1
+    stats: Mapping[str, Any] = field(default_factory=dict)  # of its units, by kind
+
+    def statistic(self, kind: str) -> Any:
+        """A collected statistic of the units; raises `InputError` when there is none."""
+        if kind not in self.stats:
+            raise InputError(
+                f"no statistic '{kind}' was collected for group '{self.id}' (there is: "
+                f"{', '.join(self.stats) or 'none'}); run stats = prunus.collect(model, groups, loader, "
+                f"needs={{'{kind}'}}) first and pass it to score."
+            )
+        return self.stats[kind]
 
     @property
     def count(self) -> int:

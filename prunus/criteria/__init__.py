@@ -1,7 +1,7 @@
 """What is unimportant?  One file a criterion; every file of this folder is imported, so that it registers itself.
 
->>> sorted(entry.name for entry in criteria)
-['bn-gamma', 'l1', 'l2', 'random']
+>>> len(criteria) > 18, "l2" in [entry.name for entry in criteria]
+(True, True)
 """
 
 from importlib import import_module

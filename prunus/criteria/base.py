@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from prunus.core import Entry, Fixed, Group, Groups, InputError, Registry
+from prunus.core.groups import COSTS
 from prunus.core.running import has_values
 from prunus.core.slices import ROLES
 from prunus.criteria.normalize import normalizers
-from prunus.observe import Stats
+from prunus.observe import Stats, collectors
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 
@@ -37,11 +38,13 @@ def criterion(
     name: str,
     *,
     roles: Iterable[str],
+    prefer: Iterable[str] = (),
     kind: str = "element",
     needs: Iterable[str] = (),
     across: str = "sum",
     finish: str = "identity",
     normalize: str = "none",
+    per: str | None = None,
     seeded: bool = False,
     paper: str = "",
 ) -> Callable[[F], F]:
@@ -49,12 +52,15 @@ def criterion(
 
     Args:
         roles: which slices of a group count (`prunus.core.groups.ROLES`); a group with none of them is left alone.
+        prefer: of those roles, the ones that alone count in a group that has them (the scales of a norm, say, and not
+            the weights before it as well: both hold the same gate).
         kind: ``"element"``: the function takes a `Slice` and returns a term per element, ``(units, fan)``;
             ``"group"``: it takes a `Group` holding only those slices and returns ``(units,)``.
         needs: the statistics it reads, as `prunus.observe.collect` names them.
         across: how the slices of a group are joined: ``sum``, ``mean`` or ``max`` (element kind).
         finish: what is done to the joined sum: ``identity``, ``abs``, ``square`` or ``sqrt`` (element kind).
         normalize: the normaliser used unless `score` is told another one.
+        per: what the score is divided by unless `score` is told otherwise (see there).
         seeded: whether the function takes a keyword ``seed`` as well.
 
     Raises: `ValueError` for a declaration that is none of these.
@@ -71,9 +77,11 @@ def criterion(
         kind=kind,
         needs=frozenset(needs),
         roles=tuple(role for role in ROLES if role in set(roles)),
+        prefer=tuple(role for role in ROLES if role in set(prefer)),
         across=across,
         finish=finish,
         normalize=normalizers[normalize].name,
+        per=per,
         seeded=seeded,
     )
     return register
@@ -86,6 +94,7 @@ def score(
     *,
     seed: int = 0,
     normalize: str | Callable[[Tensor], Tensor] | None = None,
+    per: str | None = None,
 ) -> dict[str, Tensor]:
     r"""Score every unit of every group: ``{group id: (units,)}`` in float64 on the CPU, higher = keep.
 
@@ -110,13 +119,28 @@ def score(
     for group in groups:
         seen = _slices_of(group, entry, stats)
         if seen.slices:
-            scores[group.id] = _checked(finish(_raw(entry, seen, seed)), entry, group)
+            found = _raw(entry, seen, seed)
+            if found is not None:
+                scores[group.id] = _checked(finish(found), entry, group)
     if not scores and len(groups):
         raise InputError(
             f"criterion '{entry.name}' scores none of the {len(groups)} groups: it reads slices of role "
             f"{' or '.join(entry.declares['roles'])}, and no group has one. Choose another criterion, e.g. 'l2'."
         )
-    return scores
+    kind = entry.declares["per"] if per is None else per
+    return {id: values / savings(groups, groups[id], kind) for id, values in scores.items()} if kind else scores
+
+
+def savings(groups: Groups, group: Group, kind: str) -> int:
+    """What the network saves of ``macs`` or ``params`` without one unit of every part of a group, at least 1.
+
+    Raises: `InputError` for another kind.
+    """
+    if kind not in COSTS:
+        raise InputError(f"per='{kind}': expected one of {', '.join(COSTS)}.")
+    keep = torch.ones(groups.units, dtype=torch.bool)
+    keep[group.offset : group.offset + group.units : group.count] = False
+    return max(groups.costs()[kind] - groups.costs(keep)[kind], 1)
 
 
 def needs(criterion: str | Callable[..., Tensor]) -> frozenset[str]:
@@ -139,13 +163,18 @@ def needed(criterion: str | Callable[..., Tensor], data: Iterable[Any] | None) -
 def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Callable[..., Tensor]) -> tuple[Fixed, ...]:
     """The groups a criterion could not score, and why: an allocator leaves them whole."""
     entry = criteria.find(criterion)
-    why = f"criterion '{entry.name}' reads slices of role {' or '.join(entry.declares['roles'])}; it has none"
+    what = " or ".join(sorted(entry.declares["needs"])) if entry.declares["kind"] == "group" else ""
+    what = f"what was seen of its units ({what})" if what else f"slices of role {' or '.join(entry.declares['roles'])}"
+    why = f"criterion '{entry.name}' reads {what}; it has none"
     return tuple(Fixed(group.id, why) for group in groups if group.id not in scores)
 
 
-def _raw(entry: Entry[Callable[..., Tensor]], group: Group, seed: int) -> Tensor:
-    """The scores of one group before they are normalised: ``(units,)``."""
+def _raw(entry: Entry[Callable[..., Tensor]], group: Group, seed: int) -> Tensor | None:
+    """The scores of one group before they are normalised: ``(units,)``; None where nothing was seen of it."""
     call = entry.call
+    units = {need for need in entry.declares["needs"] if collectors[need].declares.get("of") == "group"}
+    if not units <= set(group.stats):
+        return None
     if entry.declares["kind"] == "group":
         return call(group, seed=seed) if entry.declares["seeded"] else call(group)
     terms = [call(s).flatten(1).sum(1) for s in group.slices]  # (units, fan) -> (units,)
@@ -156,16 +185,22 @@ def _raw(entry: Entry[Callable[..., Tensor]], group: Group, seed: int) -> Tensor
 def _slices_of(group: Group, entry: Entry[Callable[..., Tensor]], stats: Stats | None) -> Group:
     """The group with only the slices that count, in at least float32, carrying their statistics."""
     seen = []
-    for s in group.with_role(*entry.declares["roles"]):
+    for s in group.with_role(*_roles_in(group, entry)):
         tensor = s.tensor.detach()
         if tensor.is_floating_point() and tensor.element_size() < 4:
             tensor = tensor.float()
         seen.append(replace(s, tensor=tensor, stats=stats.of(s.name) if stats is not None else s.stats))
-    return replace(group, slices=tuple(seen))
+    return replace(group, slices=tuple(seen), stats=stats.of_group(group.id) if stats is not None else group.stats)
+
+
+def _roles_in(group: Group, entry: Entry[Callable[..., Tensor]]) -> tuple[str, ...]:
+    """The roles that count in a group: those that the criterion prefers, where there are such, else the others."""
+    first: tuple[str, ...] = entry.declares["prefer"]
+    return first if first and group.with_role(*first) else entry.declares["roles"]
 
 
 def _check_stats(entry: Entry[Callable[..., Tensor]], groups: Groups, stats: Stats | None) -> None:
-    missing = sorted(entry.declares["needs"] - set(stats.kinds if stats is not None else ()))
+    missing = sorted(entry.declares["needs"] - (stats.names if stats is not None else frozenset()))
     if missing:
         raise InputError(
             f"criterion '{entry.name}' needs the statistics {', '.join(missing)}. Run stats = prunus.collect(model, "

@@ -53,6 +53,43 @@ def rank(scores: Tensor) -> Tensor:
     return ranks / len(scores)
 
 
+@normalizers.register("l2", paper="Molchanov et al., Pruning Convolutional Neural Networks, ICLR 2017")
+def l2(scores: Tensor) -> Tensor:
+    r"""Divide by the group's Euclidean norm, $s_u / \sqrt{\sum_v s_v^2}$.
+
+    >>> l2(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
+    return _divide(scores, scores.norm())
+
+
+@normalizers.register("sum", paper="Lee et al., SNIP, ICLR 2019")
+def sum(scores: Tensor) -> Tensor:
+    r"""Divide by the group's sum of absolute scores, $s_u / \sum_v |s_v|$.
+
+    >>> sum(torch.tensor([1.0, 3.0]))
+    tensor([0.2500, 0.7500])
+    """
+    return _divide(scores, scores.abs().sum())
+
+
+@normalizers.register("lamp", paper="Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021")
+def lamp(scores: Tensor) -> Tensor:
+    r"""Layer-adaptive magnitude, $s_u / \sum_{v : s_v \ge s_u} s_v$ with $s$ the energy (squared norm) of a unit.
+
+    The best unit of every group scores 1, so that no group is emptied.  The sums run over those not yet removed, added
+    up directly (total minus cumulated would lose precision); ties by order of the units.
+
+    >>> lamp(torch.tensor([1.0, 4.0, 9.0]))        # 1/14, 4/13, 1
+    tensor([0.0714, 0.3077, 1.0000])
+    """
+    order = scores.argsort(stable=True)
+    rest = scores[order].flip(0).cumsum(0).flip(0)
+    out = torch.empty_like(scores)
+    out[order] = scores[order] / torch.where(rest > 0, rest, torch.ones_like(rest))
+    return out
+
+
 def _divide(scores: Tensor, by: Tensor) -> Tensor:
     """`scores / by`, where a group of zeros stays zero."""
     return scores / torch.where(by > 0, by, torch.ones_like(by))

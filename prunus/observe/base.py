@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus.core import Groups, InputError, Inputs, Registry
 from prunus.core.running import undisturbed
 from prunus.observe.progress import progress
 
 Loss = Callable[[Any, Any], Tensor]
+Watch = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Stats:
     """What was seen: kind of statistic -> parameter name -> tensor of the parameter's shape.
 
-    Void after a cut: `check` raises when the shapes are no longer those of the groups.
+    Statistics of units are in `groups`: kind -> group id -> what the collector says, for the numbers of `units`.  Void
+    after a cut: `check` raises when the shapes are no longer those of the groups.
 
     >>> Stats({"grad": {"fc.weight": torch.ones(2, 3)}}).of("fc.weight")["grad"].shape
     torch.Size([2, 3])
     """
 
     kinds: Mapping[str, Mapping[str, Tensor]]
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         frozen = {kind: MappingProxyType(dict(tensors)) for kind, tensors in self.kinds.items()}
@@ -40,8 +44,24 @@ class Stats:
         """Every statistic of one parameter, by kind."""
         return {kind: tensors[name] for kind, tensors in self.kinds.items() if name in tensors}
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The kinds of statistics that there are."""
+        return frozenset(self.kinds) | frozenset(self.groups)
+
+    def of_group(self, id: str) -> dict[str, Any]:
+        """Every statistic of the units of one group, by kind."""
+        return {kind: values[id] for kind, values in self.groups.items() if id in values}
+
     def check(self, groups: Groups) -> None:
         """Raise `InputError` unless every statistic has the shape of its parameter in `groups`."""
+        now = {group.id: group.units for group in groups}
+        changed = [id for id, n in self.units.items() if now.get(id, n) != n]
+        if changed:
+            raise InputError(
+                f"statistics were collected on {self.units[changed[0]]} units of group '{changed[0]}', which has "
+                f"{now[changed[0]]} now: statistics are void after a cut. Trace and collect again."
+            )
         for s in (s for group in groups for s in group.slices):
             for kind, tensor in self.of(s.name).items():
                 if tensor.shape != s.tensor.shape:
@@ -60,19 +80,34 @@ class Seen:
     loader: Iterable[Any]
     loss: Loss | None
 
-    def batches(self) -> Iterator[tuple[Tensor, int]]:
-        """Per batch, the mean loss (a scalar with its graph) and the number of samples."""
+    def forwards(self, watch: Watch = nullcontext) -> Iterator[tuple[Any, Any, int]]:
+        """Per batch, the output of the network (run under ``watch()``), the batch and the number of samples.
+
+        Raises: `InputError` when there is no batch, or one holds a number that is not finite.
+        """
         place = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        seen = 0
         for batch in progress(self.loader, "observing"):
             batch = tree_map_only(Tensor, lambda t: t.to(place), batch)
+            check_finite(batch, seen)
             inputs = inputs_of(batch)
-            value = (self.loss or default_loss)(inputs(self.model), batch)
+            with watch():
+                out = inputs(self.model)
+            seen += 1
+            yield out, batch, inputs.batch
+        if not seen:
+            raise InputError("the loader holds no batch, so nothing can be observed. Give data= at least one batch.")
+
+    def batches(self, watch: Watch = nullcontext) -> Iterator[tuple[Tensor, int]]:
+        """Per batch, the mean loss (a scalar with its graph) and the number of samples."""
+        for out, batch, size in self.forwards(watch):
+            value = (self.loss or default_loss)(out, batch)
             if not isinstance(value, Tensor) or not value.requires_grad:
                 raise InputError(f"loss= must return a tensor that depends on the weights; it gave {value!r}.")
-            yield value.mean(), inputs.batch
+            yield value.mean(), size
 
 
-collectors: Registry[Callable[[Seen], Mapping[str, Tensor]]] = Registry("statistic")
+collectors: Registry[Callable[[Seen], Mapping[str, Any]]] = Registry("statistic")  # declares of="group" or a parameter
 
 
 def collect(
@@ -82,7 +117,7 @@ def collect(
     needs: Iterable[str],
     loss: Loss | None = None,
 ) -> Stats:
-    """Collect the statistics `needs` (``"grad"``) of every parameter of the groups over all batches of `loader`.
+    """Collect the statistics `needs` (``"grad"``, ``"gate"`` ...) of the groups over all batches of `loader`.
 
     The network is left as it was: gradients, training mode, ``requires_grad``, random state and buffers.
 
@@ -97,7 +132,20 @@ def collect(
     wanted = [collectors[need] for need in sorted(set(needs))]
     with untouched(model):
         seen = Seen(model, groups, loader, loss)
-        return Stats({entry.name: entry.call(seen) for entry in wanted})
+        found = {entry.name: entry.call(seen) for entry in wanted}
+    units = {entry.name for entry in wanted if entry.declares.get("of") == "group"}
+    return Stats(
+        {kind: values for kind, values in found.items() if kind not in units},
+        {kind: values for kind, values in found.items() if kind in units},
+        {group.id: group.units for group in groups},
+    )
+
+
+def check_finite(batch: Any, number: int) -> None:
+    """Raise `InputError` when a batch of data holds NaN or infinity."""
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+            raise InputError(f"batch {number} of the data holds NaN or infinity: clean it, or leave it out.")
 
 
 def default_loss(output: Any, batch: Any) -> Tensor:
@@ -109,7 +157,8 @@ def default_loss(output: Any, batch: Any) -> Tensor:
         return F.cross_entropy(output, batch[1], reduction="none")
     raise InputError(
         f"no default loss fits an output of type {type(output).__name__} and a batch of type {type(batch).__name__}: "
-        "it is output.loss, else cross-entropy on (x, y). Give loss=, a function (output, batch) -> loss."
+        "it is output.loss, else cross-entropy on (x, y). Give labels, or loss=, a function (output, batch) -> loss; "
+        "criteria without labels: 'obs', 'thinet', 'lasso', 'apoz', 'entropy', and those of weights alone, e.g. 'l2'."
     )
 
 

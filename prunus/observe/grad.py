@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
-from prunus.core import InputError
 from prunus.observe.base import Seen, collectors
 
 
@@ -31,6 +30,4 @@ def grad(seen: Seen) -> dict[str, Tensor]:
     if distributed.is_available() and distributed.is_initialized():
         for tensor in (*total, samples):
             distributed.all_reduce(tensor)
-    if not samples:
-        raise InputError("the loader holds no batch, so no gradient can be collected. Give data= at least one batch.")
     return {name: sum_ / samples for name, sum_ in zip(parameters, total, strict=True)}

@@ -97,6 +97,8 @@ class Prune(Stage):
     only: list[str] = []
     absorb: bool = False
     select: bool | Literal["auto"] = False
+    repair: bool = False
+    per: Literal["macs", "params"] | None = None
     verify: bool = True
 
     @field_validator("floor")
@@ -184,7 +186,7 @@ class Recipe(Strict):
                 hint = did_you_mean(teacher, names)
                 raise UnknownNameError(f"stage '{stage.name}': no earlier stage is named '{teacher}'.{hint}")
             names.append(stage.name)
-        needy = [s.name for s in self.stages if isinstance(s, (Training, Recalibrate))]
+        needy = [s.name for s in self.stages if isinstance(s, (Training, Recalibrate)) or getattr(s, "repair", False)]
         if self.data is None and needy:
             raise InputError(f"stage '{needy[0]}' needs data; give data: (a folder, Parquet files, or a name).")
         trains = [s.name for s in self.stages if isinstance(s, Training)]

@@ -13,7 +13,7 @@ from prunus.criteria import needs
 from prunus.recipes.context import Context
 from prunus.recipes.schema import Export, Finetune, Prune, Recalibrate, Sparsify, Stage
 
-CALIBRATION = 16  # batches that a criterion which looks at data is given
+CALIBRATION = 16  # batches of 64 that criteria and repair are given
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def cut(context: Context, stage: Prune, model: nn.Module, *, verify: bool) -> Re
     """`prune_` with what a prune stage says."""
     from prunus.prune import prune_
 
-    data = list(context.batches(64, CALIBRATION)) if needs(stage.criterion) else None
+    data = list(context.batches(64, CALIBRATION)) if needs(stage.criterion) or stage.repair else None
     return prune_(
         model,
         context.example,
@@ -96,6 +96,8 @@ def cut(context: Context, stage: Prune, model: nn.Module, *, verify: bool) -> Re
         absorb=stage.absorb,
         select=bool(stage.select),
         verify=verify,
+        repair=stage.repair,
+        per=stage.per,
         seed=context.recipe.seed,
     )
 

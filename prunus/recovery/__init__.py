@@ -1,7 +1,19 @@
-"""What repairs accuracy after a cut: batch-norm statistics, distillation, and learning rates for fine-tuning."""
+"""What repairs accuracy after a cut: least squares, batch norms, distillation, rates for fine-tuning."""
 
 from prunus.recovery.batchnorm import Recalibrated, recalibrate_
 from prunus.recovery.distillation import distill
 from prunus.recovery.protocols import cosine, last, rewind
+from prunus.recovery.repair import Repaired, Targets, repair_, targets
 
-__all__ = ["Recalibrated", "cosine", "distill", "last", "recalibrate_", "rewind"]
+__all__ = [
+    "Recalibrated",
+    "Repaired",
+    "Targets",
+    "cosine",
+    "distill",
+    "last",
+    "recalibrate_",
+    "repair_",
+    "rewind",
+    "targets",
+]

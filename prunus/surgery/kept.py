@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from prunus.core import Groups, Operator, VerificationError
-from prunus.tracing.apply import alike, plain_name, with_scale
+from prunus.core.operators import SILENT, alike, plain_name
+from prunus.tracing.apply import with_scale
 from prunus.tracing.decisions import decided
-from prunus.tracing.tracer import SILENT
 
 
 class Kept(TorchDispatchMode):

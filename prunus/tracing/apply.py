@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunus.core import Edit, Groups, Inputs, Operator, TensorPlan, VerificationError
+from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.places import set_place
 from prunus.core.running import has_values
 from prunus.tracing.decisions import decided
-from prunus.tracing.tracer import SILENT
 
 
 def narrow(tensor: Tensor, plan: TensorPlan | None) -> Tensor:
@@ -145,20 +145,8 @@ def run(
     with unchanged(model), evaluating(model):
         empty_caches(model)
         with watch or nullcontext():
-            out = functional_call(
-                model, tensors, inputs.args, dict(inputs.kwargs), tie_weights=True, strict=False
-            )
+            out = functional_call(model, tensors, inputs.args, dict(inputs.kwargs), tie_weights=True, strict=False)
     return list(output_tensors(out))
-
-
-def plain_name(func: Any) -> str:
-    """``view`` for ``aten::view.default``."""
-    return str(func._schema.name).removeprefix("aten::")
-
-
-def alike(name: str) -> str:
-    """One name for operators that torch chooses between by strides alone."""
-    return "view" if name in ("_unsafe_view", "reshape", "_reshape_alias") else name
 
 
 def with_scale(name: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,6 @@ from typing import Any
 from prunus.tracing.labels import Atoms
 from prunus.tracing.symbols import Expression
 
-SILENT = {  # may differ between two runs
-    *("detach", "alias", "lift_fresh", "lift_fresh_copy", "empty", "_to_copy", "clone", "contiguous"),
-    *("_has_compatible_shallow_copy_type", "is_same_size"),
-}
-
 
 @dataclass(eq=False)
 class Dim:

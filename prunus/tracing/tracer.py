@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core.counting import multiply_adds
-from prunus.tracing.calls import SILENT, Call, Dim, Dims, Equation, Fact, Ref
+from prunus.tracing.calls import Call, Dim, Dims, Equation, Fact, Ref
 from prunus.tracing.decisions import decision
 from prunus.tracing.functions import Functions
 from prunus.tracing.labels import Labels
 from prunus.tracing.probe import unknown_operator
 from prunus.tracing.symbols import Expression, Size, Watch, open_functions, traced_attributes, traced_roots
 
-__all__ = ["SILENT", "Call", "Dim", "Dims", "Equation", "Fact", "Ref", "Rule", "Tracer"]
+__all__ = ["Call", "Dim", "Dims", "Equation", "Fact", "Ref", "Rule", "Tracer"]
 
 Rule = Callable[["Tracer", tuple[Any, ...], dict[str, Any], list[Tensor]], list[Dims]]
 
@@ -28,9 +28,7 @@ Rule = Callable[["Tracer", tuple[Any, ...], dict[str, Any], list[Tensor]], list[
 class Tracer(TorchDispatchMode):
     """Records every operator of a forward and moves the labels through it by the rule of its family."""
 
-    def __init__(
-        self, model: nn.Module, rules: Callable[[Any], Rule | None], *, keep_arguments: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, rules: Callable[[Any], Rule | None], *, keep_arguments: bool = False) -> None:
         super().__init__()
         self.model = model
         self.labels = Labels()

@@ -1,0 +1,48 @@
+"""A forward made again, operator by operator, beside what was traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunus.core.errors import InputError
+from prunus.core.operators import SILENT, Operator, alike, plain_name
+
+Before = Callable[[int, Any, Any], None]  # number of the operator, args, kwargs
+After = Callable[[int, Any, Any, Any], None]  # ... and what it gave
+
+
+class Replay(TorchDispatchMode):
+    """Tells of every ATen call of a forward which of the traced `operators` it is.
+
+    `before` and `after` are called with the number of the operator; under them the mode is off.  Raises `InputError`
+    when forward does something else than it did when it was traced.
+    """
+
+    def __init__(self, operators: Sequence[Operator], *, before: Before | None = None, after: After | None = None):
+        super().__init__()
+        self.operators, self.before, self.after = operators, before, after
+        self.steps = [i for i, op in enumerate(operators) if op.name not in SILENT]
+        self.at = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, plain_name(func)
+        if name in SILENT:
+            return func(*args, **kwargs)
+        number = self.steps[self.at] if self.at < len(self.steps) else -1
+        if number < 0 or alike(self.operators[number].name) != alike(name):
+            told = self.operators[number].name if number >= 0 else "nothing more"
+            raise InputError(
+                f"on these data the network's forward calls {name} where it called {told} when it was traced: what "
+                "was seen cannot be told apart by operator. Trace it with example_inputs like the data, or use a "
+                "criterion of weights alone, e.g. 'l2'."
+            )
+        self.at += 1
+        if self.before is not None:
+            self.before(number, args, kwargs)
+        out = func(*args, **kwargs)
+        if self.after is not None:
+            self.after(number, args, kwargs, out)
+        return out

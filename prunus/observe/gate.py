@@ -1,0 +1,90 @@
+"""What the loss of every sample says of a gate on every unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.core import InputError
+from prunus.core.replay import Replay
+from prunus.observe.base import Seen, collectors
+from prunus.observe.layers import Layer, Weights, input_axis, onto_units, output_axis, split_units
+
+
+@collectors.register("gate", of="group")
+def gate(seen: Seen) -> dict[str, Tensor]:
+    r"""Derivative of each sample's loss by a gate on everything that is read of a unit, ``(samples, units)`` a group.
+
+    .. math:: g_{nu} = \sum_{l \in \text{consumers}} \sum_{m} x_{lnum} \frac{\partial L_n}{\partial x_{lnum}}
+
+    over all layers :math:`l` that read the unit and all positions :math:`m`; the slopes are those through that layer
+    alone, so that nothing counts twice where a residual stream is read again and again.  Units that no layer reads
+    (queries, keys) are gated where layers make them.  Source: Liu et al., "Group Fisher Pruning", ICML 2021, eq. 6.
+    """
+    groups = seen.groups
+    read = {i: axis for i, op in enumerate(groups.operators) if (axis := input_axis(groups, i)) is not None and op.macs}
+    found: list[Tensor] = []
+    held: dict[int, tuple[Layer, Tensor]] = {}
+    reached = torch.zeros(groups.units, dtype=torch.bool)
+
+    def watch() -> Replay:
+        held.clear()
+        weights = Weights(seen.model)
+
+        def after(number: int, args: Any, kwargs: Any, out: Any) -> None:
+            layer = weights.layer(groups.operators[number], args)
+            if layer is not None:
+                held[number] = layer, out
+
+        return Replay(groups.operators, after=after)
+
+    for loss, size in seen.batches(watch):
+        slopes = torch.autograd.grad(loss * size, [out for _, out in held.values()], allow_unused=True)
+        total = torch.zeros(size, groups.units)
+        outputs = []
+        for (number, (layer, out)), slope in zip(held.items(), slopes):
+            if slope is None:
+                continue
+            if number in read:
+                of = groups.axes[read[number]]
+                reached[of[of >= 0]] = True
+                total += onto_units(_per_sample(layer, through(layer, slope), size), of, groups.units).cpu()
+            made = output_axis(groups, number)
+            if made is not None:
+                outputs.append((groups.axes[made], _per_sample(layer, out.detach() * slope, size)))
+        made_only = torch.zeros_like(reached)
+        for rows, values in outputs:
+            own = (rows < 0) | reached[rows.clamp(min=0)]
+            total += onto_units(values, torch.where(own, -1, rows), groups.units).cpu()
+            made_only[rows[~own]] = True
+        seen_now = reached | made_only
+        found.append(total)
+    return split_units(groups, torch.cat(found), seen_now)
+
+
+def through(layer: Layer, slope: Tensor) -> Tensor:
+    """The input of a layer times the slope of the loss by it through this layer alone, of the input's shape."""
+    x, weight = layer.x.detach(), layer.weight.detach()
+    if not layer.stride:
+        return x * (slope @ weight)
+    many = len(layer.stride)
+    back = torch.ops.aten.convolution_backward(
+        slope, x, weight, None, layer.stride, layer.padding, layer.dilation, False, [0] * many, layer.groups,
+        [True, False, False],
+    )[0]  # fmt: skip
+    return x * back
+
+
+def _per_sample(layer: Layer, values: Tensor, size: int) -> Tensor:
+    """``(samples, channels)``: summed over positions."""
+    values = values.detach()
+    if layer.stride:
+        return values.flatten(2).sum(2) if values.dim() > 2 else values
+    if values.shape[0] % size:
+        raise InputError(
+            f"layer '{layer.name}' gets {values.shape[0]} rows of {size} samples, so that they cannot be told apart by "
+            "sample. Use a criterion of weights, e.g. 'taylor'."
+        )
+    return values.reshape(size, -1, values.shape[-1]).sum(1)

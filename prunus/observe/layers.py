@@ -1,0 +1,163 @@
+"""Layers as they are called: contractions of an activation with a weight, and the rows that they multiply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunus.core import Groups, Operator
+
+INPUTS = {"convolution": 0, "mm": 0, "addmm": 1}  # which operand of a layer is what goes in
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    r"""One call of a convolution or a linear layer, ``y = W x + b`` on every row.
+
+    Attributes:
+        name: qualified name of the weight.
+        call: 0 for the first call with this weight, 1 for the second ...
+        weight: the operand as ``(out, in / groups, *kernel)``, a view of the parameter whatever way it is stored.
+        x: what goes in, ``(N, in, *size)`` or ``(rows, in)``.
+        groups, stride, padding, dilation: of a convolution; ``()`` for a linear layer.
+    """
+
+    name: str
+    call: int
+    weight: Tensor
+    x: Tensor
+    bias: Tensor | None = None
+    groups: int = 1
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells this call from every other of the network."""
+        return self.name, self.call
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of the output that are not channels: samples, then positions."""
+        kernel = self.weight.shape[2:]
+        spatial = (
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(self.x.shape[2:], kernel, self.stride, self.padding, self.dilation)
+        )
+        return (self.x.shape[0], *spatial)
+
+    @property
+    def rows(self) -> int:
+        """How many output positions there are over all samples."""
+        return math.prod(self.sizes)
+
+    @property
+    def fan(self) -> int:
+        """How many inputs a row has, of one convolution group."""
+        return self.weight[0].numel()
+
+    def inputs(self, index: Tensor) -> Tensor:
+        """The rows numbered by `index` ``(n,)``: ``(groups, n, fan)``, in the order of ``weight.flatten(1)``."""
+        if not self.stride:
+            return self.x[index][None]
+        places = torch.unravel_index(index, self.sizes)
+        spans = zip(places[1:], self.stride, self.dilation, self.weight.shape[2:])
+        many = len(self.stride)
+        windows = []  # each (n, 1.., k, ..1)
+        for i, (at, s, d, k) in enumerate(spans):
+            steps = (torch.arange(k, device=index.device) * d).reshape([-1] + [1] * (many - 1 - i))
+            windows.append((at * s)[(..., *[None] * many)] + steps)
+        padded = F.pad(self.x, [p for p in reversed(self.padding) for _ in range(2)]) if any(self.padding) else self.x
+        sample = places[0][(..., *[None] * many)]
+        patches = padded.movedim(1, -1)[(sample, *windows)]  # (n, *kernel, in)
+        return patches.movedim(-1, 1).reshape(len(index), self.groups, -1).movedim(1, 0)
+
+    def outputs(self, y: Tensor, index: Tensor) -> Tensor:
+        """The rows of an output (or of anything of its shape): ``(n, out)``."""
+        return y.movedim(1, -1)[torch.unravel_index(index, self.sizes)] if self.stride else y[index]
+
+
+class Weights:
+    """Finds the parameter that an operand is a view of."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()}
+        self._parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
+        self._calls: dict[str, int] = {}
+
+    def layer(self, op: Operator, args: Any) -> Layer | None:
+        """The layer that an operator called with `args` is; None when it is none, or its weight is no parameter."""
+        if op.name == "convolution":
+            x, weight, bias, stride, padding, dilation, transposed, _, groups = args
+            name = self._name(weight)
+            if transposed or name is None:
+                return None
+            many = weight.dim() - 2
+            wide = (tuple(v) * many if len(v) == 1 else tuple(v) for v in (stride, padding, dilation))
+            return Layer(name, self._count(name), weight, x, bias, groups, *wide)
+        if op.name in INPUTS:
+            x, weight = args[-2:]
+            name = self._name(weight)
+            if name is None or self._name(x) is not None:
+                return None
+            bias = args[0] if op.name == "addmm" else None
+            return Layer(name, self._count(name), weight.t(), x, bias)
+        return None
+
+    def _name(self, tensor: Tensor) -> str | None:
+        """The parameter whose memory `tensor` shows."""
+        return self._names.get(tensor.untyped_storage().data_ptr())
+
+    def _count(self, name: str) -> int:
+        self._calls[name] = self._calls.get(name, -1) + 1
+        return self._calls[name]
+
+
+def sample_rows(layer: Layer, most: int, generator: torch.Generator) -> Tensor:
+    """Numbers of at most `most` rows, drawn without order over all samples and positions: ``(n,)``, sorted."""
+    if layer.rows <= most:
+        return torch.arange(layer.rows)
+    return torch.randint(layer.rows, (most,), generator=generator).unique()
+
+
+def input_axis(groups: Groups, number: int) -> int | None:
+    """The axis (row of ``groups.axes``) of the channels that go into the layer at operator `number`, if any."""
+    op = groups.operators[number]
+    if op.name not in INPUTS:
+        return None
+    tensor = op.reads[INPUTS[op.name]]
+    for before in reversed(groups.operators[:number]):
+        if tensor in before.writes:
+            axes = before.axes[before.writes.index(tensor)]
+            return axes[1] if len(axes) > 1 else None
+    return None
+
+
+def output_axis(groups: Groups, number: int) -> int | None:
+    """The axis of the channels that come out of the layer at operator `number`, if any."""
+    return groups.operators[number].axes[0][1]
+
+
+def onto_units(values: Tensor, axis: Tensor, units: int) -> Tensor:
+    """Sum channels ``(..., channels)`` to units ``(..., units)``; `axis` ``(channels, k)`` says whose each one is.
+
+    >>> onto_units(torch.tensor([1., 2., 4.]), torch.tensor([[0], [1], [0]]), 2)
+    tensor([5., 2.])
+    """
+    out = values.new_zeros(*values.shape[:-1], units + 1)
+    for owner in axis.to(values.device).unbind(1):  # heads and head dimensions both own a channel: k is 1 or 2
+        out.index_add_(-1, torch.where(owner < 0, units, owner), values)
+    return out[..., :units]
+
+
+def split_units(groups: Groups, values: Tensor, seen: Tensor) -> dict[str, Tensor]:
+    """``(..., units of all groups)`` by group id, of the groups of which every unit was `seen`."""
+    found = ((g.id, slice(g.offset, g.offset + g.units)) for g in groups)
+    return {id: values[..., rows] for id, rows in found if bool(seen[rows].all())}

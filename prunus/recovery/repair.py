@@ -1,0 +1,330 @@
+r"""Closed-form repair of a network that was cut: least squares, layer after layer.
+
+Every layer is solved again, in the order of execution, so that from the inputs that it has in the cut network it gives
+what it gave in the original; where it is the last part of a residual sum, so that the sum does:
+
+.. math:: \min_{W, b} \tfrac1N \sum_n \lVert t_n - W \hat x_n - b \rVert^2 + \lambda \lVert W - W_0 \rVert^2
+
+A layer without a bias before a batch norm gives its :math:`b` to the running mean.  Statistics of batch norms stay as
+they were otherwise: they belong to the outputs that are rebuilt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from prunus.core import Groups, InputError, Inputs, Operator, Plan
+from prunus.core.replay import Replay
+from prunus.core.running import undisturbed
+from prunus.observe.base import check_finite, inputs_of
+from prunus.observe.layers import Layer, Weights, output_axis, sample_rows
+
+PER_UNKNOWN = 20  # rows of a least-squares system for every unknown, where there are so many
+LEAST_ROWS = 8192
+ENOUGH = 5  # rows for every unknown; with fewer the ridge grows
+RIDGE = 1e-3  # of the mean variance of the inputs
+MEMORY = 2 << 30  # bytes
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A residual sum that a layer feeds as its last part: numbers of the adding operator, of the other tensor, and of
+    the batch norm between layer and sum, if there is one."""
+
+    number: int
+    other: int
+    norm: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What every layer of the original network gave on the calibration data, at sampled rows; see `targets`."""
+
+    groups: Groups
+    inputs: Inputs
+    rows: Mapping[Key, Tensor]  # (n,)
+    values: Mapping[Key, Tensor]  # (n, out)
+    axes: Mapping[Key, int | None]  # of the output's channels
+    summed: frozenset[Key]  # whose values are those of the residual sum
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What `repair_` did: layers solved again, on how many samples, and what is to be known of it."""
+
+    layers: int
+    samples: int
+    notes: tuple[str, ...] = ()
+
+
+def targets(
+    model: nn.Module,
+    groups: Groups,
+    batches: Iterable[Any],
+    *,
+    limit: int | None = 1024,
+    memory: int = MEMORY,
+    seed: int = 0,
+) -> Targets:
+    """Run the network, before it is cut, on unlabelled data, and keep what `repair_` rebuilds.
+
+    Args:
+        groups: what `prunus.trace` returned of `model`.
+        batches: ``x`` or ``(x, ...)``, of training data as in deployment (no augmentation).
+        limit: at most so many samples; None takes all.
+        memory: bytes that the activations of all samples together may take; fewer samples are used otherwise (a note
+            says so).
+
+    Raises: `InputError` when there is no batch, or one holds NaN or infinity, or forward goes another way on the data
+    than it did when it was traced.
+    """
+    most = max(memory // max(bytes_of_a_sample(groups), 1), 1)
+    inputs = gather(batches, limit)
+    notes: tuple[str, ...] = ()
+    if inputs.batch > most:
+        notes = (f"repair looked at {most} of {inputs.batch} samples: more do not fit in memory={memory / 2**30:g} GB",)
+        inputs = _first(inputs, most)
+    generator, weights = torch.Generator().manual_seed(seed), Weights(model)
+    rows: dict[Key, Tensor] = {}
+    values: dict[Key, Tensor] = {}
+    axes: dict[Key, int | None] = {}
+    open_: dict[int, Layer] = {}  # of layers whose output, or whose sum, comes with the operator of that number
+    summed: set[Key] = set()
+
+    def before(number: int, args: Any, kwargs: Any) -> None:
+        layer = weights.layer(groups.operators[number], args)
+        if layer is not None:
+            rows[layer.key] = sample_rows(layer, max(PER_UNKNOWN * (layer.fan + 1), LEAST_ROWS), generator)
+            axes[layer.key] = output_axis(groups, number)
+            joined = residual(groups.operators, number)
+            summed.update({layer.key} if joined else ())
+            open_[joined.number if joined else number] = layer
+
+    def after(number: int, args: Any, kwargs: Any, out: Any) -> None:
+        if number in open_:
+            layer = open_.pop(number)
+            values[layer.key] = _rows(layer, out, rows[layer.key])
+
+    with undisturbed(model), Replay(groups.operators, before=before, after=after):
+        inputs.map(torch.clone)(model)
+    return Targets(groups, inputs, rows, values, axes, frozenset(summed), notes)
+
+
+def repair_(model: nn.Module, groups: Groups, plan: Plan, wanted: Targets) -> Repaired:
+    """Solve every layer of the cut network again by least squares, so that it gives what the original gave.
+
+    One forward of all calibration samples: a layer is solved when it is reached, so that those behind it see what it
+    gives now, and make up for what is left of its error.  Convolutions of any kernel, stride, padding, dilation and
+    groups (depthwise as well), and linear layers; a weight that several calls share is left alone.
+
+    Args:
+        model: the cut network, changed in place.
+        groups: what `prunus.trace` returns of the cut network.
+        plan: what was kept.
+        wanted: what `targets` returned of the original.
+
+    Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3.2-3.3, with
+    the asymmetric and multi-branch forms; the prior :math:`W_0` is the cut weight.
+    """
+    alive = wanted.groups.alive(wanted.groups.mask(plan))
+    ops, weights, parameters = groups.operators, Weights(model), dict(model.named_parameters())
+    sums = {i: s for i, op in enumerate(ops) if op.macs is not None and (s := residual(ops, i))}
+    others = {s.other for s in sums.values()}
+    live: dict[int, Tensor] = {}
+    shared = {name for name, call in wanted.rows if call}
+    solved, thin = 0, []
+
+    def before(number: int, args: Any, kwargs: Any) -> None:
+        nonlocal solved
+        layer = weights.layer(ops[number], args)
+        if layer is None or layer.key not in wanted.values or layer.name in shared:
+            return
+        target = _target(layer, sums.get(number))
+        if target is None or target.shape[1] != layer.weight.shape[0]:
+            return
+        index = wanted.rows[layer.key]
+        mean = None if layer.bias is not None else _mean_after(model, ops, number)
+        few = ENOUGH * layer.fan / len(index)
+        thin.extend([layer.name] if few > 1 else [])
+        weight, bias = least_squares(
+            layer.inputs(index).double(),
+            target,
+            layer.weight.reshape(layer.groups, -1, layer.fan).double(),
+            ridge=RIDGE * max(1.0, few) ** 2,
+            intercept=layer.bias is not None or mean is not None,
+        )
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
+        elif mean is not None:
+            mean.sub_(bias)
+        parameters[layer.name].grad = None
+        solved += 1
+
+    def _target(layer: Layer, joined: Sum | None) -> Tensor | None:
+        """``(n, out)`` in float64, for the kept outputs."""
+        axis, target = wanted.axes[layer.key], wanted.values[layer.key].double()
+        target = target if axis is None else target[:, alive[axis].to(target.device)]
+        if layer.key not in wanted.summed:
+            return target
+        if joined is None or joined.other not in live:
+            return None
+        target = target - _rows(layer, live[joined.other], wanted.rows[layer.key]).double()
+        if joined.norm is None:
+            return target
+        scale, shift = _affine(model, ops[joined.norm])
+        if bool((scale == 0).any()):  # what is multiplied by zero cannot rebuild anything
+            return None
+        return (target - shift) / scale
+
+    def after(number: int, args: Any, kwargs: Any, out: Any) -> None:
+        for tensor in ops[number].writes:
+            if tensor in others and isinstance(out, Tensor):
+                live[tensor] = out
+
+    with undisturbed(model), Replay(ops, before=before, after=after):
+        wanted.inputs.map(torch.clone)(model)
+    notes = wanted.notes
+    if thin:
+        notes += (
+            f"{len(thin)} layers (first: '{thin[0]}') have fewer than {ENOUGH} rows for every unknown in their least "
+            "squares, so that they stay close to what they were: give more calibration data.",
+        )
+    return Repaired(solved, wanted.inputs.batch, notes)
+
+
+def least_squares(
+    x: Tensor, target: Tensor, prior: Tensor, *, ridge: float = RIDGE, intercept: bool = True
+) -> tuple[Tensor, Tensor]:
+    r"""The weights that best give `target` from `x`, and their intercept, close to a `prior`.
+
+    .. math:: W = (T^T X + \lambda W_0)(X^T X + \lambda I)^{-1}, \qquad b = \bar t - W \bar x
+
+    with `x` and `target` centred where there is an intercept, and :math:`\lambda` = `ridge` times the mean square of x.
+
+    Args:
+        x: ``(groups, n, fan)``; `target`: ``(n, groups * out)``; `prior`: ``(groups, out, fan)``.
+
+    Returns: ``(groups, out, fan)`` and ``(groups * out,)``.
+
+    >>> x = torch.tensor([[[1.], [2.], [4.]]], dtype=torch.float64)
+    >>> w, b = least_squares(x, 3 * x[0] + 1, torch.zeros(1, 1, 1, dtype=torch.float64), ridge=0)
+    >>> round(w.item(), 6), round(b.item(), 6)
+    (3.0, 1.0)
+    """
+    groups, n, fan = x.shape
+    means = (x.mean(1, keepdim=True), target.mean(0)) if intercept else (x.new_zeros(()), target.new_zeros(()))
+    x_mean, t_mean = means
+    t = (target - t_mean).reshape(n, groups, -1).movedim(1, 0)  # (groups, n, out)
+    xc = x - x_mean
+    gram = xc.mT @ xc / n  # (groups, fan, fan)
+    cross = xc.mT @ t / n  # (groups, fan, out)
+    damp = ridge * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)[:, None, None]
+    eye = torch.eye(fan, dtype=x.dtype, device=x.device)
+    weight = torch.linalg.solve(gram + damp * eye, cross + damp * prior.mT).mT
+    bias = (t_mean - (x_mean @ weight.mT).reshape(-1)) if intercept else target.new_zeros(target.shape[1])
+    return weight, bias
+
+
+def residual(operators: Sequence[Operator], number: int) -> Sum | None:
+    """The residual sum that the output of operator `number` is the last part of, through a batch norm or none."""
+    at, tensor, norm = number, operators[number].writes[0], None
+    while True:
+        users = _users(operators, at, tensor)
+        if len(users) != 1:
+            return None
+        at, op = users[0], operators[users[0]]
+        if "batch_norm" in op.name and norm is None:
+            norm, tensor = at, op.writes[0]
+        elif op.name in ("view", "_unsafe_view") and op.shapes[0][-1] == operators[number].shapes[0][-1]:
+            tensor = op.writes[0]
+        elif op.name in ("add", "add_") and len(op.reads) == 2 and not op.parameters:
+            other = op.reads[0] if op.reads[1] == tensor else op.reads[1]
+            made = [i for i, o in enumerate(operators[:at]) if other in o.writes]
+            return Sum(at, other, norm) if made and made[-1] < number else None
+        else:
+            return None
+
+
+def gather(batches: Iterable[Any], limit: int | None = None) -> Inputs:
+    """The inputs of all batches as one, of at most `limit` samples."""
+    parts: list[list[Any]] = []
+    spec, seen = None, 0
+    for batch in batches:
+        inputs = inputs_of(batch)
+        leaves, spec = tree_flatten((inputs.args, dict(inputs.kwargs)))
+        check_finite(leaves, len(parts))
+        parts.append(leaves)
+        seen += inputs.batch
+        if limit is not None and seen >= limit:
+            break
+    if spec is None:
+        raise InputError("there is no calibration batch; give data= at least one.")
+    joined = [torch.cat(same) if isinstance(same[0], Tensor) and same[0].dim() else same[0] for same in zip(*parts)]
+    args, kwargs = tree_unflatten(joined, spec)
+    inputs = Inputs(args, kwargs)
+    return inputs if limit is None else _first(inputs, limit)
+
+
+def bytes_of_a_sample(groups: Groups) -> int:
+    """The most bytes of activations that are alive at once in a forward of one sample, in float32."""
+    last = {tensor: i for i, op in enumerate(groups.operators) for tensor in op.reads}
+    sizes: dict[int, int] = {}
+    most = 0
+    for i, op in enumerate(groups.operators):
+        for tensor, shape in zip(op.writes, op.shapes):
+            sizes[tensor] = 4 * torch.Size(shape).numel()
+        most = max(most, sum(sizes.values()))
+        sizes = {tensor: size for tensor, size in sizes.items() if last.get(tensor, -1) > i}
+    return most // max(groups.inputs.batch, 1)
+
+
+def _first(inputs: Inputs, most: int) -> Inputs:
+    batch = inputs.batch
+    return inputs.map(lambda t: t[:most] if t.dim() and t.shape[0] == batch else t)
+
+
+def _users(operators: Sequence[Operator], number: int, tensor: int) -> list[int]:
+    """The operators that read what operator `number` wrote, up to where it is written again."""
+    users = []
+    for i in range(number + 1, len(operators)):
+        if tensor in operators[i].reads:
+            users.append(i)
+        if tensor in operators[i].writes:
+            break
+    return users
+
+
+def _rows(layer: Layer, tensor: Tensor, index: Tensor) -> Tensor:
+    """Rows of a tensor that has the shape of the layer's output, or a view of it."""
+    return layer.outputs(tensor if layer.stride else tensor.reshape(-1, tensor.shape[-1]), index).clone()
+
+
+def _norm(model: nn.Module, op: Operator) -> Any:
+    return model.get_submodule(op.module)
+
+
+def _affine(model: nn.Module, op: Operator) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in evaluation mode, in float64."""
+    norm = _norm(model, op)
+    scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.double())
+    return scale, (0 if norm.bias is None else norm.bias.double()) - scale * norm.running_mean.double()
+
+
+def _mean_after(model: nn.Module, operators: Sequence[Operator], number: int) -> Tensor | None:
+    """The running mean of the batch norm that alone reads an operator's output, used nowhere else."""
+    users = _users(operators, number, operators[number].writes[0])
+    if len(users) != 1 or "batch_norm" not in operators[users[0]].name:
+        return None
+    means = [p for p in operators[users[0]].parameters if p.endswith("running_mean")]
+    once = means and sum(means[0] in op.parameters for op in operators) == 1
+    return dict(model.named_buffers())[means[0]] if once else None
