@@ -43,7 +43,17 @@ def plain(line: str) -> str:
 def _criteria() -> list[Row]:
     from prunus.criteria import criteria
 
-    return _entries(criteria)
+    return [{**row, "looks at": _looks_at(entry)} for row, entry in zip(_entries(criteria), criteria)]
+
+
+def _looks_at(criterion: Any) -> str:
+    """What a criterion must be given beside the network."""
+    from prunus.observe import collectors
+
+    needs = criterion.declares["needs"]
+    if any(collectors[need].declares.get("labels") for need in needs):
+        return "labelled data"
+    return "unlabelled data" if needs else "weights" if not criterion.declares["seeded"] else "nothing"
 
 
 def _allocators() -> list[Row]:
@@ -104,8 +114,9 @@ def _table(kind: str, rows: list[Row]) -> Any:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(kind, no_wrap=True)
     table.add_column("what", overflow="fold")
-    if any(row["paper"] for row in rows):
-        table.add_column("paper", overflow="fold")
+    more = [c for c in ("looks at", "paper") if any(row.get(c) for row in rows)]
+    for column in more:
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(row[c]) for c in ("name", "what", "paper")[: len(table.columns)]))
+        table.add_row(*(escape(row[c]) for c in ("name", "what", *more)))
     return table

@@ -107,7 +107,7 @@ class Seen:
             yield value.mean(), size
 
 
-collectors: Registry[Callable[[Seen], Mapping[str, Any]]] = Registry("statistic")  # declares of="group" or a parameter
+collectors: Registry[Callable[[Seen], Mapping[str, Any]]] = Registry("statistic")  # of="group", labels=True
 
 
 def collect(

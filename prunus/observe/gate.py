@@ -13,7 +13,7 @@ from prunus.observe.base import Seen, collectors
 from prunus.observe.layers import Layer, Weights, input_axis, onto_units, output_axis, split_units
 
 
-@collectors.register("gate", of="group")
+@collectors.register("gate", of="group", labels=True)
 def gate(seen: Seen) -> dict[str, Tensor]:
     r"""Derivative of each sample's loss by a gate on everything that is read of a unit, ``(samples, units)`` a group.
 

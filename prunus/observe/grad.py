@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 from prunus.observe.base import Seen, collectors
 
 
-@collectors.register("grad")
+@collectors.register("grad", labels=True)
 def grad(seen: Seen) -> dict[str, Tensor]:
     r"""Mean gradient of the loss over all samples, $\frac{1}{N} \sum_n \partial L_n / \partial w$, per parameter.
 

@@ -199,23 +199,21 @@ def test_a_gate_is_the_slope_of_each_samples_loss():
     model.zero_grad()
 
 
-def test_gates_of_heads_and_of_units_that_no_layer_reads():
+def test_gates_of_head_dimensions_and_of_units_that_no_layer_reads():
     net = attention()
     x, y = torch.randn(3, 4, 8), torch.randint(5, (3,))
     groups = prunus.trace(net, x)
     gates = collect(net, groups, [(x, y)], {"gate"}).groups["gate"]
-    assert set(gates) == {g.id for g in groups}
-    heads = next(g for g in groups if g.id.endswith("heads"))
-    net.eval()
-    gate = torch.ones(3, heads.units, requires_grad=True)
-
-    def gated(module, args):
-        return (args[0].unflatten(-1, (heads.units, -1)) * gate[:, None, :, None]).flatten(-2)
-
-    hook = net.out.register_forward_pre_hook(lambda m, a: (gated(m, a),))
-    nn.functional.cross_entropy(net(x), y, reduction="sum").backward()
-    hook.remove()
-    torch.testing.assert_close(gates[heads.id], gate.grad, rtol=1e-4, atol=1e-6)
+    assert set(gates) == {"q", "v", "out"}
+    gate, query = torch.ones(3, 4, requires_grad=True), torch.ones(3, 4, requires_grad=True)
+    net.out.register_forward_pre_hook(
+        lambda m, args: ((args[0].unflatten(-1, (2, 4)) * gate[:, None, None]).flatten(-2),)
+    )
+    for layer in (net.q, net.k):
+        layer.register_forward_hook(lambda m, args, y: (y.unflatten(-1, (2, 4)) * query[:, None, None]).flatten(-2))
+    nn.functional.cross_entropy(net.eval()(x), y, reduction="sum").backward()
+    torch.testing.assert_close(gates["v"], gate.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gates["q"], query.grad, rtol=1e-4, atol=1e-6)
 
 
 def attention() -> nn.Module:
