@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from prunus.core import Groups, InputError, Inputs, Operator, Plan
+from prunus.core import Groups, Inputs, Operator, Plan
 from prunus.core.replay import Replay
 from prunus.core.running import undisturbed
-from prunus.observe.base import check_finite, inputs_of
 from prunus.observe.layers import Layer, Weights, output_axis, sample_rows
+from prunus.recovery.calibration import bytes_of_a_sample, first, gather
 
 PER_UNKNOWN = 20  # rows of a least-squares system for every unknown, where there are so many
 LEAST_ROWS = 8192
@@ -92,7 +91,7 @@ def targets(
     notes: tuple[str, ...] = ()
     if inputs.batch > most:
         notes = (f"repair looked at {most} of {inputs.batch} samples: more do not fit in memory={memory / 2**30:g} GB",)
-        inputs = _first(inputs, most)
+        inputs = first(inputs, most)
     generator, weights = torch.Generator().manual_seed(seed), Weights(model)
     rows: dict[Key, Tensor] = {}
     values: dict[Key, Tensor] = {}
@@ -253,44 +252,6 @@ def residual(operators: Sequence[Operator], number: int) -> Sum | None:
             return Sum(at, other, norm) if made and made[-1] < number else None
         else:
             return None
-
-
-def gather(batches: Iterable[Any], limit: int | None = None) -> Inputs:
-    """The inputs of all batches as one, of at most `limit` samples."""
-    parts: list[list[Any]] = []
-    spec, seen = None, 0
-    for batch in batches:
-        inputs = inputs_of(batch)
-        leaves, spec = tree_flatten((inputs.args, dict(inputs.kwargs)))
-        check_finite(leaves, len(parts))
-        parts.append(leaves)
-        seen += inputs.batch
-        if limit is not None and seen >= limit:
-            break
-    if spec is None:
-        raise InputError("there is no calibration batch; give data= at least one.")
-    joined = [torch.cat(same) if isinstance(same[0], Tensor) and same[0].dim() else same[0] for same in zip(*parts)]
-    args, kwargs = tree_unflatten(joined, spec)
-    inputs = Inputs(args, kwargs)
-    return inputs if limit is None else _first(inputs, limit)
-
-
-def bytes_of_a_sample(groups: Groups) -> int:
-    """The most bytes of activations that are alive at once in a forward of one sample, in float32."""
-    last = {tensor: i for i, op in enumerate(groups.operators) for tensor in op.reads}
-    sizes: dict[int, int] = {}
-    most = 0
-    for i, op in enumerate(groups.operators):
-        for tensor, shape in zip(op.writes, op.shapes):
-            sizes[tensor] = 4 * torch.Size(shape).numel()
-        most = max(most, sum(sizes.values()))
-        sizes = {tensor: size for tensor, size in sizes.items() if last.get(tensor, -1) > i}
-    return most // max(groups.inputs.batch, 1)
-
-
-def _first(inputs: Inputs, most: int) -> Inputs:
-    batch = inputs.batch
-    return inputs.map(lambda t: t[:most] if t.dim() and t.shape[0] == batch else t)
 
 
 def _users(operators: Sequence[Operator], number: int, tensor: int) -> list[int]:

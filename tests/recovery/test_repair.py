@@ -9,7 +9,8 @@ from torch import nn
 import prunus
 from prunus.core import Budget, InputError
 from prunus.recovery import repair_, targets
-from prunus.recovery.repair import bytes_of_a_sample, gather, least_squares, residual
+from prunus.recovery.calibration import bytes_of_a_sample, gather
+from prunus.recovery.repair import least_squares, residual
 
 
 class Block(nn.Module):
