@@ -111,7 +111,7 @@ def draw(path: Path, to: Path) -> None:
 
     trials = [t for t in map(json.loads, path.read_text().splitlines()) if "accuracy" in t]
     budgets = sorted({t["macs"] for t in trials}, reverse=True)
-    figure, axes = plt.subplots(1, len(budgets), figsize=(4 * len(budgets), 6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(budgets), figsize=(2 + 4 * len(budgets), 6), sharey=True, squeeze=False)
     for axis, budget in zip(axes[0], budgets):
         here = [t for t in trials if t["macs"] == budget]
         best = {t["criterion"]: max(u["accuracy"] for u in here if u["criterion"] == t["criterion"]) for t in here}
@@ -123,7 +123,7 @@ def draw(path: Path, to: Path) -> None:
         axis.set_title(f"{budget:g} of the MACs")
         axis.set_xlabel("accuracy, %")
         axis.grid(alpha=0.3)
-    figure.suptitle("One shot, no fine-tuning: cut (hollow), repaired by least squares (full)")
+    figure.suptitle("One shot, no fine-tuning\nhollow: cut; full: repaired")
     figure.tight_layout()
     figure.savefig(to, dpi=120)
 
