@@ -67,12 +67,23 @@ def test_the_commands_run_in_order_and_the_quickstart_keeps_its_promise(folder: 
 
 
 def test_the_long_command_is_a_valid_recipe(folder: Path) -> None:
-    (command,) = commands("console")
+    command, _ = commands("console")
     assert command[:3] == ["prunus", "run", "network-slimming"]
     overrides = [a for a in command[3:] if "=" in a]
     resolved = json.loads(prunus(["validate", "network-slimming", *overrides, "--json"], folder))
     cut = next(s for s in resolved["stages"] if s["do"] == "prune")
     assert (resolved["weights"], cut["budget"]["macs"]) == ("resnet56.safetensors", 0.5)
+
+
+def test_the_command_without_training_is_one(folder: Path) -> None:
+    """On a smaller network without weights, and on digits."""
+    _, command = commands("console")
+    given = {"prunus:resnet56": "prunus:resnet20", "cifar10": "digits"}
+    args = [given.get(a, a) for a in command[1:]]
+    at, out = args.index("--weights"), args.index("--out")
+    args = args[:at] + args[at + 2 : out] + ["--dry-run", "--json"]
+    data = json.loads(prunus(args, folder))
+    assert data["after"]["macs"] <= 0.5 * data["before"]["macs"]
 
 
 def test_every_file_linked_to_exists() -> None:
