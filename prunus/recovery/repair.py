@@ -1,9 +1,11 @@
-r"""Closed-form repair of a network that was cut: least squares, layer after layer.
+r"""Closed-form repair of a network that was cut, layer after layer: least squares, or the bias alone.
 
 Every layer is solved again, in the order of execution, so that from the inputs that it has in the cut network it gives
 what it gave in the original; where it is the last part of a residual sum, so that the sum does:
 
 .. math:: \min_{W, b} \tfrac1N \sum_n \lVert t_n - W \hat x_n - b \rVert^2 + \lambda \lVert W - W_0 \rVert^2
+
+With weights as they are, the bias alone takes up the mean of what was removed, :math:`b = \bar t - W \bar x`.
 
 A layer without a bias before a batch norm gives its :math:`b` to the running mean.  Statistics of batch norms stay as
 they were otherwise: they belong to the outputs that are rebuilt.
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.core import Groups, Inputs, Operator, Plan
+from prunus.core import Groups, InputError, Inputs, Operator, Plan
 from prunus.core.replay import Replay
 from prunus.core.running import undisturbed
 from prunus.observe.layers import Layer, Weights, output_axis, sample_rows
@@ -29,6 +31,8 @@ LEAST_ROWS = 8192
 ENOUGH = 5  # rows for every unknown; with fewer the ridge grows
 RIDGE = 1e-3  # of the mean variance of the inputs
 MEMORY = 2 << 30  # bytes
+
+METHODS = ("least-squares", "bias")
 
 Key = tuple[str, int]
 
@@ -118,8 +122,27 @@ def targets(
     return Targets(groups, inputs, rows, values, axes, frozenset(summed), notes)
 
 
-def repair_(model: nn.Module, groups: Groups, plan: Plan, wanted: Targets) -> Repaired:
-    """Solve every layer of the cut network again by least squares, so that it gives what the original gave.
+def method_of(repair: bool | str) -> str | None:
+    """One of `METHODS`, or None for no repair; raises `InputError` for anything else.
+
+    >>> method_of(True), method_of("bias"), method_of(False)
+    ('least-squares', 'bias', None)
+    """
+    if isinstance(repair, bool):
+        return METHODS[0] if repair else None
+    if repair not in METHODS:
+        raise InputError(f"repair={repair!r}: expected True, False, {' or '.join(map(repr, METHODS))}.")
+    return repair
+
+
+def repair_(
+    model: nn.Module, groups: Groups, plan: Plan, wanted: Targets, *, method: str = "least-squares"
+) -> Repaired:
+    r"""Solve every layer of the cut network again, so that it gives what the original gave.
+
+    ``least-squares`` solves for weights and bias.  ``bias`` keeps the weights: with layers before it unchanged,
+    :math:`b \mathrel{+}= W_{:,\text{removed}} \, \bar x_\text{removed}`, exact where what was removed is constant; a
+    layer with neither a bias nor a batch norm behind it stays as it is (`prunus.surgery.give_biases_` adds one).
 
     One forward of all calibration samples: a layer is solved when it is reached, so that those behind it see what it
     gives now, and make up for what is left of its error.  Convolutions of any kernel, stride, padding, dilation and
@@ -130,10 +153,15 @@ def repair_(model: nn.Module, groups: Groups, plan: Plan, wanted: Targets) -> Re
         groups: what `prunus.trace` returns of the cut network.
         plan: what was kept.
         wanted: what `targets` returned of the original.
+        method: one of `METHODS`.
+
+    Raises: `InputError` for another method, or when forward goes another way than it did when it was traced.
 
     Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3.2-3.3, with
     the asymmetric and multi-branch forms; the prior :math:`W_0` is the cut weight.
+    The bias alone: An et al., "FLAP", AAAI 2024, eq. 4, and Ye et al., ICLR 2018.
     """
+    bias_only = method_of(method) == "bias"
     alive = wanted.groups.alive(wanted.groups.mask(plan))
     ops, weights, parameters = groups.operators, Weights(model), dict(model.named_parameters())
     sums = {i: s for i, op in enumerate(ops) if op.macs is not None and (s := residual(ops, i))}
@@ -152,21 +180,22 @@ def repair_(model: nn.Module, groups: Groups, plan: Plan, wanted: Targets) -> Re
             return
         index = wanted.rows[layer.key]
         mean = None if layer.bias is not None else _mean_after(model, ops, number)
-        few = ENOUGH * layer.fan / len(index)
-        thin.extend([layer.name] if few > 1 else [])
-        weight, bias = least_squares(
-            layer.inputs(index).double(),
-            target,
-            layer.weight.reshape(layer.groups, -1, layer.fan).double(),
-            ridge=RIDGE * max(1.0, few) ** 2,
-            intercept=layer.bias is not None or mean is not None,
-        )
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        takes = layer.bias is not None or mean is not None
+        if bias_only and not takes:
+            return
+        x, prior = layer.inputs(index).double(), layer.weight.reshape(layer.groups, -1, layer.fan).double()
+        if bias_only:
+            bias = target.mean(0) - (x.mean(1, keepdim=True) @ prior.mT).reshape(-1)
+        else:
+            few = ENOUGH * layer.fan / len(index)
+            thin.extend([layer.name] if few > 1 else [])
+            weight, bias = least_squares(x, target, prior, ridge=RIDGE * max(1.0, few) ** 2, intercept=takes)
+            layer.weight.copy_(weight.reshape(layer.weight.shape))
+            parameters[layer.name].grad = None
         if layer.bias is not None:
             layer.bias.copy_(bias)
         elif mean is not None:
             mean.sub_(bias)
-        parameters[layer.name].grad = None
         solved += 1
 
     def _target(layer: Layer, joined: Sum | None) -> Tensor | None:
