@@ -145,3 +145,17 @@ def test_equal_seeds_give_equal_networks(steps):
         rebuild_(net, wanted, steps=steps, seed=3)
         nets.append(net)
     assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters()))
+
+
+def test_prune_does_it_after_least_squares_and_says_so():
+    net, plain, x, fresh = outer(), outer(), torch.randn(256, 2), torch.randn(200, 2)
+    with torch.no_grad():
+        before = net(fresh)
+        report = prunus.prune_(net, x[:1], budget=prunus.Budget(macs=0.7), only=["1"], data=[x], repair="blocks")
+        layers = prunus.prune_(plain, x[:1], budget=prunus.Budget(macs=0.7), only=["1"], data=[x], repair=True)
+        assert (report.model(fresh) - before).norm() <= (layers.model(fresh) - before).norm()
+    assert "1 of 1 blocks were rebuilt on 256 samples" in report.notes
+    with pytest.raises(
+        prunus.InputError, match="repair='magic': expected True, False, or one of least-squares, blocks"
+    ):
+        prunus.prune_(outer(), x[:1], budget=prunus.Budget(macs=0.7), data=[x], repair="magic")
