@@ -23,8 +23,8 @@ from prunus.core import (
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import needed, score, unscored
 from prunus.observe import collect
-from prunus.recovery import repair_, targets
-from prunus.surgery import absorb_, select_, shrink_
+from prunus.recovery import method_of, prepare
+from prunus.surgery import absorb_, give_biases_, select_, shrink_
 from prunus.surgery.select import drop_identities_
 from prunus.tracing import check_prunable, trace
 
@@ -47,7 +47,7 @@ def prune_(
     absorb: bool = False,
     select: bool = False,
     verify: bool = True,
-    repair: bool = False,
+    repair: bool | str = False,
     per: str | None = None,
     seed: int = 0,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
@@ -68,8 +68,9 @@ def prune_(
         absorb: first move the constant output of removed units into the next layer.
         select: first insert channel selections before normalisations that open a block (pre-activation networks).
         verify: prove the cut.
-        repair: afterwards solve every layer again by least squares on `data` (no labels are needed), so that it gives
-            what it gave before the cut (see `prunus.recovery.repair_`).
+        repair: afterwards solve every layer again on `data` (no labels are needed), so that it gives what it gave
+            before the cut: ``True`` or ``"least-squares"``; ``"blocks"`` goes on with whole blocks; ``"bias"`` does the
+            least (see `prunus.recovery.prepare`).
         per: ``macs`` or ``params``: scores are divided by what a unit costs (see `prunus.criteria.score`).
         seed: for criteria that draw at random.
         optimizer: the one in whose training the cut falls: its state follows, and it goes on.
@@ -77,9 +78,10 @@ def prune_(
     Raises: what its verbs raise; `InputError` when the criterion looks at data and none is given.
     """
     model, wanted = unwrapped(model), needed(criterion, data)
-    if repair and data is None:
-        raise InputError("repair=True rebuilds layers from data: give data= batches (no labels are needed).")
-    if data is not None and (wanted or repair):
+    method = method_of(repair)
+    if method and data is None:
+        raise InputError(f"repair={repair!r} rebuilds layers from data: give data= batches (no labels are needed).")
+    if data is not None and (wanted or method):
         data = list(data)  # it is gone through several times
     if select:
         select_(model, example_inputs)
@@ -92,15 +94,15 @@ def prune_(
         plan = allocate(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor)
         if absorb:
             absorb_(model, groups, plan, new_biases=budget.params is None)
+        given = give_biases_(model, groups, plan) if method == "bias" and budget.params is None else ()
+        if absorb or given:
             again = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place)  # it may have got biases
             groups = again.without(spared, WRONG)
-        before = targets(model, groups, data) if repair and data is not None else None
+        mend = prepare(method, model, groups, plan, data) if method and data is not None else None
         report = shrink_(model, groups, plan, verify=verify, optimizer=optimizer)
-        if before is not None:
-            after = trace(report.model, example_inputs, in_place=False)
-            done = repair_(report.model, after, plan, before)
-            told = f"{done.layers} layers were solved again by least squares on {done.samples} samples, after the proof"
-            report = replace(report, notes=(*report.notes, told, *done.notes))
+        if mend is not None:
+            told = mend(report.model, trace(report.model, example_inputs, in_place=False))
+            report = replace(report, notes=(*report.notes, *told))
         return replace(report, left_alone=report.left_alone + unscored(groups, scores, criterion))
 
     try:

@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 for _verb in (run, prune, groups, measure, export, report, compare, ls, cp, validate):
     _name, _line = _verb.__name__.rpartition(".")[2], (_verb.command.__doc__ or "").strip().split("\n")[0]
-    app.command(_name, short_help=_line)(_verb.command)
+    app.command(_name, short_help=_line, cls=getattr(_verb, "Command", None))(_verb.command)
 
 
 @app.callback(invoke_without_command=True)

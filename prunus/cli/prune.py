@@ -6,12 +6,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from prunus.cli.common import Classes, Input, Json, Model, Weights, emit
 from prunus.cli.run import finish
 from prunus.core import Budget, InputError, Report
 
+REPAIRS = ("least-squares", "blocks", "bias", "none")
 FUNCTION = "path/file.py:function"
+
+
+class Command(TyperCommand):
+    """Takes ``--repair`` without a value, and ``--no-repair``, as well."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        out: list[str] = []
+        for word, after in zip(args, [*args[1:], ""]):
+            bare = word == "--repair" and after not in REPAIRS
+            out += ["--repair", "least-squares"] if bare else ["--repair", "none"] if word == "--no-repair" else [word]
+        return super().parse_args(ctx, out)
 
 
 def command(
@@ -33,7 +46,11 @@ def command(
     absorb: Annotated[bool, typer.Option(help="Move the constant of removed channels into the next layer.")] = False,
     select: Annotated[bool, typer.Option(help="Channel selections for pre-activation networks.")] = False,
     repair: Annotated[
-        bool | None, typer.Option(help="Rebuild every layer by least squares; --no-repair: not even batch norms.")
+        str | None,
+        typer.Option(
+            metavar="[least-squares|blocks|bias|none]",
+            help="Rebuild every layer, then whole blocks, or biases alone; --no-repair: not even batch norms.",
+        ),
     ] = None,
     per: Annotated[str | None, typer.Option(help="Divide scores by a unit's cost: macs or params.")] = None,
     loss: Annotated[str | None, typer.Option(help=f"{FUNCTION} (output, batch) -> loss, for criteria.")] = None,
@@ -48,7 +65,9 @@ def command(
     from prunus.recipes import run as carry_out
     from prunus.recipes.folder import refuse_used
 
-    if repair and data is None:
+    if repair not in (None, *REPAIRS):
+        raise InputError(f"--repair {repair}: expected one of {', '.join(REPAIRS)}.")
+    if repair not in (None, "none") and data is None:
         raise InputError("--repair rebuilds layers from data (no labels are needed): give --data.")
     if out is None and not dry_run:
         raise InputError("--out is missing: name the folder to write, or say --dry-run.")
@@ -56,7 +75,7 @@ def command(
         refuse_used(out, "Give another --out.")
     cut: dict[str, Any] = {"do": "prune", "criterion": criterion, "allocator": allocator, "round_to": round_to}
     cut |= {"budget": _budget(budget), "freeze": freeze or [], "only": only or [], "absorb": absorb, "select": select}
-    cut |= {"repair": bool(repair), "per": per}
+    cut |= {"repair": repair if repair not in (None, "none") else False, "per": per}
     cut["floor"] = int(floor) if floor is not None and floor >= 1 and floor.is_integer() else floor
     stages = [cut] + ([{"do": "recalibrate"}] if data is not None and repair is None else [])
     raw: dict[str, Any] = {"recipe": "prune", "model": model, "weights": weights, "classes": classes, "data": data}

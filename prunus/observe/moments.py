@@ -28,12 +28,14 @@ class Consumer:
         moment: ``(fan, fan)``, the covariance of its input rows (a bias takes up the mean).
         columns: ``(units, m)``, the columns of `weight` that belong to each unit.
         curvature: ``(out, out)``, summed outer products of the slopes of the loss at its output, per sample; or None.
+        kernel: how many columns in a row belong to one input channel.
     """
 
     weight: Tensor
     moment: Tensor
     columns: Tensor
     curvature: Tensor | None = None
+    kernel: int = 1
 
 
 @collectors.register("moments", of="group")
@@ -130,9 +132,10 @@ def _consumers(
         found = []
         for number, (weight, moment) in seen.items():
             axis = groups.axes[input_axis(groups, number) or 0]
-            columns = _columns(axis, weight.shape[1] // len(axis), group.offset, group.units)
+            kernel = weight.shape[1] // len(axis)
+            columns = _columns(axis, kernel, group.offset, group.units)
             if columns is not None:
-                found.append(Consumer(weight, moment, columns, curvatures.get(number)))
+                found.append(Consumer(weight, moment, columns, curvatures.get(number), kernel))
         if found:
             out[group.id] = tuple(found)
     return out

@@ -1,9 +1,11 @@
-r"""Closed-form repair of a network that was cut: least squares, layer after layer.
+r"""Closed-form repair of a network that was cut, layer after layer: least squares, or the bias alone.
 
 Every layer is solved again, in the order of execution, so that from the inputs that it has in the cut network it gives
 what it gave in the original; where it is the last part of a residual sum, so that the sum does:
 
 .. math:: \min_{W, b} \tfrac1N \sum_n \lVert t_n - W \hat x_n - b \rVert^2 + \lambda \lVert W - W_0 \rVert^2
+
+With weights as they are, the bias alone takes up the mean of what was removed, :math:`b = \bar t - W \bar x`.
 
 A layer without a bias before a batch norm gives its :math:`b` to the running mean.  Statistics of batch norms stay as
 they were otherwise: they belong to the outputs that are rebuilt.
@@ -118,8 +120,14 @@ def targets(
     return Targets(groups, inputs, rows, values, axes, frozenset(summed), notes)
 
 
-def repair_(model: nn.Module, groups: Groups, plan: Plan, wanted: Targets) -> Repaired:
-    """Solve every layer of the cut network again by least squares, so that it gives what the original gave.
+def repair_(
+    model: nn.Module, groups: Groups, plan: Plan, wanted: Targets, *, bias_only: bool = False
+) -> Repaired:
+    r"""Solve every layer of the cut network again, so that it gives what the original gave.
+
+    Solves for weights and bias, or for the bias alone: with layers before it unchanged,
+    :math:`b \mathrel{+}= W_{:,\text{removed}} \, \bar x_\text{removed}`, exact where what was removed is constant; a
+    layer with neither a bias nor a batch norm behind it stays as it is (`prunus.surgery.give_biases_` adds one).
 
     One forward of all calibration samples: a layer is solved when it is reached, so that those behind it see what it
     gives now, and make up for what is left of its error.  Convolutions of any kernel, stride, padding, dilation and
@@ -130,9 +138,13 @@ def repair_(model: nn.Module, groups: Groups, plan: Plan, wanted: Targets) -> Re
         groups: what `prunus.trace` returns of the cut network.
         plan: what was kept.
         wanted: what `targets` returned of the original.
+        bias_only: keep the weights.
+
+    Raises: `InputError` when forward goes another way than it did when it was traced.
 
     Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3.2-3.3, with
     the asymmetric and multi-branch forms; the prior :math:`W_0` is the cut weight.
+    The bias alone: An et al., "FLAP", AAAI 2024, eq. 4, and Ye et al., ICLR 2018.
     """
     alive = wanted.groups.alive(wanted.groups.mask(plan))
     ops, weights, parameters = groups.operators, Weights(model), dict(model.named_parameters())
@@ -152,21 +164,22 @@ def repair_(model: nn.Module, groups: Groups, plan: Plan, wanted: Targets) -> Re
             return
         index = wanted.rows[layer.key]
         mean = None if layer.bias is not None else _mean_after(model, ops, number)
-        few = ENOUGH * layer.fan / len(index)
-        thin.extend([layer.name] if few > 1 else [])
-        weight, bias = least_squares(
-            layer.inputs(index).double(),
-            target,
-            layer.weight.reshape(layer.groups, -1, layer.fan).double(),
-            ridge=RIDGE * max(1.0, few) ** 2,
-            intercept=layer.bias is not None or mean is not None,
-        )
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        takes = layer.bias is not None or mean is not None
+        if bias_only and not takes:
+            return
+        x, prior = layer.inputs(index).double(), layer.weight.reshape(layer.groups, -1, layer.fan).double()
+        if bias_only:
+            bias = target.mean(0) - (x.mean(1, keepdim=True) @ prior.mT).reshape(-1)
+        else:
+            few = ENOUGH * layer.fan / len(index)
+            thin.extend([layer.name] if few > 1 else [])
+            weight, bias = least_squares(x, target, prior, ridge=RIDGE * max(1.0, few) ** 2, intercept=takes)
+            layer.weight.copy_(weight.reshape(layer.weight.shape))
+            parameters[layer.name].grad = None
         if layer.bias is not None:
             layer.bias.copy_(bias)
         elif mean is not None:
             mean.sub_(bias)
-        parameters[layer.name].grad = None
         solved += 1
 
     def _target(layer: Layer, joined: Sum | None) -> Tensor | None:

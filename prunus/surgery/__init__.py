@@ -1,6 +1,6 @@
 """How is it cut?  The physical cut and its proof, constants absorbed, selections, save and load."""
 
-from prunus.surgery.absorb import absorb_
+from prunus.surgery.absorb import absorb_, give_biases_
 from prunus.surgery.files import load, load_, read_plan, save
 from prunus.surgery.follow import follow_
 from prunus.surgery.hold import gaps, kept_units, silence_, silence_gradients_
@@ -17,6 +17,7 @@ __all__ = [
     "check_holds",
     "follow_",
     "gaps",
+    "give_biases_",
     "kept_units",
     "load",
     "load_",

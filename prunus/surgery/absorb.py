@@ -74,6 +74,40 @@ def absorb_(model: nn.Module, groups: Groups, plan: Plan, *, new_biases: bool = 
     return tuple(absorbed)
 
 
+def give_biases_(model: nn.Module, groups: Groups, plan: Plan) -> tuple[str, ...]:
+    """Give a bias of zeros to every layer that loses inputs and has neither a bias nor a batch norm behind it.
+
+    The network computes what it did; what repairs it by biases (`prunus.recovery.repair_`) finds one.  Returns the
+    names of those layers' weights; trace the model again then.
+
+    >>> import prunus, torch
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    >>> groups = prunus.trace(net, torch.randn(1, 3))
+    >>> give_biases_(net, groups, prunus.Plan({"0": prunus.GroupPlan(4, (0, 1))})), net[2].bias.tolist()
+    (('2.weight',), [0.0, 0.0])
+    """
+    groups = groups.bind(model)
+    gone = ~groups.mask(plan)
+    given = []
+    for s in (s for g in groups if gone[g.offset : g.offset + g.units].any() for s in g.with_role("in")):
+        fits = s.name not in given and s.dim == 1 and _following_mean(model, groups, s.name) is None
+        if fits and _new_bias_(model, s.name, s.tensor.detach().new_zeros(len(s.tensor))):
+            given.append(s.name)
+    return tuple(given)
+
+
+def _new_bias_(model: nn.Module, name: str, amount: Tensor) -> bool:
+    """Give the layer of weight `name` the bias that it has a place for, and remember it; False if it has none."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf != "weight" or module._parameters.get("bias", amount) is not None:
+        return False
+    module.bias = nn.Parameter(amount.clone())
+    dtype = str(amount.dtype).removeprefix("torch.")
+    remember_(model, Plan(added=(Added(f"{path}.bias", "bias", tuple(amount.shape), dtype),)))
+    return True
+
+
 def _two_runs(
     model: nn.Module, tensors: dict[str, Tensor], removed: dict[str, tuple[int, Tensor]], inputs: Inputs
 ) -> list[dict[int, Reading]]:
@@ -168,12 +202,8 @@ def _take_up(model: nn.Module, groups: Groups, name: str, amount: Tensor, new_bi
             mean.sub_(amount)
         elif leaf == "weight" and isinstance(getattr(module, "bias", None), nn.Parameter):
             module.bias.add_(amount)  # type: ignore[operator]
-        elif new_biases and leaf == "weight" and "bias" in module._parameters:
-            module.bias = nn.Parameter(amount.clone())
-            dtype = str(amount.dtype).removeprefix("torch.")
-            remember_(model, Plan(added=(Added(f"{path}.bias", "bias", tuple(amount.shape), dtype),)))
         else:
-            return False
+            return new_biases and _new_bias_(model, name, amount)
     return True
 
 
