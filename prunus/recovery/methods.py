@@ -41,12 +41,9 @@ def prepare(method: str, model: nn.Module, groups: Groups, plan: Plan, data: Ite
     def repair(cut: nn.Module, after: Groups) -> tuple[str, ...]:
         done = repair_(cut, after, plan, before, bias_only=method == "bias")
         way = "by their biases alone" if method == "bias" else "by least squares"
-        notes = (
-            f"{done.layers} layers were solved again {way} on {done.samples} samples, after the proof",
-            *done.notes,
-        )
+        told = f"{done.layers} layers were solved again {way} on {done.samples} samples, after the proof"
         if blocks is None:
-            return notes
+            return (told, *done.notes)
         rebuilt = rebuild_(cut, blocks)
         whole = "; the network is one block" if not rebuilt.errors else ""
         then = f"{rebuilt.better} of {len(rebuilt.errors)} blocks were rebuilt on {rebuilt.samples} samples{whole}"
