@@ -16,7 +16,7 @@ section 3 (there for rounded weights).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 from prunus.core import Group, Groups, Inputs, Operator, Plan
@@ -135,7 +136,15 @@ def block_targets(model: nn.Module, groups: Groups, plan: Plan, inputs: Inputs, 
     return Wanted(inputs, {block: _kept(*once[block], alive) for block in found if block in once}, notes)
 
 
-def rebuild_(model: nn.Module, wanted: Wanted, *, steps: int = STEPS, rate: float = RATE, seed: int = 0) -> Rebuilt:
+def rebuild_(
+    model: nn.Module,
+    wanted: Wanted,
+    *,
+    steps: int = STEPS,
+    rate: float = RATE,
+    seed: int = 0,
+    forward: Callable[[], Any] | None = None,
+) -> Rebuilt:
     """Train every block of the cut network, one after the other, to give what it gave in the original.
 
     One forward of all calibration samples: a block is trained when it is reached, so that those behind it see what it
@@ -147,6 +156,7 @@ def rebuild_(model: nn.Module, wanted: Wanted, *, steps: int = STEPS, rate: floa
         wanted: what `block_targets` returned of the original.
         steps: of Adam, a block.
         rate: of a step, relative to the root mean square of each parameter.
+        forward: runs `model` once on ``wanted.inputs``; give one that repairs what lies between the blocks.
     """
     generator = torch.Generator().manual_seed(seed)
     every = [(name.rpartition(".")[0], p) for name, p in model.named_parameters(remove_duplicate=False)]
@@ -163,13 +173,14 @@ def rebuild_(model: nn.Module, wanted: Wanted, *, steps: int = STEPS, rate: floa
             if block not in errors and not busy:  # below, this block and those inside it are called again
                 busy.append(block)
                 next(reached, None)
-                errors[block] = _fit(part, args, kwargs, wanted.outputs[block], own, steps, rate, generator)
+                with _disable_current_modes():  # of who watches the forward
+                    errors[block] = _fit(part, args, kwargs, wanted.outputs[block], own, steps, rate, generator)
                 busy.pop()
 
         return modules[0].register_forward_pre_hook(hook, with_kwargs=True)
 
     with undisturbed(model), _removed([before(block) for block in wanted.outputs]):
-        wanted.inputs.map(torch.clone)(model)
+        forward() if forward is not None else wanted.inputs.map(torch.clone)(model)
     next(reached, None)  # takes the bar away
     return Rebuilt(errors, wanted.inputs.batch, wanted.notes)
 

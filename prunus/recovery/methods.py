@@ -32,11 +32,14 @@ def method_of(repair: bool | str) -> str | None:
 def prepare(method: str, model: nn.Module, groups: Groups, plan: Plan, data: Iterable[Any]) -> Repair:
     """Look at the network before it is cut; what is returned repairs the cut one, and tells what it did.
 
-    ``least-squares`` solves every layer again (`repair_`), ``bias`` its bias alone, and ``blocks`` solves every layer
-    and then trains every block that was cut to give what it gave (`rebuild_`): nearer, and slower.
+    ``least-squares`` solves every layer again (`repair_`), ``bias`` its bias alone, and ``blocks`` solves every layer,
+    then trains every block that was cut to give what it gave (`rebuild_`), and solves again what lies between
+    them: nearer, and slower.
     """
     before = targets(model, groups, data)
     blocks = block_targets(model, groups, plan, before.inputs) if method == "blocks" else None
+    if blocks is not None and blocks.inputs.batch < before.inputs.batch:
+        before = targets(model, groups, data, limit=blocks.inputs.batch)
 
     def repair(cut: nn.Module, after: Groups) -> tuple[str, ...]:
         done = repair_(cut, after, plan, before, bias_only=method == "bias")
@@ -44,7 +47,11 @@ def prepare(method: str, model: nn.Module, groups: Groups, plan: Plan, data: Ite
         told = f"{done.layers} layers were solved again {way} on {done.samples} samples, after the proof"
         if blocks is None:
             return (told, *done.notes)
-        rebuilt = rebuild_(cut, blocks)
+
+        def inside(name: str) -> bool:
+            return any(block.holds(name) for block in blocks.outputs)
+
+        rebuilt = rebuild_(cut, blocks, forward=lambda: repair_(cut, after, plan, before, skip=inside))
         whole = "; the network is one block" if not rebuilt.errors else ""
         then = f"{rebuilt.better} of {len(rebuilt.errors)} blocks were rebuilt on {rebuilt.samples} samples{whole}"
         return (told, *done.notes, then, *rebuilt.notes)

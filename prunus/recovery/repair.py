@@ -13,7 +13,7 @@ they were otherwise: they belong to the outputs that are rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,13 @@ def targets(
 
 
 def repair_(
-    model: nn.Module, groups: Groups, plan: Plan, wanted: Targets, *, bias_only: bool = False
+    model: nn.Module,
+    groups: Groups,
+    plan: Plan,
+    wanted: Targets,
+    *,
+    bias_only: bool = False,
+    skip: Callable[[str], bool] | None = None,
 ) -> Repaired:
     r"""Solve every layer of the cut network again, so that it gives what the original gave.
 
@@ -139,6 +145,7 @@ def repair_(
         plan: what was kept.
         wanted: what `targets` returned of the original.
         bias_only: keep the weights.
+        skip: told the name of a layer, says whether it stays as it is.
 
     Raises: `InputError` when forward goes another way than it did when it was traced.
 
@@ -158,6 +165,8 @@ def repair_(
         nonlocal solved
         layer = weights.layer(ops[number], args)
         if layer is None or layer.key not in wanted.values or layer.name in shared:
+            return
+        if skip is not None and skip(layer.name):
             return
         target = _target(layer, sums.get(number))
         if target is None or target.shape[1] != layer.weight.shape[0]:
