@@ -5,8 +5,8 @@
 Prunes a trained network of CIFAR-10 (ResNet-56 unless told otherwise) to fractions of its multiply-adds, looking at
 1,024 images of the training part, and writes a line of JSON a trial: accuracy on the test part (the first --test images
 of it), as it was cut and after every kind of repair, and the seconds taken.  Goes on where it stopped.  --plot draws
-what was written, --table prints it.  Criteria named torch-pruning:... are those of that library, on the same layers and with
-the same budget.  Needs the folder named by PRUNUS_SHARED (default ../shared).
+what was written, --table prints it.  Criteria named torch-pruning:... are those of that library, on the same layers
+and with the same budget.  Needs the folder named by PRUNUS_SHARED (default ../shared).
 """
 
 from __future__ import annotations
