@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunus.core import Dropped, Inputs
 from prunus.tracing.calls import Call
@@ -86,13 +88,15 @@ def residual_blocks(model: nn.Module, example_inputs: Any) -> Residual:
     modules = dict(model.named_modules())
     candidates = []
     for name, calls in seen.items():
+        # where modules stay unvisited, the network ran once more, elsewhere
+        calls = [c for c in calls if any(t in tracer.numbers for t in tree_leaves(c[:2]) if isinstance(t, Tensor))]
         block = _block(tracer, name, modules[name], calls[0], total, inputs.batch) if len(calls) == 1 else None
         candidates += [block] if block else []
     chosen: list[Block] = []
     for block in sorted(candidates, key=lambda b: b.name.count(".")):  # outer ones first
-        inside = [b for b in candidates if b.name.startswith(f"{block.name}.")]
-        parts = [b for b in inside if not any(b.name.startswith(f"{o.name}.") for o in inside)]
-        if len(parts) < 2 and not any(block.name.startswith(f"{b.name}.") for b in chosen):
+        inside = [b for b in candidates if _under(b, block)]
+        chain = any(not _under(a, b) and not _under(b, a) for a, b in combinations(inside, 2))
+        if not chain and not any(_under(block, b) for b in chosen):
             chosen.append(block)
     params = sum(p.numel() for p in model.parameters())
     costs = {"params": params, "macs": round(total / max(inputs.batch, 1))}
@@ -113,6 +117,10 @@ def blocks(model: nn.Module, example_inputs: Any) -> tuple[Block, ...]:
     [('layer1.0', 'BasicBlock', 0.116), ('layer1.1', 'BasicBlock', 0.116)]
     """
     return residual_blocks(model, example_inputs).blocks
+
+
+def _under(a: Block, b: Block) -> bool:
+    return a.name.startswith(f"{b.name}.")
 
 
 def _block(tracer: Tracer, name: str, module: nn.Module, seen: Seen, total: float, batch: int) -> Block | None:
