@@ -28,6 +28,7 @@ from prunus.core.torchvision_ops import declare_torchvision_operators
 from prunus.criteria import criteria
 
 declare_torchvision_operators()
+WAYS = {"cut": False, "bias": "bias", "least-squares": "least-squares"}
 WORDS, LENGTH, CLASSES = 40, 16, 8
 
 
@@ -113,7 +114,9 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return float((model.eval()(x).argmax(1) == y).float().mean())
 
 
-def trial(model: nn.Module, criterion: str, parts: tuple[Tensor, ...], budget: float, repair: Any) -> dict[str, Any]:
+def trial(
+    model: nn.Module, criterion: str, parts: tuple[Tensor, ...], budget: float, repair: Any, images: int
+) -> dict[str, Any]:
     """Accuracy of a cut copy and the seconds taken, or the error."""
     x, y, test_x, test_y = parts
     start = time.perf_counter()
@@ -123,7 +126,7 @@ def trial(model: nn.Module, criterion: str, parts: tuple[Tensor, ...], budget: f
             Inputs((x[:2],)),
             budget=prunus.Budget(macs=budget),
             criterion=criterion,
-            data=[(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)],
+            data=[(x[i : i + 64], y[i : i + 64]) for i in range(0, images, 64)],
             repair=repair,
         )
     except PrunusError as error:
@@ -146,6 +149,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--criteria", nargs="*", default=[entry.name for entry in criteria])
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--images", type=int, default=512, help="samples that criteria and repair look at")
     parser.add_argument("--budget", type=float, default=0.7)
     args = parser.parse_args()
     for network in args.networks:
@@ -153,14 +158,13 @@ def main() -> None:
         before = accuracy(model, *parts[2:])
         print(f"{network}: accuracy before {before:.3f}", flush=True)
         for criterion in args.criteria:
-            ways = {"cut": False, "bias": "bias", "least-squares": "least-squares"}
-            found = {way: trial(model, criterion, tuple(parts), args.budget, how) for way, how in ways.items()}
+            found = {way: trial(model, criterion, (*parts,), args.budget, WAYS[way], args.images) for way in args.ways}
             line = {"network": network, "criterion": criterion, "budget": args.budget, "before": before, **found}
             wrong = next(
                 (f"{k}: {v}" for r in found.values() for k, v in r.items() if k in ("refused", "broken")), None
             )
             values = "  ".join(f"{way} {r.get('accuracy', float('nan')):.3f}" for way, r in found.items())
-            told = wrong or f"{values}  {found['least-squares']['seconds']:.1f} s"
+            told = wrong or f"{values}  {found[args.ways[-1]]['seconds']:.1f} s"
             print(f"  {criterion:<22}{told}", flush=True)
             if args.out is not None:
                 with args.out.open("a", encoding="utf-8") as file:

@@ -101,6 +101,8 @@ class Not(nn.Module):
             return x * self.fc(x)
         if self.way == "plain":
             return self.fc(x)
+        if self.way == "constant":
+            return x + torch.ones(4)
         return x + self.fc(x)
 
 
@@ -122,7 +124,7 @@ class Leaky(Add):
         return x + inner, inner
 
 
-@pytest.mark.parametrize("way", ["position", "product", "plain"])
+@pytest.mark.parametrize("way", ["position", "product", "plain", "constant"])
 def test_what_is_no_block(way):
     assert names(net(Not(way), Add(1.0)), X) == ["2"]
 
