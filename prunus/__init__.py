@@ -35,6 +35,7 @@ from prunus.core import (
     VerificationError,
 )
 from prunus.criteria import criterion, score
+from prunus.depth import drop_blocks_
 from prunus.integrations import pretrained as _pretrained  # noqa: F401  (transformers loads what was cut)
 from prunus.observe import collect
 from prunus.prune import prune_
@@ -53,6 +54,7 @@ from prunus.surgery import (
     shrink_,
 )
 from prunus.tracing import trace
+from prunus.tracing.blocks import blocks
 from prunus.version import __version__
 
 _ROOMS = (
@@ -89,8 +91,10 @@ __all__ = [
     "__version__",
     "absorb_",
     "allocate",
+    "blocks",
     "collect",
     "criterion",
+    "drop_blocks_",
     "follow_",
     "load",
     "load_",

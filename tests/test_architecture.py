@@ -34,7 +34,7 @@ BELOW = {
     "report": {"core"},
 }
 LIBRARY = set(BELOW) - {"report"}
-BELOW["pruner"] = BELOW["prune"] = LIBRARY - MODELS
+BELOW["pruner"] = BELOW["prune"] = BELOW["depth"] = LIBRARY - MODELS
 BELOW["integrations"] = {"core", "tracing", "surgery", "pruner"}
 BELOW["train"] = LIBRARY | {"prune", "pruner"}
 BELOW["recipes"] = BELOW["train"] | {"train", "report"}

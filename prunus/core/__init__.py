@@ -18,13 +18,14 @@ from prunus.core.errors import (
 from prunus.core.groups import Groups
 from prunus.core.inputs import Inputs
 from prunus.core.operators import Cost, EditRule, Fixed, Fold, IntFact, Operator, TensorAxes, Term
-from prunus.core.plan import Added, Edit, GroupPlan, Plan, TensorPlan
+from prunus.core.plan import Added, Dropped, Edit, GroupPlan, Plan, TensorPlan
 from prunus.core.registry import Entry, Registry
 from prunus.core.report import Report, Verified
 from prunus.core.slices import Group, Slice, under
 
 __all__ = [
     "Added",
+    "Dropped",
     "Budget",
     "BudgetError",
     "Cost",

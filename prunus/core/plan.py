@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -54,6 +54,19 @@ class Added:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """A residual block that is gone: the submodule `module` gives its input on.
+
+    `given` names the keyword that the input comes by, "" for the first positional one; the output is the tensor alone
+    (`length` 0), or the first of a tuple of `length`.
+    """
+
+    module: str
+    given: str = ""
+    length: int = 0
+
+
+@dataclass(frozen=True)
 class Plan:
     """The kept units of every group, and what that means for every tensor and attribute, in ORIGINAL coordinates.
 
@@ -68,6 +81,7 @@ class Plan:
     tensors: Mapping[str, TensorPlan] = field(default_factory=dict)
     edits: tuple[Edit, ...] = ()
     added: tuple[Added, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
     ties: tuple[tuple[str, ...], ...] = ()
     inputs: tuple[Mapping[str, Any], ...] = ()
     memory_format: str = "contiguous"
@@ -81,6 +95,7 @@ class Plan:
         >>> a.then(b).tensors["c.weight"].kept
         {0: (2,)}
         """
+        self = self.without([d.module for d in later.dropped])
         groups = dict(self.groups)
         for id, entry in later.groups.items():
             first = groups.get(id)
@@ -113,18 +128,33 @@ class Plan:
             tensors=tensors,
             edits=tuple(edits.values()),
             added=self.added + later.added,
+            dropped=self.dropped + later.dropped,
             ties=self.ties or later.ties,
             inputs=self.inputs or later.inputs,
+        )
+
+    def without(self, modules: Iterable[str]) -> Plan:
+        """The plan with no word of what is under `modules`, which are gone."""
+        under = tuple(f"{module}." for module in modules)
+        return replace(
+            self,
+            groups={k: g for k, g in self.groups.items() if not k.startswith(under)},
+            tensors={k: t for k, t in self.tensors.items() if not k.startswith(under)},
+            edits=tuple(e for e in self.edits if not f"{e.module}.".startswith(under)),
+            added=tuple(a for a in self.added if not a.name.startswith(under)),
+            dropped=tuple(d for d in self.dropped if not d.module.startswith(under)),
         )
 
     @property
     def identity(self) -> bool:
         """Whether the plan removes nothing."""
-        return not self.tensors and all(len(g.kept) == g.units for g in self.groups.values())
+        return not self.tensors and not self.dropped and all(len(g.kept) == g.units for g in self.groups.values())
 
     def to_json(self) -> str:
         """The plan as JSON text."""
         data = asdict(self)
+        if not self.dropped:
+            del data["dropped"]  # files of networks with all their blocks stay readable by every version
         data["format"] = FORMAT
         return json.dumps(data, sort_keys=True)
 
@@ -143,6 +173,7 @@ class Plan:
                 },
                 edits=tuple(Edit(**e) for e in data["edits"]),
                 added=tuple(Added(**{**a, "shape": _ints(a["shape"])}) for a in data["added"]),
+                dropped=tuple(Dropped(**d) for d in data.get("dropped", ())),
                 ties=tuple(tuple(t) for t in data["ties"]),
                 inputs=tuple(data["inputs"]),
                 memory_format=str(data["memory_format"]),

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core.errors import InputError
-from prunus.core.operators import SILENT, Operator, alike, plain_name
+from prunus.core.operators import SILENT, alike, plain_name
+
+
+class Named(Protocol):
+    """An operator, as far as a replay knows it."""
+
+    @property
+    def name(self) -> str:
+        """As `plain_name` gives it."""
+
 
 Before = Callable[[int, Any, Any], None]  # number of the operator, args, kwargs
-After = Callable[[int, Any, Any, Any], None]  # ... and what it gave
+After = Callable[[int, Any, Any, Any], Any]  # ... and what it gave; what is returned, if anything, is given on instead
 
 
 class Replay(TorchDispatchMode):
@@ -21,7 +30,7 @@ class Replay(TorchDispatchMode):
     when forward does something else than it did when it was traced.
     """
 
-    def __init__(self, operators: Sequence[Operator], *, before: Before | None = None, after: After | None = None):
+    def __init__(self, operators: Sequence[Named], *, before: Before | None = None, after: After | None = None):
         super().__init__()
         self.operators, self.before, self.after = operators, before, after
         self.steps = [i for i, op in enumerate(operators) if op.name not in SILENT]
@@ -44,5 +53,6 @@ class Replay(TorchDispatchMode):
             self.before(number, args, kwargs)
         out = func(*args, **kwargs)
         if self.after is not None:
-            self.after(number, args, kwargs, out)
+            given = self.after(number, args, kwargs, out)
+            return out if given is None else given
         return out

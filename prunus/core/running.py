@@ -17,6 +17,8 @@ from prunus.core.inputs import Inputs
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the mode of every submodule and the random state are put back afterwards.
 
+    Fused attention is off, as it is while tracing: it is other operators than those that forward calls with gradients.
+
     >>> model = nn.Dropout()
     >>> with undisturbed(model):
     ...     model.training
@@ -26,11 +28,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     modes = {module: module.training for module in model.modules()}
     devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, training in modes.items():
             module.training = training
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from prunus.core import FileError, Plan
 from prunus.surgery import memory
+from prunus.surgery.depth import drop_
 from prunus.surgery.files import add_, check_fits
 from prunus.surgery.memory import replace_
 from prunus.surgery.shrink import set_attributes_
@@ -71,7 +72,7 @@ def note_(model: nn.Module, plan: Plan) -> None:
             continue
         inside.append(name)
         part = _part(plan, name)
-        if part.tensors or part.added or part.edits:
+        if not part.identity or part.added or part.edits:
             module.config.quantization_config = content(module, part)
         elif getattr(module.config, "quantization_config", {}).get("quant_method") == METHOD:
             del module.config.quantization_config
@@ -133,15 +134,20 @@ def for_class(plan: Plan, saved: str, model: Any) -> Plan:
         return plan
     prefix = model.base_model_prefix
     names = {n for n, _ in [*model.named_parameters(), *model.named_buffers()]}
-    if not any(n in names for n in plan.tensors):
-        inner = _part(plan, prefix)
-        plan = inner if any(n in names for n in inner.tensors) else _under(plan, prefix)
     modules = {name for name, _ in model.named_modules()}
+
+    def fits(plan: Plan) -> bool:
+        return any(n in names for n in plan.tensors) or any(d.module in modules for d in plan.dropped)
+
+    if not fits(plan):
+        inner = _part(plan, prefix)
+        plan = inner if fits(inner) else _under(plan, prefix)
     return replace(  # a head that this class does not have
         plan,
         tensors={n: t for n, t in plan.tensors.items() if n.rpartition(".")[0] in modules},
         edits=tuple(e for e in plan.edits if e.module in modules),
         added=tuple(a for a in plan.added if a.name.rpartition(".")[0] in modules),
+        dropped=tuple(d for d in plan.dropped if d.module in modules),
     )
 
 
@@ -156,6 +162,7 @@ def _part(plan: Plan, prefix: str) -> Plan:
         tensors={k[n:]: t for k, t in plan.tensors.items() if k.startswith(dot)},
         edits=tuple(replace(e, module=e.module[n:]) for e in plan.edits if f"{e.module}.".startswith(dot)),
         added=tuple(replace(a, name=a.name[n:]) for a in plan.added if a.name.startswith(dot)),
+        dropped=tuple(replace(d, module=d.module[n:]) for d in plan.dropped if d.module.startswith(dot)),
         ties=tuple(tuple(k[n:] for k in tie if k.startswith(dot)) for tie in plan.ties),
     )
 
@@ -168,6 +175,7 @@ def _under(plan: Plan, prefix: str) -> Plan:
         tensors={f"{prefix}.{k}": t for k, t in plan.tensors.items()},
         edits=tuple(replace(e, module=f"{prefix}.{e.module}".rstrip(".")) for e in plan.edits),
         added=tuple(replace(a, name=f"{prefix}.{a.name}") for a in plan.added),
+        dropped=tuple(replace(d, module=f"{prefix}.{d.module}") for d in plan.dropped),
         ties=tuple(tuple(f"{prefix}.{k}" for k in tie) for tie in plan.ties),
     )
 
@@ -232,6 +240,7 @@ def register(library: Any) -> None:
             """Called when it is built, without weights."""
             self.plan = for_class(self.plan, str(self.quantization_config.data["model"]), model)
             check_fits(model, self.plan, WHERE)
+            drop_(model, self.plan.dropped)
             add_(model, self.plan)
             narrow_(model, self.plan, computed=False)
 

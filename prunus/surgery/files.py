@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunus.core import FileError, InputError, Plan
 from prunus.core.places import get_place
+from prunus.surgery.depth import drop_
 from prunus.surgery.memory import memory_format, plan_of, replace_
 from prunus.surgery.rewritten import RewrittenModule
 from prunus.surgery.rewritten_files import read, written
@@ -102,6 +103,7 @@ def load_(model: nn.Module, path: str | Path) -> None:
     if plan_of(model) is not None:
         raise FileError(f"{path}: load_ needs a freshly built network; this one was already cut.")
     _check(model, plan, tensors, path)
+    drop_(model, plan.dropped)
     add_(model, plan)
     apply_(model, plan)
     with torch.no_grad():
@@ -170,7 +172,9 @@ def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: st
     """Raise `FileError` unless the plan, applied to the model, gives exactly the tensors in the file."""
     check_fits(model, plan, path)
     added = {a.name: a.shape for a in plan.added}
-    fresh = {n: tuple(t.shape) for n, t in _stored(model, detach=False).items()} | added
+    gone = tuple(f"{d.module}." for d in plan.dropped)
+    stored = {n: t for n, t in _stored(model, detach=False).items() if not n.startswith(gone)}
+    fresh = {n: tuple(t.shape) for n, t in stored.items()} | added
     for name, shape in fresh.items():
         kept = plan.tensors[name].kept if name in plan.tensors else {}
         expected = tuple(len(kept.get(d, range(n))) for d, n in enumerate(shape))
@@ -192,6 +196,9 @@ def check_fits(model: nn.Module, plan: Plan, path: str | Path) -> None:
     known = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
     known |= {a.name: a.shape for a in plan.added}
     modules = dict(model.named_modules())
+    for block in plan.dropped:
+        if block.module not in modules:
+            raise FileError(f"{path}: it is of another architecture: there is no block '{block.module}' to drop here.")
     for entry in plan.added:
         if entry.name.rpartition(".")[0] not in modules or entry.kind not in ("bias", "select"):
             raise FileError(f"{path}: it is of another architecture: '{entry.name}', which it adds, has no place here.")

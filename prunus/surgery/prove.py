@@ -68,10 +68,10 @@ def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
     """Run the silenced original, in float64 where every operator has such a kernel, else in float32."""
     for dtype in (torch.float64, torch.float32):
         try:
-            tensors = silenced(_cast(named_tensors(model), dtype), groups, keep)
+            tensors = silenced(cast(named_tensors(model), dtype), groups, keep)
             kept = [Kept(groups, keep)]
-            inputs, outputs = [groups.inputs], [tuple(_run(model, tensors, groups.inputs, dtype, kept[0]))]
-            noise = _on_noise(model, tensors, other_inputs(groups.inputs), dtype, watch := Kept(groups, keep))
+            inputs, outputs = [groups.inputs], [tuple(run_in(model, tensors, groups.inputs, dtype, kept[0]))]
+            noise = on_noise(model, tensors, other_inputs(groups.inputs), dtype, watch := Kept(groups, keep))
             if noise:
                 kept.append(watch)
                 inputs, outputs = [*inputs, other_inputs(groups.inputs)], [*outputs, noise]
@@ -84,7 +84,7 @@ def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
     raise AssertionError("unreachable")
 
 
-def _run(
+def run_in(
     model: nn.Module,
     tensors: Mapping[str, Tensor],
     inputs: Inputs,
@@ -96,12 +96,12 @@ def _run(
         return run(model, tensors, inputs.to(dtype), watch)
 
 
-def _on_noise(
-    model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype, watch: Kept
+def on_noise(
+    model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype, watch: TorchDispatchMode
 ) -> tuple[Tensor, ...]:
     """The outputs on noise; none when the network is not made for it."""
     try:
-        outputs = tuple(_run(model, tensors, inputs, dtype, watch))
+        outputs = tuple(run_in(model, tensors, inputs, dtype, watch))
     except Exception:  # the model's own code may raise anything
         return ()
     return outputs if all(bool(torch.isfinite(out).all()) for out in outputs) else ()
@@ -114,7 +114,7 @@ def prove(model: nn.Module, ref: Reference, unrounded: Mapping[str, Tensor] | No
     there is nothing to compare.
     """
     name = str(ref.dtype).removeprefix("torch.")
-    tensors = _cast(named_tensors(model), ref.dtype)
+    tensors = cast(named_tensors(model), ref.dtype)
     for n, tensor in (unrounded or {}).items():
         if not torch.equal(tensor.to(named_tensors(model)[n].dtype), named_tensors(model)[n]):
             raise VerificationError(f"'{n}' was not scaled as it should have been.")
@@ -139,9 +139,7 @@ def _units(group: Group) -> slice:
     return slice(group.offset, group.offset + group.units)
 
 
-def _culprits(
-    model: nn.Module, groups: Groups, keep: Tensor, bundles: list[tuple[str, ...]]
-) -> list[tuple[str, ...]]:
+def _culprits(model: nn.Module, groups: Groups, keep: Tensor, bundles: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Halve what fails until single bundles are left."""
     if not bundles or not _fails(model, groups, keep, bundles):
         return []
@@ -159,7 +157,7 @@ def _fails(model: nn.Module, groups: Groups, keep: Tensor, bundles: list[tuple[s
     try:
         ref = reference(model, groups, alone)
         plan = groups.plan(alone)
-        whole = folded(_cast(named_tensors(model), ref.dtype), groups, alone)
+        whole = folded(cast(named_tensors(model), ref.dtype), groups, alone)
         tensors = {n: narrow(t, plan.tensors.get(n)) for n, t in whole.items()}
         with edited(model, plan.edits):
             worst = _worst(model, tensors, ref)
@@ -187,7 +185,7 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 def _worst(model: nn.Module, tensors: Mapping[str, Tensor], ref: Reference) -> float:
     errors, decides = [], any(op.decided is not None for op in ref.operators)
     for inputs, expected in zip(ref.inputs, ref.outputs):
-        found = _run(model, tensors, inputs, ref.dtype, Decided(ref.operators) if decides else None)
+        found = run_in(model, tensors, inputs, ref.dtype, Decided(ref.operators) if decides else None)
         if len(found) != len(expected):
             return float("inf")
         pairs = [(a, b) for a, b in zip(found, expected) if b.is_floating_point()]
@@ -205,7 +203,7 @@ def _something_to_compare(outputs: list[tuple[Tensor, ...]]) -> None:
         )
 
 
-def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {n: t.detach().to(dtype) if t.is_floating_point() else t.detach() for n, t in tensors.items()}
 
 
