@@ -33,7 +33,5 @@ def average(parameters: Mapping[str, Tensor], sums: Iterable[tuple[str, Tensor |
     if distributed.is_available() and distributed.is_initialized():
         for tensor in (*total.values(), *samples.values()):
             distributed.all_reduce(tensor)
-    return {
-        name: (total[name] / samples[name]).to(torch.promote_types(t.dtype, torch.float32))
-        for name, t in parameters.items()
-    }
+    wide = {name: torch.promote_types(t.dtype, torch.float32) for name, t in parameters.items()}
+    return {name: (sum_ / samples[name]).to(wide[name]) for name, sum_ in total.items()}

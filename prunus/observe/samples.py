@@ -20,7 +20,7 @@ from prunus.core import InputError
 from prunus.observe.average import parameters_of
 from prunus.observe.base import Seen, inputs_of
 
-MEMORY = 2 * 2**30  # bytes that the gradients of some samples by one parameter may take
+MEMORY = 2**25  # bytes that the gradients of some samples by one parameter, and the patches, take: near the processor
 AGREE = 1e-3  # of the largest entry: single against double work in float32
 
 Losses = Callable[[Any, Any], Iterable[Tensor]]  # (output, batch) -> losses, each (samples,) or a mean over them
@@ -51,7 +51,7 @@ def sample_gradients(seen: Seen, losses: Losses) -> Iterator[tuple[int, Rows, in
     at_once: bool | None = None  # not known yet
     for out, batch, size in seen.forwards():
         if at_once is None and size > 1:
-            at_once = _agree(seen, parameters, out, batch, size)
+            at_once = _agree(seen, parameters, batch, size)
         if at_once and size > 1:
             for number, loss in enumerate(losses(out, batch)):
                 total = loss.sum() if loss.dim() else loss * size
@@ -103,8 +103,8 @@ def _alone(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: slope for name, slope in zip(parameters, slopes, strict=True) if slope is not None}
 
 
-def _agree(seen: Seen, parameters: dict[str, Tensor], out: Any, batch: Any, size: int) -> bool:
-    """Whether the first and the last sample alone, and all in sum, have the gradients that the rules say."""
+def _agree(seen: Seen, parameters: dict[str, Tensor], batch: Any, size: int) -> bool:
+    """Whether two samples alone, and both together, have the gradients that the rules say."""
 
     def value(output: Any, count: int) -> Tensor:  # any function of the outputs that treats no two of them alike
         parts = [
@@ -114,15 +114,17 @@ def _agree(seen: Seen, parameters: dict[str, Tensor], out: Any, batch: Any, size
         ]
         return torch.stack(parts).sum() if parts else torch.zeros(())
 
-    whole = value(out, size)
+    pair = next(pieces(batch, size // 2))  # the first two, or three
+    count = inputs_of(pair).batch
+    single = list(pieces(pair, count))
+    whole = value(inputs_of(pair)(seen.model), count)
     if not whole.requires_grad:
         return False
-    single = list(pieces(batch, size))
     ends = [_alone(value(inputs_of(one)(seen.model), 1), parameters) for one in (single[0], single[-1])]
     summed = _alone(whole, parameters)
     try:
         found: dict[str, list[Tensor]] = {}
-        for name, rows in _rows(whole, parameters, size):
+        for name, rows in _rows(whole, parameters, count):
             part = found.setdefault(name, [rows[0], rows[-1], torch.zeros_like(rows[0])])
             part[1], part[2] = rows[-1], part[2] + rows.sum(0)
     except _NoRule:
