@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunus.observe.average import average, parameters_of
-from prunus.observe.base import Seen, collectors
+from prunus.observe.base import Seen, collectors, inputs_of
 from prunus.observe.grad import grad
 from prunus.observe.samples import pieces
 
@@ -36,7 +36,7 @@ def hutchinson(seen: Seen) -> dict[str, Tensor]:
     def split() -> Iterator[object]:
         nonlocal probes
         for batch in seen.loader:
-            parts = list(pieces(batch, PROBES))
+            parts = list(pieces(batch, -(-inputs_of(batch).batch // PROBES)))
             probes = -(-PROBES // len(parts))
             yield from parts
 

@@ -62,7 +62,7 @@ def _first(seen: Seen, count: int) -> Iterator[Any]:
     """Batches that hold the first `count` samples."""
     for batch in seen.loader:
         size = inputs_of(batch).batch
-        yield batch if size <= count else next(pieces(batch, -(-size // count)))
+        yield batch if size <= count else next(pieces(batch, count))
         count -= size
         if count <= 0:
             return

@@ -20,7 +20,7 @@ from prunus.core import InputError
 from prunus.observe.average import parameters_of
 from prunus.observe.base import Seen, inputs_of
 
-MEMORY = 2**25  # bytes that the gradients of some samples by one parameter, and the patches, take: near the processor
+MEMORY = 2**23  # bytes that the gradients of some samples by one parameter, and the patches, take: near the processor
 AGREE = 1e-3  # of the largest entry: single against double work in float32
 
 Losses = Callable[[Any, Any], Iterable[Tensor]]  # (output, batch) -> losses, each (samples,) or a mean over them
@@ -51,37 +51,31 @@ def sample_gradients(seen: Seen, losses: Losses) -> Iterator[tuple[int, Rows, in
     at_once: bool | None = None  # not known yet
     for out, batch, size in seen.forwards():
         if at_once is None and size > 1:
-            at_once = _agree(seen, parameters, batch, size)
+            at_once = _agree(seen, parameters, batch)
         if at_once and size > 1:
             for number, loss in enumerate(losses(out, batch)):
                 total = loss.sum() if loss.dim() else loss * size
                 yield number, _rows(total, parameters, size), size
             continue
-        for one in pieces(batch, size):
+        for one in pieces(batch, 1):
             for number, loss in enumerate(losses(inputs_of(one)(seen.model), one)):
                 slopes = _alone(loss.mean(), parameters)
                 yield number, ((name, slope[None]) for name, slope in slopes.items()), 1
 
 
-def pieces(batch: Any, parts: int) -> Iterator[Any]:
-    """A batch in at most `parts` pieces of consecutive samples.
+def pieces(batch: Any, samples: int) -> Iterator[Any]:
+    """A batch in pieces of so many consecutive samples, the last perhaps of fewer.
 
     >>> [x.tolist() for x, y in pieces((torch.arange(3), "y"), 2)]
     [[0, 1], [2]]
     """
     count = inputs_of(batch).batch
-    step = -(-count // parts)
 
     def cut(start: int) -> Any:
-        part = slice(start, start + step)
+        part = slice(start, start + samples)
         return tree_map_only(Tensor, lambda t: t[part] if t.dim() and t.shape[0] == count else t, batch)
 
-    yield from map(cut, range(0, count, step))
-
-
-def labelled(batch: Any, labels: Tensor) -> tuple[Any, Tensor]:
-    """The inputs of a batch with other labels."""
-    return (batch[0] if isinstance(batch, (tuple, list)) else batch, labels)
+    yield from map(cut, range(0, count, samples))
 
 
 def class_scores(output: Any, kind: str) -> Tensor:
@@ -103,7 +97,7 @@ def _alone(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: slope for name, slope in zip(parameters, slopes, strict=True) if slope is not None}
 
 
-def _agree(seen: Seen, parameters: dict[str, Tensor], batch: Any, size: int) -> bool:
+def _agree(seen: Seen, parameters: dict[str, Tensor], batch: Any) -> bool:
     """Whether two samples alone, and both together, have the gradients that the rules say."""
 
     def value(output: Any, count: int) -> Tensor:  # any function of the outputs that treats no two of them alike
@@ -114,17 +108,15 @@ def _agree(seen: Seen, parameters: dict[str, Tensor], batch: Any, size: int) -> 
         ]
         return torch.stack(parts).sum() if parts else torch.zeros(())
 
-    pair = next(pieces(batch, size // 2))  # the first two, or three
-    count = inputs_of(pair).batch
-    single = list(pieces(pair, count))
-    whole = value(inputs_of(pair)(seen.model), count)
+    pair = next(pieces(batch, 2))
+    whole = value(inputs_of(pair)(seen.model), 2)
     if not whole.requires_grad:
         return False
-    ends = [_alone(value(inputs_of(one)(seen.model), 1), parameters) for one in (single[0], single[-1])]
+    ends = [_alone(value(inputs_of(one)(seen.model), 1), parameters) for one in pieces(pair, 1)]
     summed = _alone(whole, parameters)
     try:
         found: dict[str, list[Tensor]] = {}
-        for name, rows in _rows(whole, parameters, count):
+        for name, rows in _rows(whole, parameters, 2):
             part = found.setdefault(name, [rows[0], rows[-1], torch.zeros_like(rows[0])])
             part[1], part[2] = rows[-1], part[2] + rows.sum(0)
     except _NoRule:
@@ -156,8 +148,10 @@ def _rows(value: Tensor, parameters: dict[str, Tensor], size: int) -> Rows:
         step = max(1, MEMORY // max(cost, 1))
         for start in range(0, size, step):
             part = slice(start, min(start + step, size))
-            rows = [RULES[use.node.name()](use, slopes[use.node], size, part) for use in of]
-            yield name, sum(rows[1:], rows[0]).reshape(-1, *tensor.shape)
+            with torch.no_grad():
+                rows = [RULES[use.node.name()](use, slopes[use.node], size, part) for use in of]
+                found = sum(rows[1:], rows[0]).reshape(-1, *tensor.shape)
+            yield name, found
 
 
 def _uses(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, list[Use]]:
