@@ -130,7 +130,7 @@ def _consumers(
         found = []
         for number, (weight, moment) in seen.items():
             axis = groups.axes[input_axis(groups, number) or 0]
-            columns = _columns(axis, weight.shape[1] // len(axis), group.offset, group.units)
+            columns = columns_of(axis, weight.shape[1] // len(axis), group.offset, group.units)
             if columns is not None:
                 found.append(Consumer(weight, moment, columns, curvatures.get(number)))
         if found:
@@ -138,7 +138,7 @@ def _consumers(
     return out
 
 
-def _columns(axis: Tensor, kernel: int, offset: int, units: int) -> Tensor | None:
+def columns_of(axis: Tensor, kernel: int, offset: int, units: int) -> Tensor | None:
     """``(units, m)``: the weight's columns of every unit; None when not every unit has as many."""
     unit, channel = [], []
     for owner in axis.unbind(1):
