@@ -11,7 +11,7 @@ PAPER = "Sui et al., CHIP: CHannel Independence-based Pruning for Compact Neural
 
 @criterion("chip", kind="group", roles=ROLES, needs={"independence"}, normalize="max", paper=PAPER)
 def chip(group: Group) -> Tensor:
-    r"""Channel independence, $\frac1N \sum_n \lVert A_n \rVert_* - \lVert A_{n,(u=0)} \rVert_*$ (eq. 3), without labels.
+    r"""Channel independence, $\frac1N \sum_n \lVert A_n \rVert_* - \lVert A_{n,(u=0)} \rVert_*$ (eq. 3), unlabelled.
 
     $A_n$ is ``(units, positions)``, the maps of image $n$.  A unit whose maps others have as well scores low, however
     strong it is.  The paper averages over 640 images; one decomposition a unit and image.

@@ -48,7 +48,7 @@ def independence(seen: Seen) -> dict[str, Tensor]:
 
 
 def lost_nuclear_norm(maps: Tensor) -> Tensor:
-    r"""What the nuclear norm of every matrix loses without each of its rows: ``(n, units, positions)`` -> ``(n, units)``.
+    r"""What nuclear norms lose without each row of the matrix: ``(n, units, positions)`` -> ``(n, units)``.
 
     By the eigenvalues of :math:`B^T B - b_u b_u^T`, as small as the shorter side; in float64.
 
