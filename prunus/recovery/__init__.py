@@ -2,16 +2,19 @@
 
 from prunus.recovery.batchnorm import Recalibrated, recalibrate_
 from prunus.recovery.distillation import distill
+from prunus.recovery.merge import Merged, merge_
 from prunus.recovery.protocols import cosine, last, rewind
 from prunus.recovery.repair import Repaired, Targets, repair_, targets
 
 __all__ = [
+    "Merged",
     "Recalibrated",
     "Repaired",
     "Targets",
     "cosine",
     "distill",
     "last",
+    "merge_",
     "recalibrate_",
     "repair_",
     "rewind",
