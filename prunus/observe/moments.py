@@ -28,12 +28,14 @@ class Consumer:
         moment: ``(fan, fan)``, the covariance of its input rows (a bias takes up the mean).
         columns: ``(units, m)``, the columns of `weight` that belong to each unit.
         curvature: ``(out, out)``, summed outer products of the slopes of the loss at its output, per sample; or None.
+        slope: ``(out, fan)``, of the loss by the weight; or None.
     """
 
     weight: Tensor
     moment: Tensor
     columns: Tensor
     curvature: Tensor | None = None
+    slope: Tensor | None = None
 
 
 @collectors.register("moments", of="group")
@@ -42,7 +44,7 @@ def moments(seen: Seen) -> dict[str, tuple[Consumer, ...]]:
 
     Unlabelled data; rows are drawn from all positions, 20 for every unknown where there are as many.
     """
-    return _consumers(seen.groups, _covariances(seen), {})
+    return consumers(seen.groups, _covariances(seen), {})
 
 
 @collectors.register("curved-moments", of="group")
@@ -53,11 +55,16 @@ def curved_moments(seen: Seen) -> dict[str, tuple[Consumer, ...]]:
     matrix; no labels are needed).  With both, :math:`\tfrac12 \mathrm{tr}(G\, \Delta W H \Delta W^T)` is the expected
     rise of the loss (Martens & Grosse, "K-FAC", ICML 2015).
     """
-    return _consumers(seen.groups, _covariances(seen), _curvatures(seen))
+    return consumers(seen.groups, _covariances(seen), _curvatures(seen))
 
 
 def _covariances(seen: Seen) -> dict[int, tuple[Tensor, Tensor]]:
     """Per operator, the weight ``(out, fan)`` and the covariance of its input rows."""
+    return {i: (w, h - torch.outer(m, m)) for i, (w, m, h) in second_moments(seen).items()}
+
+
+def second_moments(seen: Seen) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+    """Per operator, the weight ``(out, fan)``, the mean of its input rows and that of their outer products."""
     groups, generator = seen.groups, torch.Generator().manual_seed(0)
     sums: dict[int, list[Any]] = {}
 
@@ -79,7 +86,7 @@ def _covariances(seen: Seen) -> dict[int, tuple[Tensor, Tensor]]:
     with torch.no_grad():
         for _ in seen.forwards(watch):
             pass
-    return {i: (w, h / n - torch.outer(m / n, m / n)) for i, (w, n, m, h) in sums.items()}
+    return {i: (w, m / n, h / n) for i, (w, n, m, h) in sums.items()}
 
 
 def _rows(layer: Layer, generator: torch.Generator) -> Tensor:
@@ -121,8 +128,11 @@ def _curvatures(seen: Seen) -> dict[int, Tensor]:
     return {number: value / samples for number, value in sums.items()}
 
 
-def _consumers(
-    groups: Groups, seen: dict[int, tuple[Tensor, Tensor]], curvatures: dict[int, Tensor]
+def consumers(
+    groups: Groups,
+    seen: dict[int, tuple[Tensor, Tensor]],
+    curvatures: dict[int, Tensor],
+    slopes: dict[int, Tensor] | None = None,
 ) -> dict[str, tuple[Consumer, ...]]:
     """Per group, the layers that read all of its units; groups that none reads are absent."""
     out: dict[str, tuple[Consumer, ...]] = {}
@@ -132,7 +142,8 @@ def _consumers(
             axis = groups.axes[input_axis(groups, number) or 0]
             columns = columns_of(axis, weight.shape[1] // len(axis), group.offset, group.units)
             if columns is not None:
-                found.append(Consumer(weight, moment, columns, curvatures.get(number)))
+                slope = (slopes or {}).get(number)
+                found.append(Consumer(weight, moment, columns, curvatures.get(number), slope))
         if found:
             out[group.id] = tuple(found)
     return out
