@@ -16,7 +16,7 @@ they are used: ``prunus.measure``, ``prunus.export``, ``prunus.train``, ``prunus
 from importlib import import_module
 from typing import Any
 
-from prunus.allocators import allocate
+from prunus.allocators import Sensitivity, allocate, sensitivity
 from prunus.core import (
     Budget,
     BudgetError,
@@ -82,6 +82,7 @@ __all__ = [
     "PrunusError",
     "Report",
     "RewrittenModule",
+    "Sensitivity",
     "Slice",
     "TraceError",
     "UnknownNameError",
@@ -101,6 +102,7 @@ __all__ = [
     "save",
     "score",
     "select_",
+    "sensitivity",
     "shrink_",
     "trace",
 ]
