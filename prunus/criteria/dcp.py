@@ -47,35 +47,51 @@ def discriminating(consumers: tuple[Consumer, ...], weight: float = 1.0) -> tupl
     >>> discriminating((layer,))[0]                           # orthonormal inputs: the smallest true column goes first
     tensor([0, 2, 1])
     """
-    states = [_start(c, weight) for c in consumers]
+    states = [State(c, weight) for c in consumers]
     units = len(consumers[0].columns)
     chosen = torch.zeros(units, dtype=torch.bool)
     order, gains = [], []
     for _ in range(units):
-        slope = sum(slopes.square().sum(0)[c.columns].sum(1).sqrt() for c, (_, slopes, _) in zip(consumers, states))
+        slope = torch.stack([state.slopes for state in states]).sum(0)
         u = int(torch.where(chosen, -torch.inf, slope).argmax())
-        gain = torch.zeros((), dtype=torch.float64)
-        for c, (rest, slopes, left) in zip(consumers, states):
-            columns = c.columns[u]
-            share = torch.linalg.solve(left[columns][:, columns], left[columns])  # (m, fan)
-            fitted = torch.linalg.solve(left[columns][:, columns], rest[:, columns].mT)  # (m, out)
-            gain = gain + (slopes[:, columns] * fitted.mT).sum() / 2
-            rest -= rest[:, columns] @ share
-            slopes -= slopes[:, columns] @ share
-            left -= left[:, columns] @ share
+        gain = torch.stack([state.add(u) for state in states]).sum()
         chosen[u] = True
         order.append(u)
         gains.append(gain)
     return torch.tensor(order).flip(0), torch.stack(gains).flip(0).cumsum(0)
 
 
-def _start(c: Consumer, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """For no column chosen: $T$, $M T$, and $H$ with a ridge; later, what is left once the chosen are fitted."""
-    out = len(c.weight)
-    metric = torch.eye(out, dtype=torch.float64, device=c.weight.device) / out
-    target = c.weight @ c.moment
-    if c.curvature is not None and c.slope is not None:
-        metric = metric + weight * c.curvature
-        target = target - weight * torch.linalg.solve(metric, c.slope)
-    ridge = RIDGE * c.moment.diagonal().mean().clamp(min=1e-300)
-    return target, metric @ target, c.moment + ridge * torch.eye(len(c.moment), dtype=torch.float64)
+class State:
+    """What one layer still asks for, once the units chosen so far are fitted."""
+
+    def __init__(self, c: Consumer, weight: float) -> None:
+        out, fan = c.weight.shape
+        self.columns, self.moment = c.columns, c.moment
+        metric = torch.eye(out, dtype=torch.float64, device=c.weight.device) / out
+        self.rest = c.weight @ c.moment  # T - W H, (out, fan)
+        if c.curvature is not None and c.slope is not None:
+            metric = metric + weight * c.curvature
+            self.rest = self.rest - weight * torch.linalg.solve(metric, c.slope)
+        self.slope = metric @ self.rest  # M (T - W H), (out, fan)
+        self.ridge = RIDGE * c.moment.diagonal().mean().clamp(min=1e-300)
+        self.factor = c.moment.new_empty(fan, fan)  # rows of the Cholesky factor of H + ridge, in the order chosen
+        self.rows = 0
+
+    @property
+    def slopes(self) -> Tensor:
+        """The norm of the slope of the loss by the weights of every unit, ``(units,)``."""
+        return self.slope.square().sum(0)[self.columns].sum(1).sqrt()
+
+    def add(self, unit: int) -> Tensor:
+        """Fit the weights of one more unit, and all before it; by how much the loss falls."""
+        own, before = self.columns[unit], self.factor[: self.rows]
+        left = self.moment[own] - before[:, own].mT @ before  # (m, fan)
+        left[torch.arange(len(own)), own] += self.ridge
+        root = torch.linalg.cholesky(left[:, own])
+        new = torch.linalg.solve_triangular(root, left, upper=False)
+        rest, slope = (torch.linalg.solve_triangular(root, t[:, own].mT, upper=False) for t in (self.rest, self.slope))
+        self.rest -= rest.mT @ new
+        self.slope -= slope.mT @ new
+        self.factor[self.rows : self.rows + len(own)] = new
+        self.rows += len(own)
+        return (rest * slope).sum() / 2
