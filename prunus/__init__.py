@@ -16,7 +16,7 @@ they are used: ``prunus.measure``, ``prunus.export``, ``prunus.train``, ``prunus
 from importlib import import_module
 from typing import Any
 
-from prunus.allocators import allocate
+from prunus.allocators import Sensitivity, allocate, sensitivity
 from prunus.core import (
     Budget,
     BudgetError,
@@ -84,6 +84,7 @@ __all__ = [
     "PrunusError",
     "Report",
     "RewrittenModule",
+    "Sensitivity",
     "Slice",
     "TraceError",
     "UnknownNameError",
@@ -105,6 +106,7 @@ __all__ = [
     "save",
     "score",
     "select_",
+    "sensitivity",
     "shrink_",
     "trace",
 ]

@@ -23,7 +23,7 @@ from prunus.core import (
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import needed, score, unscored
 from prunus.observe import collect
-from prunus.recovery import method_of, prepare
+from prunus.recovery import merge_, method_of, prepare
 from prunus.surgery import absorb_, give_biases_, select_, shrink_
 from prunus.surgery.select import drop_identities_
 from prunus.tracing import check_prunable, trace
@@ -48,6 +48,7 @@ def prune_(
     select: bool = False,
     verify: bool = True,
     repair: bool | str = False,
+    merge: bool = False,
     per: str | None = None,
     seed: int = 0,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
@@ -68,9 +69,9 @@ def prune_(
         absorb: first move the constant output of removed units into the next layer.
         select: first insert channel selections before normalisations that open a block (pre-activation networks).
         verify: prove the cut.
-        repair: afterwards solve every layer again on `data` (no labels are needed), so that it gives what it gave
-            before the cut: ``True`` or ``"least-squares"``; ``"blocks"`` goes on with whole blocks; ``"bias"`` does the
             least (see `prunus.recovery.prepare`).
+        merge: first add what layers read of every removed unit to what they read of the kept one that is most like it
+            (see `prunus.recovery.merge_`; no data are needed).
         per: ``macs`` or ``params``: scores are divided by what a unit costs (see `prunus.criteria.score`).
         seed: for criteria that draw at random.
         optimizer: the one in whose training the cut falls: its state follows, and it goes on.
@@ -99,10 +100,21 @@ def prune_(
             again = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place)  # it may have got biases
             groups = again.without(spared, WRONG)
         mend = prepare(method, model, groups, plan, data) if method and data is not None else None
-        report = shrink_(model, groups, plan, verify=verify, optimizer=optimizer)
+        merged = merge_(model, groups, plan) if merge else None
+        try:
+            report = shrink_(model, groups, plan, verify=verify, optimizer=optimizer)
+        except BaseException:
+            if merged is not None:
+                merged.undo_()
+            raise
+        if merged is not None:
+            if not report.in_place:
+                merged.undo_()  # the model stays as it was
+            told = f"{merged.units} removed units of {merged.groups} groups were merged before the proof"
+            report = replace(report, notes=(*report.notes, told, *merged.notes))
         if mend is not None:
-            told = mend(report.model, trace(report.model, example_inputs, in_place=False))
-            report = replace(report, notes=(*report.notes, *told))
+            done = mend(report.model, trace(report.model, example_inputs, in_place=False))
+            report = replace(report, notes=(*report.notes, *done))
         return replace(report, left_alone=report.left_alone + unscored(groups, scores, criterion))
 
     try:

@@ -1,6 +1,6 @@
 """What must be seen?  Statistics of a network on data; one file a kind, imported here so that it registers itself.
 
->>> {"gate", "grad", "moments"} <= {entry.name for entry in collectors}
+>>> {"features", "gate", "grad", "moments"} <= {entry.name for entry in collectors}
 True
 """
 

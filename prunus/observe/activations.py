@@ -50,7 +50,7 @@ def _read(seen: Seen, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
             layer, axis = weights.layer(groups.operators[number], args), input_axis(groups, number)
             if layer is not None and axis is not None:
                 of = groups.axes[axis]
-                values = reduce(_maps(layer, groups.inputs.batch, groups.operators[number].shapes[0][0]))
+                values = reduce(maps(layer, groups.inputs.batch, groups.operators[number].shapes[0][0]))
                 total = total + onto_units(values.detach().cpu(), of, groups.units)
                 count.add_(onto_units(torch.ones(len(of)), of, groups.units))
 
@@ -62,7 +62,7 @@ def _read(seen: Seen, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     return split_units(groups, torch.cat(found), count > 0)
 
 
-def _maps(layer: Layer, batch: int, rows: int) -> Tensor:
+def maps(layer: Layer, batch: int, rows: int) -> Tensor:
     """``(samples, channels, positions)`` of what goes into a layer."""
     if layer.stride:
         return layer.x.flatten(2)

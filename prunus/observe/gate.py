@@ -50,10 +50,10 @@ def gate(seen: Seen) -> dict[str, Tensor]:
             if number in read:
                 of = groups.axes[read[number]]
                 reached[of[of >= 0]] = True
-                total += onto_units(_per_sample(layer, through(layer, slope), size), of, groups.units).cpu()
+                total += onto_units(per_sample(layer, through(layer, slope), size), of, groups.units).cpu()
             made = output_axis(groups, number)
             if made is not None:
-                outputs.append((groups.axes[made], _per_sample(layer, out.detach() * slope, size)))
+                outputs.append((groups.axes[made], per_sample(layer, out.detach() * slope, size)))
         made_only = torch.zeros_like(reached)
         for rows, values in outputs:
             own = (rows < 0) | reached[rows.clamp(min=0)]
@@ -77,7 +77,7 @@ def through(layer: Layer, slope: Tensor) -> Tensor:
     return x * back
 
 
-def _per_sample(layer: Layer, values: Tensor, size: int) -> Tensor:
+def per_sample(layer: Layer, values: Tensor, size: int) -> Tensor:
     """``(samples, channels)``: summed over positions."""
     values = values.detach()
     if layer.stride:

@@ -29,6 +29,7 @@ class Consumer:
         columns: ``(units, m)``, the columns of `weight` that belong to each unit.
         curvature: ``(out, out)``, summed outer products of the slopes of the loss at its output, per sample; or None.
         kernel: how many columns in a row belong to one input channel.
+        slope: ``(out, fan)``, of the loss by the weight; or None.
     """
 
     weight: Tensor
@@ -36,6 +37,7 @@ class Consumer:
     columns: Tensor
     curvature: Tensor | None = None
     kernel: int = 1
+    slope: Tensor | None = None
 
 
 @collectors.register("moments", of="group")
@@ -44,7 +46,7 @@ def moments(seen: Seen) -> dict[str, tuple[Consumer, ...]]:
 
     Unlabelled data; rows are drawn from all positions, 20 for every unknown where there are as many.
     """
-    return _consumers(seen.groups, _covariances(seen), {})
+    return consumers(seen.groups, _covariances(seen), {})
 
 
 @collectors.register("curved-moments", of="group")
@@ -55,11 +57,16 @@ def curved_moments(seen: Seen) -> dict[str, tuple[Consumer, ...]]:
     matrix; no labels are needed).  With both, :math:`\tfrac12 \mathrm{tr}(G\, \Delta W H \Delta W^T)` is the expected
     rise of the loss (Martens & Grosse, "K-FAC", ICML 2015).
     """
-    return _consumers(seen.groups, _covariances(seen), _curvatures(seen))
+    return consumers(seen.groups, _covariances(seen), _curvatures(seen))
 
 
 def _covariances(seen: Seen) -> dict[int, tuple[Tensor, Tensor]]:
     """Per operator, the weight ``(out, fan)`` and the covariance of its input rows."""
+    return {i: (w, h - torch.outer(m, m)) for i, (w, m, h) in second_moments(seen).items()}
+
+
+def second_moments(seen: Seen) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+    """Per operator, the weight ``(out, fan)``, the mean of its input rows and that of their outer products."""
     groups, generator = seen.groups, torch.Generator().manual_seed(0)
     sums: dict[int, list[Any]] = {}
 
@@ -81,7 +88,7 @@ def _covariances(seen: Seen) -> dict[int, tuple[Tensor, Tensor]]:
     with torch.no_grad():
         for _ in seen.forwards(watch):
             pass
-    return {i: (w, h / n - torch.outer(m / n, m / n)) for i, (w, n, m, h) in sums.items()}
+    return {i: (w, m / n, h / n) for i, (w, n, m, h) in sums.items()}
 
 
 def _rows(layer: Layer, generator: torch.Generator) -> Tensor:
@@ -123,8 +130,11 @@ def _curvatures(seen: Seen) -> dict[int, Tensor]:
     return {number: value / samples for number, value in sums.items()}
 
 
-def _consumers(
-    groups: Groups, seen: dict[int, tuple[Tensor, Tensor]], curvatures: dict[int, Tensor]
+def consumers(
+    groups: Groups,
+    seen: dict[int, tuple[Tensor, Tensor]],
+    curvatures: dict[int, Tensor],
+    slopes: dict[int, Tensor] | None = None,
 ) -> dict[str, tuple[Consumer, ...]]:
     """Per group, the layers that read all of its units; groups that none reads are absent."""
     out: dict[str, tuple[Consumer, ...]] = {}
@@ -133,15 +143,16 @@ def _consumers(
         for number, (weight, moment) in seen.items():
             axis = groups.axes[input_axis(groups, number) or 0]
             kernel = weight.shape[1] // len(axis)
-            columns = _columns(axis, kernel, group.offset, group.units)
+            columns = columns_of(axis, kernel, group.offset, group.units)
             if columns is not None:
-                found.append(Consumer(weight, moment, columns, curvatures.get(number), kernel))
+                slope = (slopes or {}).get(number)
+                found.append(Consumer(weight, moment, columns, curvatures.get(number), kernel, slope))
         if found:
             out[group.id] = tuple(found)
     return out
 
 
-def _columns(axis: Tensor, kernel: int, offset: int, units: int) -> Tensor | None:
+def columns_of(axis: Tensor, kernel: int, offset: int, units: int) -> Tensor | None:
     """``(units, m)``: the weight's columns of every unit; None when not every unit has as many."""
     unit, channel = [], []
     for owner in axis.unbind(1):

@@ -3,6 +3,7 @@
 from prunus.recovery.batchnorm import Recalibrated, recalibrate_
 from prunus.recovery.blocks import Rebuilt, block_targets, rebuild_
 from prunus.recovery.distillation import distill
+from prunus.recovery.merge import Merged, merge_
 from prunus.recovery.methods import METHODS, method_of, prepare
 from prunus.recovery.protocols import cosine, last, rewind
 from prunus.recovery.repair import Repaired, Targets, repair_, targets
@@ -13,6 +14,7 @@ __all__ = [
     "block_targets",
     "prepare",
     "rebuild_",
+    "Merged",
     "Recalibrated",
     "Repaired",
     "Targets",
@@ -20,6 +22,7 @@ __all__ = [
     "distill",
     "last",
     "method_of",
+    "merge_",
     "recalibrate_",
     "repair_",
     "rewind",

@@ -260,7 +260,7 @@ def residual(operators: Sequence[Operator], number: int) -> Sum | None:
     """The residual sum that the output of operator `number` is the last part of, through a batch norm or none."""
     at, tensor, norm = number, operators[number].writes[0], None
     while True:
-        users = _users(operators, at, tensor)
+        users = readers(operators, at, tensor)
         if len(users) != 1:
             return None
         at, op = users[0], operators[users[0]]
@@ -276,7 +276,7 @@ def residual(operators: Sequence[Operator], number: int) -> Sum | None:
             return None
 
 
-def _users(operators: Sequence[Operator], number: int, tensor: int) -> list[int]:
+def readers(operators: Sequence[Operator], number: int, tensor: int) -> list[int]:
     """The operators that read what operator `number` wrote, up to where it is written again."""
     users = []
     for i in range(number + 1, len(operators)):
@@ -305,7 +305,7 @@ def _affine(model: nn.Module, op: Operator) -> tuple[Tensor, Tensor]:
 
 def _mean_after(model: nn.Module, operators: Sequence[Operator], number: int) -> Tensor | None:
     """The running mean of the batch norm that alone reads an operator's output, used nowhere else."""
-    users = _users(operators, number, operators[number].writes[0])
+    users = readers(operators, number, operators[number].writes[0])
     if len(users) != 1 or "batch_norm" not in operators[users[0]].name:
         return None
     means = [p for p in operators[users[0]].parameters if p.endswith("running_mean")]
