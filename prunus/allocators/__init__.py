@@ -1,7 +1,7 @@
 """How much, from where?  One file an allocator; every file of this folder is imported, so that it registers itself.
 
 >>> sorted(entry.name for entry in allocators)
-['global', 'uniform']
+['erk', 'global', 'uniform']
 """
 
 from importlib import import_module
