@@ -36,6 +36,7 @@ from prunus.core import (
 )
 from prunus.criteria import criterion, score
 from prunus.integrations import pretrained as _pretrained  # noqa: F401  (transformers loads what was cut)
+from prunus.masks import mask_, tensors
 from prunus.observe import collect
 from prunus.prune import prune_
 from prunus.pruner import Pruner
@@ -56,8 +57,8 @@ from prunus.tracing import trace
 from prunus.version import __version__
 
 _ROOMS = (
-    "data", "export", "integrations", "measure", "recipes", "recovery", "regularizers", "report", "schedules", "train",
-    "zoo",
+    "data", "export", "integrations", "masks", "measure", "recipes", "recovery", "regularizers", "report", "schedules",
+    "train", "zoo",
 )  # fmt: skip
 
 
@@ -94,6 +95,7 @@ __all__ = [
     "follow_",
     "load",
     "load_",
+    "mask_",
     "plan_of",
     "prune_",
     "read_plan",
@@ -102,5 +104,6 @@ __all__ = [
     "score",
     "select_",
     "shrink_",
+    "tensors",
     "trace",
 ]
