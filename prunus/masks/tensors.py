@@ -102,9 +102,9 @@ def tensors(
     pattern = _check_grain(grain, rows)
     found = {name: (owner, p) for name, owner, p in _weights(model)}
     wanted, unwanted = ((p,) if isinstance(p, str) else tuple(p) for p in (only, skip))
-    for pattern in wanted + unwanted:
-        if not any(under(name, pattern) for name in found):
-            raise UnknownNameError(f"pattern '{pattern}' matches no weight.{did_you_mean(pattern, list(found))}")
+    for glob in wanted + unwanted:
+        if not any(under(name, glob) for name in found):
+            raise UnknownNameError(f"pattern '{glob}' matches no weight.{did_you_mean(glob, list(found))}")
     members: list[Group] = []
     fixed, offset = [], 0
     for name, (owner, parameter) in found.items():
