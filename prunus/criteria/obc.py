@@ -25,9 +25,7 @@ def obc(group: Group) -> Tensor:
         moment, turned = group.statistic("input-moments")[s.name]
         stored = s.tensor.double()
         rows = (stored.t() if turned else stored).flatten(1)
-        scores = torch.cat(
-            [removal_errors(w, h) for w, h in zip(rows.chunk(len(moment)), moment)]
-        )  # (out, fan)
+        scores = torch.cat([removal_errors(w, h) for w, h in zip(rows.chunk(len(moment)), moment)])  # (out, fan)
         total += s.view((scores.t() if turned else scores).reshape(stored.shape)).sum(1).cpu()
     return total
 

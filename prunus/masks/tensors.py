@@ -185,7 +185,9 @@ def _check_grain(grain: Grain, rows: bool) -> tuple[int, int] | None:
         n, m = map(int, matched.groups()) if matched else (0, 0)
         good = 0 < n < m or grain in ("element", "kernel")
     if not good:
-        raise InputError(f"grain={grain!r}: expected 'element', 'kernel', a block such as (4, 1), or N:M such as '2:4'.")
+        raise InputError(
+            f"grain={grain!r}: expected 'element', 'kernel', a block such as (4, 1), or N:M such as '2:4'."
+        )
     if rows and m:
         raise InputError(f"rows=True goes with elements, kernels and blocks; '{grain}' keeps {n} of every {m} already.")
     return (n, m) if m else None

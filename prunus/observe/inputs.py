@@ -12,8 +12,6 @@ from prunus.observe.base import Seen, collectors
 from prunus.observe.layers import Calls, Layer, as_parameter, sample_rows, transposed
 from prunus.observe.moments import LARGEST, PER_UNKNOWN, SAMPLES
 
-CHUNK = 1 << 24  # elements of the input rows that are held at once
-
 
 class Moment(NamedTuple):
     """Second moments of what goes into a layer ``(groups, fan, fan)``, and whether its weight is stored as (in, out)."""
@@ -34,10 +32,7 @@ def input_norms(seen: Seen) -> dict[str, Tensor]:
 
     def before(layer: Layer) -> None:
         if layer.name in slices:
-            total = found.get(layer.name, (layer, 0.0))[1]
-            for index in torch.arange(layer.rows).split(max(CHUNK // (layer.groups * layer.fan), 1)):
-                total = total + layer.inputs(index).detach().double().square().sum(1)  # (groups, fan)
-            found[layer.name] = layer, total
+            found[layer.name] = layer, found.get(layer.name, (layer, 0.0))[1] + _squares(layer)
 
     _watch(seen, before)
     out = {}
@@ -80,6 +75,18 @@ def input_moments(seen: Seen) -> dict[str, dict[str, Moment]]:
         for id, names in wanted.items()
         if names and all(name in found for name in names)
     }
+
+
+def _squares(layer: Layer) -> Tensor:
+    """Sums of squares of the rows that go into a layer: ``(groups, fan)`` in float64."""
+    x = layer.x.detach().double().square()
+    if not layer.stride:
+        return x.sum(0)[None]
+    kernel = x.new_zeros(layer.groups, x.shape[1] // layer.groups, *layer.weight.shape[2:])
+    ones = x.new_ones(x.shape[0], layer.groups, *layer.sizes[1:])  # the slope of a sum in its kernel sums the inputs
+    where = (layer.stride, layer.padding, layer.dilation, False, [0] * len(layer.stride), layer.groups)
+    slope: Tensor = torch.ops.aten.convolution_backward(ones, x, kernel, None, *where, [False, True, False])[1]
+    return slope.flatten(1)
 
 
 def _producing(seen: Seen) -> dict[str, Slice]:

@@ -17,8 +17,8 @@ OPTIMIZERS = {
 }
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for x, y in batches():
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, many: int = 2) -> None:
+    for x, y in batches(many):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -62,8 +62,8 @@ def test_training_with_masks_is_training_of_the_masked_weights():
     twin.load_state_dict(model.state_dict())
     optimizers = [OPTIMIZERS["sgd"](m.parameters()) for m in (model, twin)]
     for _ in range(3):
-        step(model, optimizers[0])
-        step(twin, optimizers[1])
+        step(model, optimizers[0], 1)
+        step(twin, optimizers[1], 1)
         with torch.no_grad():
             for name, p in twin.named_parameters():
                 if name in report.plan.masks:
@@ -94,7 +94,9 @@ def test_the_state_dict_keeps_its_keys_and_a_file_its_zeros(tmp_path):
     model, _ = residual()
     keys = list(model.state_dict())
     groups, report = masked(model)
-    assert list(model.state_dict()) == keys and [n for n, _ in model.named_buffers()] == [n for n, _ in residual()[0].named_buffers()]
+    assert list(model.state_dict()) == keys and [n for n, _ in model.named_buffers()] == [
+        n for n, _ in residual()[0].named_buffers()
+    ]
     prunus.save(model, tmp_path / "m.safetensors")
     again = prunus.load(tmp_path / "m.safetensors", lambda: residual()[0])
     assert zeros(again, report.plan)

@@ -14,7 +14,9 @@ from tests.traced import residual as traced
 
 def small() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(32, 6))
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(32, 6)
+    )
 
 
 def test_a_slice_of_elements_is_a_view_like_any_other_and_scatter_is_its_inverse():
@@ -145,7 +147,9 @@ def test_snip_on_weights():
     model[0].weight.data = torch.tensor([[2.0, -1, 0.5]])
     groups = prunus.tensors(model)
     stats = prunus.collect(model, groups, [torch.tensor([[0.1, 0.3, -0.2]])], {"grad"}, loss=lambda out, _: out.sum())
-    assert prunus.score(groups, "snip", stats, normalize="sum")["0.weight"].tolist() == pytest.approx([1 / 3, 1 / 2, 1 / 6])
+    assert prunus.score(groups, "snip", stats, normalize="sum")["0.weight"].tolist() == pytest.approx(
+        [1 / 3, 1 / 2, 1 / 6]
+    )
 
 
 @pytest.mark.parametrize("entry", [e for e in criteria if e.declares["weights"]], ids=lambda e: e.name)
