@@ -205,7 +205,7 @@ class Groups(Sequence[Group]):
     def mask(self, plan: Plan) -> Tensor:
         """The keep mask ``(units,)`` of a plan; raises `InputError` when the plan is of another network."""
         if plan.masks:
-            raise InputError("this plan masks weights (of prunus.tensors) and cuts no units: prunus.mask_ carries it out.")
+            raise InputError("this plan masks weights and cuts no units: carry it out by prunus.mask_.")
         keep = torch.ones(self.units, dtype=torch.bool)
         for id, entry in plan.groups.items():
             group = self[id]

@@ -14,6 +14,7 @@ def l1(s: Slice) -> Tensor:
 
     `s.weight`: (units, fan) -> the same shape.  Producers that share their units (a residual sum, a depthwise kernel
     and the convolution before it) count as one long filter; kernels only, not biases.  Norms of layers with another
-    fan-in are not comparable, so that scores are divided by the largest of the group, unless told otherwise; magnitudes of single weights are compared as they are.
+    fan-in are not comparable, so that scores are divided by the largest of the group, unless told otherwise; magnitudes
+    of single weights are compared as they are.
     """
     return s.weight.abs()

@@ -31,7 +31,9 @@ def obc(group: Group) -> Tensor:
 
 
 def removal_errors(weight: Tensor, moment: Tensor, ridge: float = RIDGE) -> Tensor:
-    r"""What the removal of every weight adds to the error, greedily: ``(rows, fan)`` from ``(rows, fan)``, ``(fan, fan)``.
+    r"""What the removal of every weight adds to the error, greedily.
+
+    `weight`: ``(rows, fan)``, `moment`: ``(fan, fan)`` -> ``(rows, fan)``.
 
     The elimination of $p$ takes $u u^T$ off the inverse, $u = H^{-1}_{:p} / \sqrt{[H^{-1}]_{pp}}$: a Cholesky
     factorisation with a pivot of its own for every row, of which only the vectors $u$ and the diagonal are kept.

@@ -65,7 +65,6 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         removed = _removed(parameter)
         if removed is not None:
             parameter.masked_fill_(removed, 0)
-            state = optimizer.state[parameter] if parameter in optimizer.state else {}
-            for value in state.values():
+            for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.masked_fill_(removed, 0)

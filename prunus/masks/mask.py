@@ -79,7 +79,8 @@ def mask_(
     chosen = groups.mask(plan)
     keep = {g.id: g.slices[0].scatter(chosen[g.offset : g.offset + g.units, None]) for g in groups}
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    count, notes = 0, ()
+    count: int = 0
+    notes: tuple[str, ...] = ()
     try:
         if repair:
             count, notes = _repair(model, groups, keep, repair, data, limit, seed)

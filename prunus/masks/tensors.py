@@ -21,7 +21,8 @@ IN_FIRST = (nn.modules.conv._ConvTransposeNd,)  # whose weight is (in, out / gro
 class Tensors(Groups):
     """Groups of weights: one a tensor, named like it.  They score and allocate as the groups of a trace do.
 
-    `pattern` is ``(N, M)`` where N of every M stay.  Their plan is a mask plan, which `prunus.mask_` carries out, and what they cost is ``density``: weights that stay.
+    `pattern` is ``(N, M)`` where N of every M stay.  Their plan is a mask plan, which `prunus.mask_` carries out, and what
+    they cost is ``density``: weights that stay.
     """
 
     pattern: tuple[int, int] | None = None
@@ -32,7 +33,7 @@ class Tensors(Groups):
         return {"density": sum(n * g.slices[0].index.shape[1] for n, g in zip(kept, self))}
 
     @property
-    def factors(self) -> dict[str, int]:  # type: ignore[override]
+    def factors(self) -> dict[str, int]:
         """No two groups share a tensor: 1 for each."""
         return {group.id: 1 for group in self}
 

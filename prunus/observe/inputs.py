@@ -14,7 +14,7 @@ from prunus.observe.moments import LARGEST, PER_UNKNOWN, SAMPLES
 
 
 class Moment(NamedTuple):
-    """Second moments of what goes into a layer ``(groups, fan, fan)``, and whether its weight is stored as (in, out)."""
+    """Second moments of what goes into a layer ``(groups, fan, fan)``; whether its weight is stored as (in, out)."""
 
     values: Tensor
     transposed: bool
@@ -46,9 +46,9 @@ def input_norms(seen: Seen) -> dict[str, Tensor]:
 def input_moments(seen: Seen) -> dict[str, dict[str, Moment]]:
     r"""Second moments of what goes into the layers that make the units, $E[x x^T]$, by weight name.
 
-    Of a layer with a bias those of $x - \bar x$, since the bias takes up the mean.  Unlabelled data; rows are drawn from
-    all positions, 20 for every unknown where there are as many; float64.  Groups with a layer that was not called, or
-    with more than 8,192 inputs a row, are absent.
+    Of a layer with a bias those of $x - \bar x$, since the bias takes up the mean.  Unlabelled data; rows are drawn
+    from all positions, 20 for every unknown where there are as many; float64.  Groups with a layer that was not called,
+    or with more than 8,192 inputs a row, are absent.
     """
     generator = torch.Generator().manual_seed(0)
     sums: dict[str, list[Any]] = {}
