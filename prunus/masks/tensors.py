@@ -21,8 +21,8 @@ IN_FIRST = (nn.modules.conv._ConvTransposeNd,)  # whose weight is (in, out / gro
 class Tensors(Groups):
     """Groups of weights: one a tensor, named like it.  They score and allocate as the groups of a trace do.
 
-    `pattern` is ``(N, M)`` where N of every M stay.  Their plan is a mask plan, which `prunus.mask_` carries out, and what
-    they cost is ``density``: weights that stay.
+    `pattern` is ``(N, M)`` where N of every M stay.  Their plan is a mask plan, which `prunus.mask_` carries out, and
+    what they cost is ``density``: weights that stay.
     """
 
     pattern: tuple[int, int] | None = None

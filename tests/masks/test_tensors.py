@@ -190,3 +190,9 @@ def test_budgets_of_another_kind_are_refused():
     _, channels = traced()
     with pytest.raises(BudgetError, match="these groups count params, macs"):
         prunus.allocate(channels, prunus.score(channels, "l1"), Budget(density=0.5))
+
+
+def test_statistics_of_units_are_refused():
+    model, _ = residual()
+    with pytest.raises(InputError, match="keyed by the operators of a trace"):
+        prunus.collect(model, prunus.tensors(model), batches(), {"moments"})
