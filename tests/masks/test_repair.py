@@ -1,5 +1,7 @@
 """OBC, SparseGPT, Wanda and least squares against what is worked out another way."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 import prunus
 from prunus.criteria import score
 from prunus.criteria.obc import removal_errors
+from prunus.masks.repair import solve_
 from prunus.masks.solve import System, exact, fast, obc, repairs, sparsegpt
 
 DOUBLE = torch.float64
@@ -251,7 +254,7 @@ def test_repair_brings_the_network_nearer_to_what_it_was(kind, repair, grain):
     again.check_proportions(again.mask(report.plan))  # N of every M
 
 
-def test_a_whole_mask_changes_nothing_and_one_layer_is_solved_exactly():
+def test_a_whole_mask_changes_nothing_and_one_layer_is_solved_exactly(monkeypatch):
     model, x = (
         nn.Sequential(nn.Linear(6, 5).double()),
         torch.randn(100, 6, dtype=DOUBLE) @ torch.randn(6, 6, dtype=DOUBLE),
@@ -261,11 +264,8 @@ def test_a_whole_mask_changes_nothing_and_one_layer_is_solved_exactly():
     assert prunus.mask_(model, groups, groups.plan(torch.ones(30).bool()), repair=True, data=[x]).repaired == 0
     assert torch.equal(model[0].weight, before)
     keep = torch.rand(30, generator=torch.Generator().manual_seed(0)) < 0.6
-    prunus.masks.mask.solve_.__defaults__, held = (0.0,), prunus.masks.mask.solve_.__defaults__
-    try:
-        prunus.mask_(model, groups, groups.plan(keep), repair=True, data=[x])
-    finally:
-        prunus.masks.mask.solve_.__defaults__ = held
+    monkeypatch.setattr("prunus.masks.mask.solve_", partial(solve_, ridge=0.0))
+    prunus.mask_(model, groups, groups.plan(keep), repair=True, data=[x])
     for row, kept in enumerate(keep.reshape(5, 6)):
         design = torch.cat([x[:, kept], torch.ones(100, 1, dtype=DOUBLE)], 1)
         best = torch.linalg.lstsq(design, target[:, row]).solution
