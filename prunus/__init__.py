@@ -37,6 +37,7 @@ from prunus.core import (
 from prunus.criteria import criterion, score
 from prunus.depth import drop_blocks_
 from prunus.integrations import pretrained as _pretrained  # noqa: F401  (transformers loads what was cut)
+from prunus.masks import mask_, tensors
 from prunus.observe import collect
 from prunus.prune import prune_
 from prunus.pruner import Pruner
@@ -58,8 +59,8 @@ from prunus.tracing.blocks import blocks
 from prunus.version import __version__
 
 _ROOMS = (
-    "data", "export", "integrations", "measure", "recipes", "recovery", "regularizers", "report", "schedules", "train",
-    "zoo",
+    "data", "export", "integrations", "masks", "measure", "recipes", "recovery", "regularizers", "report", "schedules",
+    "train", "zoo",
 )  # fmt: skip
 
 
@@ -99,6 +100,7 @@ __all__ = [
     "follow_",
     "load",
     "load_",
+    "mask_",
     "plan_of",
     "prune_",
     "read_plan",
@@ -108,5 +110,6 @@ __all__ = [
     "select_",
     "sensitivity",
     "shrink_",
+    "tensors",
     "trace",
 ]

@@ -28,6 +28,7 @@ BELOW = {
     "schedules": set(),
     "regularizers": {"core"},
     "recovery": {"core", "observe", "measure"},
+    "masks": {"core", "observe", "criteria", "recovery"},
     "export": {"core", "runtime"},
     "data": {"core"},
     "zoo": {"core", "data"},

@@ -1,6 +1,6 @@
 """How much, from where?  One file an allocator; every file of this folder is imported, so that it registers itself.
 
->>> {"global", "uniform"} <= {entry.name for entry in allocators}
+>>> {"erk", "global", "uniform"} <= {entry.name for entry in allocators}
 True
 """
 

@@ -23,7 +23,6 @@ from prunus.core import (
 )
 
 Floor = int | float | Mapping[str, int | float] | None
-LEAST = 0.01  # of a group's units stay by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +118,7 @@ class Removal:
         lengths, floors, multiples = [], [], []
         for b, ids in enumerate(problem.bundles):
             quanta = problem.groups.quanta(ids)
-            length = problem.groups[ids[0]].count // quanta[0]
+            length = -(-problem.groups[ids[0]].count // quanta[0])
             steps_of = [_steps(ranking[id], problem.groups[id].parts, quantum) for id, quantum in zip(ids, quanta)]
             means = torch.stack(
                 [
@@ -198,7 +197,8 @@ def allocate(
         scores: ``{group id: (units,)}`` as `prunus.criteria.score` gives it; groups that are absent stay whole.
         allocator: a name, or the registered function itself.
         round_to: kept counts become multiples of it, rounded up, in groups that are at least that wide.
-        floor: least units of any group that stay, an int, or a fraction of the group; None: 1 %, at least one.
+        floor: least units of any group that stay, an int, or a fraction of the group; None: 1 %, at least one
+            (of weights, one).
             No group is ever emptied.  A mapping gives every kind of group its own, by name or glob, the last that
             matches: ``{"*/heads": 1.0, "*/head_dim": 0.5}`` keeps whole heads and half of their dimensions.
 
@@ -207,7 +207,7 @@ def allocate(
     """
     entry = allocators.find(allocator)
     _check(groups, scores, round_to)
-    floors = {group.id: _floor(group, _floor_of(group, floor)) for group in groups if group.id in scores}
+    floors = {group.id: _floor(group, _floor_of(group, floor), groups.least) for group in groups if group.id in scores}
     if isinstance(floor, Mapping):
         for pattern in floor:
             if not any(under(group.id, pattern) for group in groups):
@@ -224,15 +224,15 @@ def _floor_of(group: Group, floor: Floor) -> int | float | None:
     return next((value for pattern, value in reversed(list(floor.items())) if under(group.id, pattern)), None)
 
 
-def _floor(group: Group, floor: int | float | None) -> int:
+def _floor(group: Group, floor: int | float | None, least: float) -> int:
     """Least units of `group` that stay."""
-    share = LEAST if floor is None else floor
+    share = least if floor is None else floor
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not share >= 0:
         raise InputError(f"floor={floor!r}: expected a number of units (int) or a fraction of a group (float).")
     if isinstance(share, float) and share > 1:
         raise InputError(f"floor={floor}: a fraction of a group must lie in [0, 1]; a number of units is an int.")
-    least = math.ceil(share * group.count) if isinstance(share, float) else share
-    return min(max(least, group.floor, 1), group.count)
+    kept = math.ceil(share * group.count) if isinstance(share, float) else share
+    return min(max(kept, group.floor, 1), group.count)
 
 
 def _check(groups: Groups, scores: Mapping[str, Tensor], round_to: int) -> None:

@@ -18,12 +18,13 @@ from prunus.core.errors import (
 from prunus.core.groups import Groups
 from prunus.core.inputs import Inputs
 from prunus.core.operators import Cost, EditRule, Fixed, Fold, IntFact, Operator, TensorAxes, Term
-from prunus.core.plan import Added, Dropped, Edit, GroupPlan, Plan, TensorPlan
+from prunus.core.plan import Added, Dropped, Edit, GroupPlan, Mask, Plan, TensorPlan
 from prunus.core.registry import Entry, Registry
 from prunus.core.report import Report, Verified
-from prunus.core.slices import Group, Slice, under
+from prunus.core.slices import ELEMENTS, Group, Slice, under
 
 __all__ = [
+    "ELEMENTS",
     "Added",
     "Dropped",
     "Budget",
@@ -41,6 +42,7 @@ __all__ = [
     "InputError",
     "Inputs",
     "IntFact",
+    "Mask",
     "MissingExtraError",
     "NothingToPruneError",
     "Operator",

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 from prunus.core.errors import BudgetError, did_you_mean
 
-KINDS = ("params", "macs")
+KINDS = ("params", "macs", "density")
 
 
 @dataclass(frozen=True)
 class Budget:
     """What may *remain*: a float in (0, 1] is a fraction of the original, an int is absolute.
 
-    `params` counts parameter elements, `macs` multiply-adds per sample.  Several at once must all hold.
+    `params` counts parameter elements, `macs` multiply-adds per sample, `density` weights that may be masked (of
+    `prunus.tensors`).  Several at once must all hold.
 
     >>> Budget(macs=0.5).limits({"macs": 1001, "params": 10})
     {'macs': 500}
@@ -24,6 +25,7 @@ class Budget:
 
     params: float | int | None = None
     macs: float | int | None = None
+    density: float | int | None = None
 
     def __post_init__(self) -> None:
         if all(getattr(self, kind) is None for kind in KINDS):
@@ -42,11 +44,19 @@ class Budget:
                 raise BudgetError(f"budget {kind}={value}: an absolute budget must be at least 1.")
 
     def limits(self, original: dict[str, int]) -> dict[str, int]:
-        """The absolute limit of every kind that is set, given the cost of the original network."""
+        """The absolute limit of every kind that is set, given the cost of the original network.
+
+        Raises: `BudgetError` for a kind that the groups do not count.
+        """
         out: dict[str, int] = {}
         for kind in KINDS:
             value = getattr(self, kind)
             if value is not None:
+                if kind not in original:
+                    raise BudgetError(
+                        f"budget {kind}={value}: these groups count {', '.join(original)}. Weights are masked to a "
+                        "density, prunus.tensors(model); units are cut to macs or params, prunus.trace(model, ...)."
+                    )
                 out[kind] = value if isinstance(value, int) else int(value * original[kind])
         return out
 
@@ -54,7 +64,7 @@ class Budget:
         r"""The budget :math:`C - p (C - B)` after the part :math:`p` of the way from the original cost to this one.
 
         >>> Budget(macs=0.5).on_the_way(0.5, {"macs": 1000, "params": 10})
-        Budget(params=None, macs=750)
+        Budget(params=None, macs=750, density=None)
         """
         if progress == 1:
             return self
@@ -66,10 +76,10 @@ class Budget:
         """Read ``"macs=0.5"`` or ``"macs=0.5,params=100000"``, as on the command line.
 
         >>> Budget.parse("macs=0.5,params=1000")
-        Budget(params=1000, macs=0.5)
+        Budget(params=1000, macs=0.5, density=None)
         >>> Budget.parse("mac=0.5")
         Traceback (most recent call last):
-        prunus.core.errors.BudgetError: unknown budget 'mac'. Did you mean 'macs'? Known: params, macs.
+        prunus.core.errors.BudgetError: unknown budget 'mac'. Did you mean 'macs'? Known: params, macs, density.
         """
         values: dict[str, float | int] = {}
         for item in text.split(","):

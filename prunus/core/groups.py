@@ -45,6 +45,8 @@ class Groups(Sequence[Group]):
     folds: tuple[Fold, ...] = ()
     counted: frozenset[int] = frozenset()  # axes that tell how many rows are kept, not which: parts choose differently
     caches: tuple[tuple[str, str], ...] = ()  # module and attribute of what forward caches
+    least: float = 0.01  # of a group's units stay by default
+    weights: bool = False  # whether units are single weights, or blocks of them, and not what a cut removes
 
     def __len__(self) -> int:
         return len(self.members)
@@ -202,6 +204,8 @@ class Groups(Sequence[Group]):
 
     def mask(self, plan: Plan) -> Tensor:
         """The keep mask ``(units,)`` of a plan; raises `InputError` when the plan is of another network."""
+        if plan.masks:
+            raise InputError("this plan masks weights and cuts no units: carry it out by prunus.mask_.")
         keep = torch.ones(self.units, dtype=torch.bool)
         for id, entry in plan.groups.items():
             group = self[id]

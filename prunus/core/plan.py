@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from prunus.core.errors import FileError, InputError
 
@@ -67,10 +71,42 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """Which elements of one tensor stay: its shape, and a bit an element, in base64.
+
+    >>> keep = torch.tensor([[True, False, True]])
+    >>> Mask.of(keep), torch.equal(Mask.of(keep).keep, keep)
+    (Mask(shape=(1, 3), bits='oA=='), True)
+    """
+
+    shape: tuple[int, ...]
+    bits: str
+
+    @classmethod
+    def of(cls, keep: Tensor) -> Mask:
+        """From a boolean tensor, True = keep."""
+        flat = keep.bool().flatten().cpu()
+        rows = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).reshape(-1, 8).byte()
+        packed = (rows << torch.arange(7, -1, -1, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+        return cls(tuple(keep.shape), base64.b64encode(packed.numpy().tobytes()).decode())
+
+    @property
+    def keep(self) -> Tensor:
+        """The boolean tensor; raises `FileError` when the bits do not fit the shape."""
+        packed = torch.frombuffer(bytearray(base64.b64decode(self.bits) or b"\0"), dtype=torch.uint8)
+        count = torch.Size(self.shape).numel()
+        if len(packed) * 8 < count:
+            raise FileError(f"a mask of shape {self.shape} holds {len(packed) * 8} bits; it was damaged or edited.")
+        rows = packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1
+        return rows.flatten()[:count].bool().reshape(self.shape)
+
+
+@dataclass(frozen=True)
 class Plan:
     """The kept units of every group, and what that means for every tensor and attribute, in ORIGINAL coordinates.
 
-    A plan is data: `to_json` and `from_json` are inverse, and a person can read and edit it.
+    A plan is data: `to_json` and `from_json` are inverse, and a person can read and edit it.  A mask plan, of
+    `prunus.tensors`, has `masks` alone: a tensor's name and which of its elements stay.
 
     >>> plan = Plan({"conv1": GroupPlan(4, (0, 2))})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -86,6 +122,7 @@ class Plan:
     inputs: tuple[Mapping[str, Any], ...] = ()
     memory_format: str = "contiguous"
     version: str = ""
+    masks: Mapping[str, Mask] = field(default_factory=dict)
 
     def then(self, later: Plan) -> Plan:
         """The two cuts as one: `later` was made on the network that this plan left, the result is on the original.
@@ -148,7 +185,8 @@ class Plan:
     @property
     def identity(self) -> bool:
         """Whether the plan removes nothing."""
-        return not self.tensors and not self.dropped and all(len(g.kept) == g.units for g in self.groups.values())
+        whole = all(bool(mask.keep.all()) for mask in self.masks.values()) and not self.tensors and not self.dropped
+        return whole and all(len(g.kept) == g.units for g in self.groups.values())
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -178,6 +216,7 @@ class Plan:
                 inputs=tuple(data["inputs"]),
                 memory_format=str(data["memory_format"]),
                 version=str(data["version"]),
+                masks={k: Mask(_ints(v["shape"]), str(v["bits"])) for k, v in data.get("masks", {}).items()},
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, FileError):

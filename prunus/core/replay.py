@@ -32,6 +32,11 @@ class Replay(TorchDispatchMode):
 
     def __init__(self, operators: Sequence[Named], *, before: Before | None = None, after: After | None = None):
         super().__init__()
+        if not operators:
+            raise InputError(
+                "statistics of units are keyed by the operators of a trace, and these groups have none: use groups = "
+                "prunus.trace(model, example_inputs), or for weights a criterion such as 'l1', 'snip', 'wanda', 'obc'."
+            )
         self.operators, self.before, self.after = operators, before, after
         self.steps = [i for i, op in enumerate(operators) if op.name not in SILENT]
         self.at = 0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunus.core.errors import InputError
 
+ELEMENTS = -1  # as a slice's `dim`: the units live on the elements, counted as `flatten` does
 ROLES = ("out", "bias", "in", "norm_scale", "norm_shift", "depthwise", "stat", "index", "other")
 
 
@@ -23,7 +24,7 @@ class Slice:
 
     Attributes:
         name: qualified name of the parameter or buffer.
-        dim: the dimension that the units live on.
+        dim: the dimension that the units live on, or `ELEMENTS`: single weights, blocks of them, kernels.
         index: ``(units, m)`` integers, the `m` indices of `dim` that belong to each unit.
         role: what the dimension does, read off the operand position of the traced operator: ``out`` (rows of a
             producing weight), ``bias``, ``in`` (columns of a consuming weight), ``norm_scale``, ``norm_shift``,
@@ -48,11 +49,18 @@ class Slice:
     def view(self, tensor: Tensor) -> Tensor:
         """`tensor`, shaped like the parameter, as ``(units, fan)``."""
         units = self.index.shape[0]
+        if self.dim == ELEMENTS:
+            return tensor.reshape(-1)[self.index.to(tensor.device)]
         rows = tensor.index_select(self.dim, self.index.reshape(-1).to(tensor.device))  # (.., units*m, ..)
         return rows.movedim(self.dim, 0).reshape(units, -1)  # (units, m * rest)
 
     def scatter(self, values: Tensor) -> Tensor:
         """The inverse of `view`: ``(units, fan)`` or ``(units, 1)`` put back in the tensor's shape, zeros elsewhere."""
+        if self.dim == ELEMENTS:
+            out = torch.zeros(self.tensor.numel(), dtype=values.dtype, device=values.device)
+            return out.index_put((self.index.to(values.device),), values.expand(self.index.shape)).view(
+                self.tensor.shape
+            )
         rest = [n for d, n in enumerate(self.tensor.shape) if d != self.dim]
         count = self.index.numel()
         fan = self.tensor.numel() // max(self.tensor.shape[self.dim], 1) * self.index.shape[1]

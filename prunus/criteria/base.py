@@ -46,6 +46,7 @@ def criterion(
     normalize: str = "none",
     per: str | None = None,
     seeded: bool = False,
+    weights: str | None = None,
     paper: str = "",
 ) -> Callable[[F], F]:
     """Decorator: register a function as the criterion `name`; higher = keep.
@@ -62,6 +63,8 @@ def criterion(
         normalize: the normaliser used unless `score` is told another one.
         per: what the score is divided by unless `score` is told otherwise (see there).
         seeded: whether the function takes a keyword ``seed`` as well.
+        weights: the normaliser where units are single weights (`prunus.tensors`): the same one for the element kind,
+            unless told otherwise; a criterion of the group kind is not for weights unless it names one.
 
     Raises: `ValueError` for a declaration that is none of these.
     """
@@ -83,6 +86,7 @@ def criterion(
         normalize=normalizers[normalize].name,
         per=per,
         seeded=seeded,
+        weights=weights or (normalize if kind == "element" else None),
     )
     return register
 
@@ -114,7 +118,12 @@ def score(
     entry = criteria.find(criterion)
     _check_stats(entry, groups, stats)
     _check_values(entry, groups)
-    finish = _normalizer(entry, normalize)
+    if groups.weights and entry.declares["weights"] is None:
+        raise InputError(
+            f"criterion '{entry.name}' compares units as wholes (channels, heads); the units here are weights of "
+            "prunus.tensors. Choose one of weights, e.g. 'l1', 'wanda', 'obc', or groups = prunus.trace(model, ...)."
+        )
+    finish = _normalizer(entry, normalize, groups.weights)
     scores = {}
     for group in groups:
         seen = _slices_of(group, entry, stats)
@@ -229,9 +238,9 @@ def _check_values(entry: Entry[Callable[..., Tensor]], groups: Groups) -> None:
 
 
 def _normalizer(
-    entry: Entry[Callable[..., Tensor]], given: str | Callable[[Tensor], Tensor] | None
+    entry: Entry[Callable[..., Tensor]], given: str | Callable[[Tensor], Tensor] | None, weights: bool
 ) -> Callable[[Tensor], Tensor]:
-    name = entry.declares["normalize"] if given is None else given
+    name = entry.declares["weights" if weights else "normalize"] if given is None else given
     return normalizers[name].call if isinstance(name, str) else name
 
 

@@ -12,7 +12,7 @@ from prunus.core.slices import ROLES
 from prunus.criteria.base import criterion
 
 
-@criterion("random", kind="group", roles=ROLES, seeded=True)
+@criterion("random", kind="group", roles=ROLES, seeded=True, weights="none")
 def random(group: Group, *, seed: int) -> Tensor:
     """Uniform random numbers in [0, 1), a pure function of (seed, group id, unit): ``(units,)``.
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core import Groups, Operator
+from prunus.core.operators import plain_name
 
 INPUTS = {"convolution": 0, "mm": 0, "addmm": 1}  # which operand of a layer is what goes in
 
@@ -94,7 +96,11 @@ class Weights:
 
     def layer(self, op: Operator, args: Any) -> Layer | None:
         """The layer that an operator called with `args` is; None when it is none, or its weight is no parameter."""
-        if op.name == "convolution":
+        return self.called(op.name, args)
+
+    def called(self, operator: str, args: Any) -> Layer | None:
+        """As `layer`, of an operator by its name."""
+        if operator == "convolution":
             x, weight, bias, stride, padding, dilation, transposed, _, groups = args
             name = self._name(weight)
             if transposed or name is None:
@@ -102,12 +108,12 @@ class Weights:
             many = weight.dim() - 2
             wide = (tuple(v) * many if len(v) == 1 else tuple(v) for v in (stride, padding, dilation))
             return Layer(name, self._count(name), weight, x, bias, groups, *wide)
-        if op.name in INPUTS:
+        if operator in INPUTS:
             x, weight = args[-2:]
             name = self._name(weight)
             if name is None or self._name(x) is not None:
                 return None
-            bias = args[0] if op.name == "addmm" else None
+            bias = args[0] if operator == "addmm" else None
             return Layer(name, self._count(name), weight.t(), x, bias)
         return None
 
@@ -161,3 +167,42 @@ def split_units(groups: Groups, values: Tensor, seen: Tensor) -> dict[str, Tenso
     """``(..., units of all groups)`` by group id, of the groups of which every unit was `seen`."""
     found = ((g.id, slice(g.offset, g.offset + g.units)) for g in groups)
     return {id: values[..., rows] for id, rows in found if bool(seen[rows].all())}
+
+
+class Calls(TorchDispatchMode):
+    """Tells of every call of a layer in a forward, traced or not: `before` and `after` it has run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        before: Callable[[Layer], None],
+        after: Callable[[Layer, Tensor], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.weights, self.before, self.after = Weights(model), before, after
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        layer = self.weights.called(plain_name(func), args)
+        if layer is not None:
+            self.before(layer)
+        out = func(*args, **(kwargs or {}))
+        if layer is not None and self.after is not None:
+            self.after(layer, out)
+        return out
+
+
+def as_rows(tensor: Tensor, layer: Layer) -> Tensor:
+    """A tensor shaped like the parameter of a layer as ``(out, fan)``, in the order of the layer's rows."""
+    return (tensor.t() if transposed(layer, tensor) else tensor).flatten(1)
+
+
+def as_parameter(rows: Tensor, layer: Layer, parameter: Tensor) -> Tensor:
+    """The inverse of `as_rows`: ``(out, fan)`` in the shape of the parameter."""
+    return (rows.t() if transposed(layer, parameter) else rows).reshape(parameter.shape)
+
+
+def transposed(layer: Layer, parameter: Tensor) -> bool:
+    """Whether a parameter is stored as (in, out)."""
+    if layer.weight.shape != parameter.shape:
+        return True
+    return layer.weight.dim() == 2 and layer.weight.stride() != (parameter.shape[1], 1)
