@@ -1,11 +1,12 @@
-"""One-shot pruning without any fine-tuning: every criterion, with and without repair.
+"""One-shot pruning without any fine-tuning: every criterion, with and without repair, beside Torch-Pruning's.
 
     python benchmarks/one_shot.py --out one_shot.jsonl --budgets 0.7 0.5 0.3
 
 Prunes a trained network of CIFAR-10 (ResNet-56 unless told otherwise) to fractions of its multiply-adds, looking at
 1,024 images of the training part, and writes a line of JSON a trial: accuracy on the test part (the first --test images
-of it), without repair and with it, and the seconds taken.  Goes on where it stopped.  --plot draws what was written.
-Needs the folder named by PRUNUS_SHARED (default ../shared).
+of it), as it was cut and after every kind of repair, and the seconds taken.  Goes on where it stopped.  --plot draws
+what was written, --table prints it.  Criteria named torch-pruning:... are those of that library, on the same layers
+and with the same budget.  Needs the folder named by PRUNUS_SHARED (default ../shared).
 """
 
 from __future__ import annotations
@@ -23,10 +24,22 @@ import torch
 import prunus
 from prunus.criteria import criteria
 from prunus.data import load
+from prunus.measure.counting import macs, params
+from prunus.recovery import METHODS
 from prunus.train.evaluation import count_correct
 from prunus.zoo import build
 
 SHARED = Path(os.environ.get("PRUNUS_SHARED", "../shared"))
+THEIRS = {
+    "torch-pruning:random": "RandomImportance",
+    "torch-pruning:l2": "GroupMagnitudeImportance",
+    "torch-pruning:bn-scale": "BNScaleImportance",
+    "torch-pruning:fpgm": "FPGMImportance",
+    "torch-pruning:lamp": "LAMPImportance",
+    "torch-pruning:Taylor": "GroupTaylorImportance",
+    "torch-pruning:Hessian": "GroupHessianImportance",
+}
+FILLED = {"none": "none", "bias": "none", "least-squares": "left", "blocks": "full"}
 INNER = "layer*.conv1.*"  # the convolutions inside blocks; the residual streams keep their widths
 
 
@@ -36,7 +49,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="resnet56")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5, 0.3])
-    parser.add_argument("--criteria", nargs="*", default=[entry.name for entry in criteria])
+    parser.add_argument("--criteria", nargs="*", default=[entry.name for entry in criteria] + [*THEIRS])
+    parser.add_argument("--repair", nargs="*", default=["none", "least-squares"], choices=["none", *METHODS])
+    parser.add_argument("--table", action="store_true", help="print what was written, and do nothing else")
     parser.add_argument("--allocators", nargs="+", default=["global"])
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--test", type=int, default=10_000)
@@ -45,6 +60,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.plot is not None:
         draw(args.out, args.plot)
+    elif args.table:
+        table(args.out)
     else:
         run(args)
 
@@ -65,12 +82,13 @@ def run(args: argparse.Namespace) -> None:
     for budget in args.budgets:
         for name in args.criteria:
             for allocator in args.allocators:
-                for repair in (False, True):
+                for repair in ["none"] if name in THEIRS else args.repair:
                     trial: dict[str, Any] = {"model": args.model, "criterion": name, "allocator": allocator}
                     trial |= {"macs": budget, "repair": repair, "everything": args.everything}
                     trial |= {"test": 500 * len(test), "images": args.images}
                     if key(trial) not in tried:
-                        trial |= attempt(copy.deepcopy(model.module), model.example(), trial, calibration, test)
+                        cut = theirs if name in THEIRS else attempt
+                        trial |= cut(copy.deepcopy(model.module), model.example(), trial, calibration, test)
                         print(json.dumps(trial), flush=True)
                         with args.out.open("a") as file:
                             file.write(json.dumps(trial) + "\n")
@@ -95,7 +113,7 @@ def attempt(module: Any, example: Any, trial: dict[str, Any], calibration: Any, 
             allocator=trial["allocator"],
             only=() if trial["everything"] or trial["model"] != "resnet56" else [INNER],
             data=calibration,
-            repair=trial["repair"],
+            repair=False if trial["repair"] == "none" else trial["repair"],
         )
     except prunus.PrunusError as error:
         return {"error": str(error)}
@@ -103,6 +121,71 @@ def attempt(module: Any, example: Any, trial: dict[str, Any], calibration: Any, 
     correct, total = count_correct(report.model, test)
     cost = {kind: report.after[kind] / report.before[kind] for kind in ("params", "macs")}
     return {"accuracy": correct / total, "left": cost, "seconds": round(seconds, 1)}
+
+
+def theirs(module: Any, example: Any, trial: dict[str, Any], calibration: Any, test: Any) -> dict[str, Any]:
+    """One cut by Torch-Pruning: the largest of its global ratios' networks that is within the budget, by bisection."""
+    import torch_pruning as tp
+
+    torch.manual_seed(0)
+    start, importance = time.perf_counter(), getattr(tp.importance, THEIRS[trial["criterion"]])
+    before = costs(module, example)
+    low, high, best = 0.0, 1.0, None
+    for _ in range(10):
+        ratio, net = (low + high) / 2, copy.deepcopy(module).eval()
+        layers = {name: m for name, m in net.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)}
+        last = list(layers.values())[-1]
+        only = [m for name, m in layers.items() if "conv1" in name and "layer" in name]
+        whole = [last] if trial["everything"] or not only else [m for m in layers.values() if m not in only]
+        asked = {"global_pruning": True, "pruning_ratio": ratio, "max_pruning_ratio": 0.99, "ignored_layers": whole}
+        pruner = tp.pruner.BasePruner(net, example, importance(), **asked)
+        if "Taylor" in trial["criterion"] or "Hessian" in trial["criterion"]:
+            slopes(net, pruner, calibration)
+        pruner.step()
+        cost = costs(net, example)
+        fits = cost["macs"] <= trial["macs"] * before["macs"]
+        best = (net, cost) if fits else best
+        low, high = (low, ratio) if fits else (ratio, high)
+    if best is None:
+        return {"error": "no ratio meets the budget"}
+    seconds = time.perf_counter() - start
+    correct, total = count_correct(best[0], test)
+    left = {kind: best[1][kind] / before[kind] for kind in ("params", "macs")}
+    return {"accuracy": correct / total, "left": left, "seconds": round(seconds, 1)}
+
+
+def costs(net: Any, example: Any) -> dict[str, int]:
+    """By prunus's own counters."""
+    return {"params": params(net), "macs": macs(net, example).total}
+
+
+def slopes(net: Any, pruner: Any, calibration: Any) -> None:
+    """The gradients that its importances of data read, as its examples collect them (of 256 samples one by one)."""
+    if hasattr(pruner.importance, "accumulate_grad"):
+        pruner.importance.zero_grad()
+        for x, y in calibration[:2]:
+            for one in torch.nn.functional.cross_entropy(net(x), y, reduction="none"):
+                net.zero_grad()
+                one.backward(retain_graph=True)
+                pruner.importance.accumulate_grad(net)
+    else:
+        for x, y in calibration:
+            torch.nn.functional.cross_entropy(net(x), y).backward()
+
+
+def table(path: Path) -> None:
+    """A row a criterion, best first: accuracy, repaired or not, at every budget."""
+    trials = [t for t in map(json.loads, path.read_text().splitlines()) if "accuracy" in t]
+    budgets = sorted({t["macs"] for t in trials}, reverse=True)
+    columns = [(budget, repair) for budget in budgets for repair in ("none", *METHODS)]
+    columns = [c for c in columns if any((t["macs"], t["repair"]) == c for t in trials)]
+    print("| criterion | " + " | ".join(f"{budget:g} {repair}" for budget, repair in columns) + " | seconds |")
+    print("|---" * (len(columns) + 2) + "|")
+    best = {t["criterion"]: sum(u["accuracy"] for u in trials if u["criterion"] == t["criterion"]) for t in trials}
+    for name in sorted(best, key=lambda name: -best[name]):
+        mine = {(t["macs"], t["repair"]): t for t in trials if t["criterion"] == name}
+        cells = [f"{100 * mine[c]['accuracy']:.2f}" if c in mine else "" for c in columns]
+        print(f"| {name} | " + " | ".join(cells) + f" | {max(t['seconds'] for t in mine.values()):.0f} |")
 
 
 def draw(path: Path, to: Path) -> None:
@@ -118,12 +201,15 @@ def draw(path: Path, to: Path) -> None:
         names = sorted(best, key=lambda name: best[name])
         for t in here:
             place = (100 * t["accuracy"], names.index(t["criterion"]))
-            axis.plot(*place, "o", color="C0", fillstyle="full" if t["repair"] else "none")
+            color = "C1" if t["criterion"] in THEIRS else "C0"
+            axis.plot(*place, "o", color=color, fillstyle=FILLED[t["repair"]])
         axis.set_yticks(range(len(names)), names)
         axis.set_title(f"{budget:g} of the MACs")
-        axis.set_xlabel("accuracy, %")
+        axis.set_xlabel("accuracy on the test part, %")
         axis.grid(alpha=0.3)
-    figure.suptitle("One shot, no fine-tuning\nhollow: cut; full: repaired")
+    figure.suptitle(
+        "No fine-tuning: hollow as cut, half repaired by least squares, full by blocks; orange: Torch-Pruning"
+    )
     figure.tight_layout()
     figure.savefig(to, dpi=120)
 

@@ -23,7 +23,7 @@ from prunus.core import (
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import needed, score, unscored
 from prunus.observe import collect
-from prunus.recovery import method_of, repair_, targets
+from prunus.recovery import method_of, prepare
 from prunus.surgery import absorb_, give_biases_, select_, shrink_
 from prunus.surgery.select import drop_identities_
 from prunus.tracing import check_prunable, trace
@@ -69,7 +69,8 @@ def prune_(
         select: first insert channel selections before normalisations that open a block (pre-activation networks).
         verify: prove the cut.
         repair: afterwards solve every layer again on `data` (no labels are needed), so that it gives what it gave
-            before the cut: ``True`` or ``"least-squares"``, or ``"bias"`` alone (see `prunus.recovery.repair_`).
+            before the cut: ``True`` or ``"least-squares"``; ``"blocks"`` goes on with whole blocks; ``"bias"`` does the
+            least (see `prunus.recovery.prepare`).
         per: ``macs`` or ``params``: scores are divided by what a unit costs (see `prunus.criteria.score`).
         seed: for criteria that draw at random.
         optimizer: the one in whose training the cut falls: its state follows, and it goes on.
@@ -97,14 +98,11 @@ def prune_(
         if absorb or given:
             again = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place)  # it may have got biases
             groups = again.without(spared, WRONG)
-        before = targets(model, groups, data) if method and data is not None else None
+        mend = prepare(method, model, groups, plan, data) if method and data is not None else None
         report = shrink_(model, groups, plan, verify=verify, optimizer=optimizer)
-        if method and before is not None:
-            after = trace(report.model, example_inputs, in_place=False)
-            done = repair_(report.model, after, plan, before, method=method)
-            way = "by their biases alone" if method == "bias" else "by least squares"
-            told = f"{done.layers} layers were solved again {way} on {done.samples} samples, after the proof"
-            report = replace(report, notes=(*report.notes, told, *done.notes))
+        if mend is not None:
+            told = mend(report.model, trace(report.model, example_inputs, in_place=False))
+            report = replace(report, notes=(*report.notes, *told))
         return replace(report, left_alone=report.left_alone + unscored(groups, scores, criterion))
 
     try:

@@ -12,7 +12,7 @@ from prunus.cli.common import Classes, Input, Json, Model, Weights, emit
 from prunus.cli.run import finish
 from prunus.core import Budget, InputError, Report
 
-REPAIRS = ("least-squares", "bias", "none")
+REPAIRS = ("least-squares", "blocks", "bias", "none")
 FUNCTION = "path/file.py:function"
 
 
@@ -48,8 +48,8 @@ def command(
     repair: Annotated[
         str | None,
         typer.Option(
-            metavar="[least-squares|bias|none]",
-            help="Rebuild every layer, or its bias alone; --no-repair: none, not even batch norms.",
+            metavar="[least-squares|blocks|bias|none]",
+            help="Rebuild every layer, then whole blocks, or biases alone; --no-repair: not even batch norms.",
         ),
     ] = None,
     per: Annotated[str | None, typer.Option(help="Divide scores by a unit's cost: macs or params.")] = None,
@@ -75,7 +75,7 @@ def command(
         refuse_used(out, "Give another --out.")
     cut: dict[str, Any] = {"do": "prune", "criterion": criterion, "allocator": allocator, "round_to": round_to}
     cut |= {"budget": _budget(budget), "freeze": freeze or [], "only": only or [], "absorb": absorb, "select": select}
-    cut |= {"repair": repair if repair in ("least-squares", "bias") else False, "per": per}
+    cut |= {"repair": repair if repair not in (None, "none") else False, "per": per}
     cut["floor"] = int(floor) if floor is not None and floor >= 1 and floor.is_integer() else floor
     stages = [cut] + ([{"do": "recalibrate"}] if data is not None and repair is None else [])
     raw: dict[str, Any] = {"recipe": "prune", "model": model, "weights": weights, "classes": classes, "data": data}

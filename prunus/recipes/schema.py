@@ -97,7 +97,7 @@ class Prune(Stage):
     only: list[str] = []
     absorb: bool = False
     select: bool | Literal["auto"] = False
-    repair: bool | Literal["least-squares", "bias"] = False
+    repair: bool | Literal["least-squares", "blocks", "bias"] = False
     per: Literal["macs", "params"] | None = None
     verify: bool = True
 

@@ -13,14 +13,14 @@ they were otherwise: they belong to the outputs that are rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus.core import Groups, InputError, Inputs, Operator, Plan
+from prunus.core import Groups, Inputs, Operator, Plan
 from prunus.core.replay import Replay
 from prunus.core.running import undisturbed
 from prunus.observe.layers import Layer, Weights, output_axis, sample_rows
@@ -31,8 +31,6 @@ LEAST_ROWS = 8192
 ENOUGH = 5  # rows for every unknown; with fewer the ridge grows
 RIDGE = 1e-3  # of the mean variance of the inputs
 MEMORY = 2 << 30  # bytes
-
-METHODS = ("least-squares", "bias")
 
 Key = tuple[str, int]
 
@@ -122,25 +120,18 @@ def targets(
     return Targets(groups, inputs, rows, values, axes, frozenset(summed), notes)
 
 
-def method_of(repair: bool | str) -> str | None:
-    """One of `METHODS`, or None for no repair; raises `InputError` for anything else.
-
-    >>> method_of(True), method_of("bias"), method_of(False)
-    ('least-squares', 'bias', None)
-    """
-    if isinstance(repair, bool):
-        return METHODS[0] if repair else None
-    if repair not in METHODS:
-        raise InputError(f"repair={repair!r}: expected True, False, {' or '.join(map(repr, METHODS))}.")
-    return repair
-
-
 def repair_(
-    model: nn.Module, groups: Groups, plan: Plan, wanted: Targets, *, method: str = "least-squares"
+    model: nn.Module,
+    groups: Groups,
+    plan: Plan,
+    wanted: Targets,
+    *,
+    bias_only: bool = False,
+    skip: Callable[[str], bool] | None = None,
 ) -> Repaired:
     r"""Solve every layer of the cut network again, so that it gives what the original gave.
 
-    ``least-squares`` solves for weights and bias.  ``bias`` keeps the weights: with layers before it unchanged,
+    Solves for weights and bias, or for the bias alone: with layers before it unchanged,
     :math:`b \mathrel{+}= W_{:,\text{removed}} \, \bar x_\text{removed}`, exact where what was removed is constant; a
     layer with neither a bias nor a batch norm behind it stays as it is (`prunus.surgery.give_biases_` adds one).
 
@@ -153,15 +144,15 @@ def repair_(
         groups: what `prunus.trace` returns of the cut network.
         plan: what was kept.
         wanted: what `targets` returned of the original.
-        method: one of `METHODS`.
+        bias_only: keep the weights.
+        skip: told the name of a layer, says whether it stays as it is.
 
-    Raises: `InputError` for another method, or when forward goes another way than it did when it was traced.
+    Raises: `InputError` when forward goes another way than it did when it was traced.
 
     Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3.2-3.3, with
     the asymmetric and multi-branch forms; the prior :math:`W_0` is the cut weight.
     The bias alone: An et al., "FLAP", AAAI 2024, eq. 4, and Ye et al., ICLR 2018.
     """
-    bias_only = method_of(method) == "bias"
     alive = wanted.groups.alive(wanted.groups.mask(plan))
     ops, weights, parameters = groups.operators, Weights(model), dict(model.named_parameters())
     sums = {i: s for i, op in enumerate(ops) if op.macs is not None and (s := residual(ops, i))}
@@ -174,6 +165,8 @@ def repair_(
         nonlocal solved
         layer = weights.layer(ops[number], args)
         if layer is None or layer.key not in wanted.values or layer.name in shared:
+            return
+        if skip is not None and skip(layer.name):
             return
         target = _target(layer, sums.get(number))
         if target is None or target.shape[1] != layer.weight.shape[0]:

@@ -1,0 +1,59 @@
+"""The ways in which a cut network is repaired without training, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from prunus.core import Groups, InputError, Plan
+from prunus.recovery.blocks import block_targets, rebuild_
+from prunus.recovery.repair import repair_, targets
+
+METHODS = ("least-squares", "blocks", "bias")
+
+Repair = Callable[[nn.Module, Groups], tuple[str, ...]]
+
+
+def method_of(repair: bool | str) -> str | None:
+    """One of `METHODS`, or None for no repair; raises `InputError` for anything else.
+
+    >>> method_of(True), method_of("bias"), method_of(False)
+    ('least-squares', 'bias', None)
+    """
+    if isinstance(repair, bool):
+        return METHODS[0] if repair else None
+    if repair not in METHODS:
+        raise InputError(f"repair={repair!r}: expected True, False, or one of {', '.join(METHODS)}.")
+    return repair
+
+
+def prepare(method: str, model: nn.Module, groups: Groups, plan: Plan, data: Iterable[Any]) -> Repair:
+    """Look at the network before it is cut; what is returned repairs the cut one, and tells what it did.
+
+    ``least-squares`` solves every layer again (`repair_`), ``bias`` its bias alone, and ``blocks`` solves every layer,
+    then trains every block that was cut to give what it gave (`rebuild_`), and solves again what lies between
+    them: nearer, and slower.
+    """
+    before = targets(model, groups, data)
+    blocks = block_targets(model, groups, plan, before.inputs) if method == "blocks" else None
+    if blocks is not None and blocks.inputs.batch < before.inputs.batch:
+        before = targets(model, groups, data, limit=blocks.inputs.batch)
+
+    def repair(cut: nn.Module, after: Groups) -> tuple[str, ...]:
+        done = repair_(cut, after, plan, before, bias_only=method == "bias")
+        way = "by their biases alone" if method == "bias" else "by least squares"
+        told = f"{done.layers} layers were solved again {way} on {done.samples} samples, after the proof"
+        if blocks is None:
+            return (told, *done.notes)
+
+        def inside(name: str) -> bool:
+            return any(block.holds(name) for block in blocks.outputs)
+
+        rebuilt = rebuild_(cut, blocks, forward=lambda: repair_(cut, after, plan, before, skip=inside))
+        whole = "; the network is one block" if not rebuilt.errors else ""
+        then = f"{rebuilt.better} of {len(rebuilt.errors)} blocks were rebuilt on {rebuilt.samples} samples{whole}"
+        return (told, *done.notes, then, *rebuilt.notes)
+
+    return repair
