@@ -89,7 +89,7 @@ def prune_(
     def cut(in_place: bool, spared: tuple[str, ...]) -> Report:
         groups = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place).without(spared, WRONG)
         check_prunable(groups)
-        stats = collect(model, groups, data, wanted, loss) if wanted and data is not None else None
+        stats = collect(model, groups, data or (), wanted, loss) if wanted else None
         scores = score(groups, criterion, stats, seed=seed, per=per)
         plan = allocate(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor)
         if absorb:

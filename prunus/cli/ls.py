@@ -48,9 +48,10 @@ def _criteria() -> list[Row]:
 
 def _looks_at(criterion: Any) -> str:
     """What a criterion must be given beside the network."""
+    from prunus.criteria import of_data
     from prunus.observe import collectors
 
-    needs = criterion.declares["needs"]
+    needs = of_data(criterion.name)
     if any(collectors[need].declares.get("labels") for need in needs):
         return "labelled data"
     return "unlabelled data" if needs else "weights" if not criterion.declares["seeded"] else "nothing"

@@ -7,10 +7,10 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from prunus.criteria.base import criteria, criterion, needed, needs, score, unscored
+from prunus.criteria.base import criteria, criterion, needed, needs, of_data, score, unscored
 from prunus.criteria.normalize import normalizers
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["criteria", "criterion", "needed", "needs", "normalizers", "score", "unscored"]
+__all__ = ["criteria", "criterion", "needed", "needs", "normalizers", "of_data", "score", "unscored"]

@@ -153,11 +153,19 @@ def needs(criterion: str | Callable[..., Tensor]) -> frozenset[str]:
 
 
 def needed(criterion: str | Callable[..., Tensor], data: Iterable[Any] | None) -> frozenset[str]:
-    """The statistics a criterion reads; raises `InputError` when it reads some and there are no data."""
-    wanted = needs(criterion)
-    if wanted and data is None:
+    """The statistics a criterion reads; raises `InputError` when it reads some of data and there are none."""
+    if data is None and (wanted := of_data(criterion)):
         raise InputError(f"criterion {criterion!r} looks at data ({', '.join(sorted(wanted))}): give data= batches.")
-    return wanted
+    return needs(criterion)
+
+
+def of_data(criterion: str | Callable[..., Tensor]) -> frozenset[str]:
+    """The statistics a criterion reads that are of data; the others are of the network alone.
+
+    >>> sorted(needs("synflow")), sorted(of_data("synflow"))
+    (['flow'], [])
+    """
+    return frozenset(need for need in needs(criterion) if collectors[need].declares.get("data", True))
 
 
 def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Callable[..., Tensor]) -> tuple[Fixed, ...]:

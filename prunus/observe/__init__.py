@@ -1,7 +1,7 @@
 """What must be seen?  Statistics of a network on data; one file a kind, imported here so that it registers itself.
 
->>> sorted(entry.name for entry in collectors)
-['curved-moments', 'features', 'gate', 'grad', 'moments', 'zeros']
+>>> {"gate", "grad", "moments"} <= {entry.name for entry in collectors}
+True
 """
 
 from importlib import import_module

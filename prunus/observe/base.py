@@ -101,13 +101,18 @@ class Seen:
     def batches(self, watch: Watch = nullcontext) -> Iterator[tuple[Tensor, int]]:
         """Per batch, the mean loss (a scalar with its graph) and the number of samples."""
         for out, batch, size in self.forwards(watch):
-            value = (self.loss or default_loss)(out, batch)
-            if not isinstance(value, Tensor) or not value.requires_grad:
-                raise InputError(f"loss= must return a tensor that depends on the weights; it gave {value!r}.")
-            yield value.mean(), size
+            yield self.value(out, batch).mean(), size
+
+    def value(self, out: Any, batch: Any) -> Tensor:
+        """The loss of an output: a number a sample, or their mean; raises `InputError` when it is none."""
+        value = (self.loss or default_loss)(out, batch)
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            raise InputError(f"loss= must return a tensor that depends on the weights; it gave {value!r}.")
+        return value
 
 
-collectors: Registry[Callable[[Seen], Mapping[str, Any]]] = Registry("statistic")  # of="group", labels=True
+# a collector declares of="group" (its statistic is of units), labels=True (it reads the loss), data=False (no batches)
+collectors: Registry[Callable[[Seen], Mapping[str, Any]]] = Registry("statistic")
 
 
 def collect(
@@ -158,7 +163,7 @@ def default_loss(output: Any, batch: Any) -> Tensor:
     raise InputError(
         f"no default loss fits an output of type {type(output).__name__} and a batch of type {type(batch).__name__}: "
         "it is output.loss, else cross-entropy on (x, y). Give labels, or loss=, a function (output, batch) -> loss; "
-        "criteria without labels: 'obs', 'thinet', 'lasso', 'apoz', 'entropy', and those of weights alone, e.g. 'l2'."
+        "criteria without labels: 'obs', 'obd-mc', 'lasso', 'apoz', 'entropy', and those of weights alone, e.g. 'l2'."
     )
 
 

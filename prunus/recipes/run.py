@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from prunus.core import InputError, Report
-from prunus.criteria import needs
+from prunus.criteria import of_data
 from prunus.recipes import ranks
 from prunus.recipes.context import Context
 from prunus.recipes.folder import START, Folder, choose, read_json
@@ -62,7 +62,7 @@ def rehearse(context: Context) -> list[Report]:
     """
     model, reports = copy.deepcopy(context.origin.module), []
     for stage in context.recipe.stages:
-        if isinstance(stage, Prune) and not needs(stage.criterion):
+        if isinstance(stage, Prune) and not of_data(stage.criterion):
             reports.append(cut(context, stage, model, verify=False))
             model = reports[-1].model
     return reports

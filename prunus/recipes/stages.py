@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from prunus.core import Groups, Report
-from prunus.criteria import needs
+from prunus.criteria import of_data
 from prunus.recipes.context import Context
 from prunus.recipes.schema import Export, Finetune, Prune, Recalibrate, Sparsify, Stage
 
@@ -80,7 +80,7 @@ def cut(context: Context, stage: Prune, model: nn.Module, *, verify: bool) -> Re
     """`prune_` with what a prune stage says."""
     from prunus.prune import prune_
 
-    data = list(context.batches(64, CALIBRATION)) if needs(stage.criterion) or stage.repair else None
+    data = list(context.batches(64, CALIBRATION)) if of_data(stage.criterion) or stage.repair else None
     return prune_(
         model,
         context.example,

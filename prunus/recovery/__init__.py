@@ -1,7 +1,7 @@
 """What repairs accuracy after a cut: least squares, batch norms, distillation, rates for fine-tuning."""
 
 from prunus.recovery.batchnorm import Recalibrated, recalibrate_
-from prunus.recovery.blocks import Rebuilt, block_targets, blocks, rebuild_
+from prunus.recovery.blocks import Rebuilt, block_targets, rebuild_
 from prunus.recovery.distillation import distill
 from prunus.recovery.methods import METHODS, method_of, prepare
 from prunus.recovery.protocols import cosine, last, rewind
@@ -11,7 +11,6 @@ __all__ = [
     "METHODS",
     "Rebuilt",
     "block_targets",
-    "blocks",
     "prepare",
     "rebuild_",
     "Recalibrated",

@@ -76,14 +76,14 @@ class Rebuilt:
         return sum(after < before for before, after in self.errors.values())
 
 
-def blocks(model: nn.Module, groups: Groups, plan: Plan) -> tuple[Block, ...]:
+def cut_blocks(model: nn.Module, groups: Groups, plan: Plan) -> tuple[Block, ...]:
     """The blocks that `plan` cuts inside, in the order of execution.
 
     >>> import prunus
     >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
     >>> groups = prunus.trace(net, torch.zeros(1, 4))
     >>> plan = groups.plan(torch.arange(groups.units) > 0)
-    >>> [block.modules for block in blocks(net, groups, plan)]
+    >>> [block.modules for block in cut_blocks(net, groups, plan)]
     [('0', '1', '2')]
     """
     keep, ops, modules = groups.mask(plan), groups.operators, dict(model.named_modules())
@@ -111,7 +111,7 @@ def block_targets(model: nn.Module, groups: Groups, plan: Plan, inputs: Inputs, 
         memory: bytes that what is kept and the activations of a forward may take; fewer samples are used otherwise (a
             note says so).
     """
-    found, ops, alive = blocks(model, groups, plan), groups.operators, groups.alive(groups.mask(plan))
+    found, ops, alive = cut_blocks(model, groups, plan), groups.operators, groups.alive(groups.mask(plan))
     widest = {block: max((_size(op) for op in ops if op.module == block.modules[-1]), default=0) for block in found}
     bytes_ = bytes_of_a_sample(groups) + 4 * sum(widest.values()) // max(groups.inputs.batch, 1)
     most = max(memory // max(bytes_, 1), 1)

@@ -16,6 +16,11 @@ every = pytest.mark.parametrize("entry", list(criteria), ids=lambda entry: entry
 looking = pytest.mark.parametrize(  # at the network, not drawing by the number of the unit
     "entry", [entry for entry in criteria if not entry.declares["seeded"]], ids=lambda entry: entry.name
 )
+ZERO_IS_NOT_LOWEST = {
+    "grasp": "a unit that holds the gradient down scores below one that does nothing",
+    "obd-hutchinson": "a curvature may be negative",
+}
+DRAWS_BY_PLACE = {"obd-hutchinson": "the probes are drawn for a place in a tensor, not for a unit"}
 networks = pytest.mark.parametrize("network", [chain, residual])
 
 
@@ -41,6 +46,8 @@ def test_one_finite_number_a_unit_of_every_group_that_has_its_roles(entry, netwo
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_permuting_units_permutes_scores(entry, seed):
+    if entry.name in DRAWS_BY_PLACE:
+        pytest.skip(DRAWS_BY_PLACE[entry.name])
     model, groups = residual(5, 6, seed)
     before = scores_of(entry, model, groups)
     orders = permute_(model, groups, seed)
@@ -66,6 +73,8 @@ def test_same_twice_and_nothing_touched(entry):
 
 @looking
 def test_a_unit_of_zeros_scores_lowest(entry):
+    if entry.name in ZERO_IS_NOT_LOWEST:
+        pytest.skip(ZERO_IS_NOT_LOWEST[entry.name])
     model, groups = residual()
     silence_(model, groups, "a", 2)
     values = scores_of(entry, model, groups)["a"]

@@ -8,7 +8,7 @@ from torch import nn
 
 import prunus
 from prunus.core import Inputs
-from prunus.recovery.blocks import block_targets, blocks, rebuild_
+from prunus.recovery.blocks import block_targets, cut_blocks, rebuild_
 from prunus.zoo import resnet20
 
 
@@ -109,15 +109,15 @@ def test_blocks_of_common_networks():
     net, x = resnet20().eval(), torch.randn(2, 3, 16, 16)
     groups = prunus.trace(net, x)
     inner = [group.id for group in groups if "conv1" in group.id and group.id != "conv1"]
-    found = blocks(net, groups, plan_without(groups, *inner))
+    found = cut_blocks(net, groups, plan_without(groups, *inner))
     assert [b.modules for b in found] == [(f"layer{i}.{j}",) for i in (1, 2, 3) for j in range(3)]
     assert 0.9 < sum(b.macs for b in found) < 1
-    every = blocks(net, groups, plan_without(groups, *(group.id for group in groups)))
+    every = cut_blocks(net, groups, plan_without(groups, *(group.id for group in groups)))
     assert [b.modules for b in every] == [b.modules for b in found]  # streams run through the whole network
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     deep = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
     groups = prunus.trace(deep, torch.randn(2, 5, 16))
-    found = blocks(deep, groups, plan_without(groups, *(g.id for g in groups if "linear1" in g.id)))
+    found = cut_blocks(deep, groups, plan_without(groups, *(g.id for g in groups if "linear1" in g.id)))
     assert [b.modules for b in found] == [(f"layers.{i}",) for i in range(3)]
 
 
@@ -155,7 +155,5 @@ def test_prune_does_it_after_least_squares_and_says_so():
         layers = prunus.prune_(plain, x[:1], budget=prunus.Budget(macs=0.7), only=["1"], data=[x], repair=True)
         assert (report.model(fresh) - before).norm() <= (layers.model(fresh) - before).norm()
     assert "1 of 1 blocks were rebuilt on 256 samples" in report.notes
-    with pytest.raises(
-        prunus.InputError, match="repair='magic': expected True, False, or one of"
-    ):
+    with pytest.raises(prunus.InputError, match="repair='magic': expected True, False, or one of"):
         prunus.prune_(outer(), x[:1], budget=prunus.Budget(macs=0.7), data=[x], repair="magic")

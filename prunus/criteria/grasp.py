@@ -1,0 +1,20 @@
+"""What a unit does for the norm of the gradient."""
+
+from torch import Tensor
+
+from prunus.core import Slice
+from prunus.criteria.base import criterion
+from prunus.criteria.taylor import NORM, ROLES
+
+PAPER = "Wang, Zhang, Grosse, Picking Winning Tickets Before Training by Preserving Gradient Flow, ICLR 2020"
+
+
+@criterion("grasp", roles=ROLES, prefer=NORM, needs={"hessian-gradient"}, paper=PAPER)
+def grasp(s: Slice) -> Tensor:
+    r"""What goes of $\tfrac12 \|g\|^2$ with a unit, to first order: $\sum_w w \, (Hg)_w$ (eq. 8 with the sign turned).
+
+    `s.weight`: (units, fan) -> the same shape.  The paper removes the largest $-w\,(Hg)_w$, as is done here.  Negative:
+    without the unit the gradient is larger, so that it goes before one that does nothing.  Made for untrained
+    networks; the paper divides logits by 200, which a loss= can do.
+    """
+    return s.weight.double() * s.statistic("hessian-gradient")

@@ -1,0 +1,35 @@
+"""The flow through a network of absolute weights; looks at no data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+from prunus.core.running import with_batch
+from prunus.observe.average import parameters_of
+from prunus.observe.base import Seen, collectors
+
+
+@collectors.register("flow", data=False)
+def flow(seen: Seen) -> dict[str, Tensor]:
+    r"""Gradient $\partial R / \partial |w|$ of $R = \mathbf{1}^T f_{|w|}(\mathbf{1})$; looks at no data.
+
+    All weights absolute, all inputs one; in float64, as the numbers grow with the depth.  The inputs have the traced
+    shape; whole numbers (token ids) stay as traced.  Running means are taken as 0, so that nothing is subtracted.
+    """
+    weights = {name: p.detach() for name, p in seen.model.named_parameters()}
+    weights = {n: p.double().abs().requires_grad_() if p.is_floating_point() else p for n, p in weights.items()}
+    buffers = {n: b.double() for n, b in seen.model.named_buffers() if b.is_floating_point()}
+    buffers = {n: torch.zeros_like(b) if n.endswith("running_mean") else b for n, b in buffers.items()}
+    place = next(iter(weights.values())).device
+    ones = with_batch(seen.groups.inputs, 1).map(
+        lambda t: (torch.ones_like(t, dtype=torch.float64) if t.is_floating_point() else t).to(place)
+    )
+    output = functional_call(seen.model, {**weights, **buffers}, ones.args, dict(ones.kwargs))
+    total = torch.stack([t.sum() for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]).sum()
+    names = {id(p): name for name, p in seen.model.named_parameters()}
+    parameters = {name: weights[names[id(t)]] for name, t in parameters_of(seen.groups).items()}
+    slopes = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(parameters, slopes, strict=True))
