@@ -92,7 +92,7 @@ def repaired(net, x, gone):
         groups = prunus.trace(net, x[:4])
     wanted = targets(net, groups, [x])
     cut = prunus.shrink_(net, groups, plan).model
-    done = repair_(cut, prunus.trace(cut, x[:4], in_place=False), plan, wanted, method="bias")
+    done = repair_(cut, prunus.trace(cut, x[:4], in_place=False), plan, wanted, bias_only=True)
     return cut, done
 
 
@@ -150,7 +150,9 @@ def test_prune_with_flap_and_bias_and_back_from_a_file(tmp_path):
     torch.testing.assert_close(report.model(x).mean(0), before(x).mean(0), rtol=1e-4, atol=1e-5)
     prunus.save(report.model, tmp_path / "m.safetensors")
     assert torch.equal(prunus.load(tmp_path / "m.safetensors", build)(x), report.model(x))
-    with pytest.raises(InputError, match="repair='weights': expected True, False, 'least-squares' or 'bias'"):
+    with pytest.raises(
+        InputError, match="repair='weights': expected True, False, or one of least-squares, blocks, bias"
+    ):
         prunus.prune_(build(), x[:2], budget=Budget(macs=0.5), data=[x], repair="weights")
 
 
