@@ -289,3 +289,15 @@ def test_a_shared_weight_is_masked_and_not_solved():
     plan = prunus.allocate(groups, score(groups, "l1"), prunus.Budget(density=0.5))
     report = prunus.mask_(model, groups, plan, repair=True, data=[torch.randn(20, 6)])
     assert report.repaired == 0 and "were not repaired" in report.notes[0] and report.density == 0.5
+
+
+def test_what_the_data_do_not_tell_stays_as_it_was():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False).double())
+    x = torch.randn(50, 6, dtype=DOUBLE) * torch.tensor([1.0, 1, 1, 1, 0, 0])  # the last two inputs are never there
+    groups, before = prunus.tensors(model), model[0].weight.detach().clone()
+    keep = (torch.arange(30) % 6 != 0) & (torch.arange(30) % 6 != 5)
+    prunus.mask_(model, groups, groups.plan(keep), repair=True, data=[x])
+    after = model[0].weight.detach()
+    torch.testing.assert_close(after[:, 4], before[:, 4])
+    assert (after[:, 1:4] - before[:, 1:4]).abs().min() > 0 and (after[:, [0, 5]] == 0).all()
