@@ -35,6 +35,7 @@ def command(
     repair: Annotated[
         bool | None, typer.Option(help="Rebuild every layer by least squares; --no-repair: not even batch norms.")
     ] = None,
+    merge: Annotated[bool, typer.Option(help="Merge each removed unit into the kept one most like it.")] = False,
     per: Annotated[str | None, typer.Option(help="Divide scores by a unit's cost: macs or params.")] = None,
     loss: Annotated[str | None, typer.Option(help=f"{FUNCTION} (output, batch) -> loss, for criteria.")] = None,
     evaluate: Annotated[str | None, typer.Option(help=f"{FUNCTION} (model) -> float, higher is better.")] = None,
@@ -56,7 +57,7 @@ def command(
         refuse_used(out, "Give another --out.")
     cut: dict[str, Any] = {"do": "prune", "criterion": criterion, "allocator": allocator, "round_to": round_to}
     cut |= {"budget": _budget(budget), "freeze": freeze or [], "only": only or [], "absorb": absorb, "select": select}
-    cut |= {"repair": bool(repair), "per": per}
+    cut |= {"repair": bool(repair), "merge": merge, "per": per}
     cut["floor"] = int(floor) if floor is not None and floor >= 1 and floor.is_integer() else floor
     stages = [cut] + ([{"do": "recalibrate"}] if data is not None and repair is None else [])
     raw: dict[str, Any] = {"recipe": "prune", "model": model, "weights": weights, "classes": classes, "data": data}

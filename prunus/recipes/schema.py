@@ -98,6 +98,7 @@ class Prune(Stage):
     absorb: bool = False
     select: bool | Literal["auto"] = False
     repair: bool = False
+    merge: bool = False
     per: Literal["macs", "params"] | None = None
     verify: bool = True
 

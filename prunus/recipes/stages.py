@@ -97,6 +97,7 @@ def cut(context: Context, stage: Prune, model: nn.Module, *, verify: bool) -> Re
         select=bool(stage.select),
         verify=verify,
         repair=stage.repair,
+        merge=stage.merge,
         per=stage.per,
         seed=context.recipe.seed,
     )
