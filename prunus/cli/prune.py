@@ -52,7 +52,7 @@ def command(
             help="Rebuild every layer, then whole blocks, or biases alone; --no-repair: not even batch norms.",
         ),
     ] = None,
-    merge: Annotated[bool, typer.Option(help="First add what was read of removed units to the most alike.")] = False,
+    merge: Annotated[bool, typer.Option(help="Merge each removed unit into the kept one most like it.")] = False,
     per: Annotated[str | None, typer.Option(help="Divide scores by a unit's cost: macs or params.")] = None,
     loss: Annotated[str | None, typer.Option(help=f"{FUNCTION} (output, batch) -> loss, for criteria.")] = None,
     evaluate: Annotated[str | None, typer.Option(help=f"{FUNCTION} (model) -> float, higher is better.")] = None,

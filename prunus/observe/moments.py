@@ -28,16 +28,16 @@ class Consumer:
         moment: ``(fan, fan)``, the covariance of its input rows (a bias takes up the mean).
         columns: ``(units, m)``, the columns of `weight` that belong to each unit.
         curvature: ``(out, out)``, summed outer products of the slopes of the loss at its output, per sample; or None.
-        kernel: how many columns in a row belong to one input channel.
         slope: ``(out, fan)``, of the loss by the weight; or None.
+        kernel: how many columns in a row belong to one input channel.
     """
 
     weight: Tensor
     moment: Tensor
     columns: Tensor
     curvature: Tensor | None = None
-    kernel: int = 1
     slope: Tensor | None = None
+    kernel: int = 1
 
 
 @collectors.register("moments", of="group")
@@ -146,7 +146,7 @@ def consumers(
             columns = columns_of(axis, kernel, group.offset, group.units)
             if columns is not None:
                 slope = (slopes or {}).get(number)
-                found.append(Consumer(weight, moment, columns, curvatures.get(number), kernel, slope))
+                found.append(Consumer(weight, moment, columns, curvatures.get(number), slope, kernel))
         if found:
             out[group.id] = tuple(found)
     return out

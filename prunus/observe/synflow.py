@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunus.core.running import with_batch
 from prunus.observe.average import parameters_of
-from prunus.observe.base import Seen, collectors
+from prunus.observe.base import Seen, collectors, inputs_of
 
 
 @collectors.register("flow", data=False)
@@ -24,7 +24,8 @@ def flow(seen: Seen) -> dict[str, Tensor]:
     buffers = {n: b.double() for n, b in seen.model.named_buffers() if b.is_floating_point()}
     buffers = {n: torch.zeros_like(b) if n.endswith("running_mean") else b for n, b in buffers.items()}
     place = next(iter(weights.values())).device
-    ones = with_batch(seen.groups.inputs, 1).map(
+    example = seen.groups.inputs if seen.groups.inputs.tensors else inputs_of(next(seen.data(), ()))  # of weights alone
+    ones = with_batch(example, 1).map(
         lambda t: (torch.ones_like(t, dtype=torch.float64) if t.is_floating_point() else t).to(place)
     )
     output = functional_call(seen.model, {**weights, **buffers}, ones.args, dict(ones.kwargs))
