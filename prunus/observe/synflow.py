@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
+from prunus.core import InputError
 from prunus.core.running import with_batch
 from prunus.observe.average import parameters_of
 from prunus.observe.base import Seen, collectors, inputs_of
@@ -24,7 +25,9 @@ def flow(seen: Seen) -> dict[str, Tensor]:
     buffers = {n: b.double() for n, b in seen.model.named_buffers() if b.is_floating_point()}
     buffers = {n: torch.zeros_like(b) if n.endswith("running_mean") else b for n, b in buffers.items()}
     place = next(iter(weights.values())).device
-    example = seen.groups.inputs if seen.groups.inputs.tensors else inputs_of(next(seen.data(), ()))  # of weights alone
+    example = seen.groups.inputs if seen.groups.inputs.tensors else inputs_of(next(iter(seen.loader), ()))
+    if not example.tensors:
+        raise InputError("groups of weights alone know no inputs, and there is no batch: give data= one, for its shape.")
     ones = with_batch(example, 1).map(
         lambda t: (torch.ones_like(t, dtype=torch.float64) if t.is_floating_point() else t).to(place)
     )
