@@ -27,7 +27,7 @@ def flow(seen: Seen) -> dict[str, Tensor]:
     place = next(iter(weights.values())).device
     example = seen.groups.inputs if seen.groups.inputs.tensors else inputs_of(next(iter(seen.loader), ()))
     if not example.tensors:
-        raise InputError("groups of weights alone know no inputs, and there is no batch: give data= one, for its shape.")
+        raise InputError("groups of weights alone know no inputs, and there is no batch: give data= one.")
     ones = with_batch(example, 1).map(
         lambda t: (torch.ones_like(t, dtype=torch.float64) if t.is_floating_point() else t).to(place)
     )
