@@ -51,7 +51,7 @@ class BudgetSpec(Strict):
         """The budget after the share `progress` of the way from the original cost to this budget, in absolute numbers.
 
         >>> BudgetSpec(macs=0.5).at(0.5, {"macs": 1000, "params": 10})
-        Budget(params=None, macs=750)
+        Budget(params=None, macs=750, density=None)
         """
         ends = Budget(**self._limits()).limits(original)
         return Budget(**{kind: int(original[kind] - progress * (original[kind] - end)) for kind, end in ends.items()})
