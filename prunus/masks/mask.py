@@ -14,6 +14,7 @@ from prunus.masks.hold import hold_
 from prunus.masks.repair import check_choice, outputs, solve_
 from prunus.masks.solve import repairs
 from prunus.masks.tensors import Tensors
+from prunus.observe.moments import LARGEST
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,5 +116,6 @@ def _repair(
     solved = solve_(model, groups, weights, keep, wanted, entry.call)
     keep.update({id: mask.cpu() for id, mask in solved.items()})
     rest = [id for id in holed if id not in solved]
-    told = f"{len(rest)} masked weights (first: '{rest[0]}') were not repaired: shared, or of no layer." if rest else ""
+    why = f"shared, of no layer, or of one with over {LARGEST} inputs"
+    told = f"{len(rest)} masked weights (first: '{rest[0]}') were not repaired: {why}." if rest else ""
     return len(solved), (told,) if told else ()

@@ -21,6 +21,7 @@ from prunus.core.running import undisturbed
 from prunus.masks.solve import Solution, System
 from prunus.masks.tensors import Tensors
 from prunus.observe.layers import Calls, Layer, as_parameter, as_rows, sample_rows
+from prunus.observe.moments import LARGEST
 from prunus.recovery.calibration import gather
 
 PER_UNKNOWN = 20  # rows of a least-squares system for every unknown, where there are so many
@@ -47,13 +48,15 @@ def outputs(model: nn.Module, names: Iterable[str], data: Iterable[Any], limit: 
     shared = set()
 
     def before(layer: Layer) -> None:
+        if layer.name in wanted and layer.fan > LARGEST:
+            return  # its system would take more than the memory there is
         if layer.name in wanted and layer.call == 0:
             rows[layer.name] = sample_rows(layer, max(PER_UNKNOWN * (layer.fan + 1), LEAST_ROWS), generator)
         elif layer.name in wanted:
             shared.add(layer.name)
 
     def after(layer: Layer, out: Tensor) -> None:
-        if layer.name in wanted and layer.call == 0:
+        if layer.name in rows and layer.call == 0:
             values[layer.name] = layer.outputs(out, rows[layer.name]).clone()
 
     with undisturbed(model), Calls(model, before, after):

@@ -24,6 +24,7 @@ from prunus.core import Groups, Inputs, Operator, Plan
 from prunus.core.replay import Replay
 from prunus.core.running import undisturbed
 from prunus.observe.layers import Layer, Weights, output_axis, sample_rows
+from prunus.observe.moments import LARGEST
 from prunus.recovery.calibration import bytes_of_a_sample, first, gather
 
 PER_UNKNOWN = 20  # rows of a least-squares system for every unknown, where there are so many
@@ -104,7 +105,8 @@ def targets(
     def before(number: int, args: Any, kwargs: Any) -> None:
         layer = weights.layer(groups.operators[number], args)
         if layer is not None:
-            rows[layer.key] = sample_rows(layer, max(PER_UNKNOWN * (layer.fan + 1), LEAST_ROWS), generator)
+            enough = max(PER_UNKNOWN * (layer.fan + 1), LEAST_ROWS)
+            rows[layer.key] = sample_rows(layer, min(enough, max(memory // (16 * layer.fan), 1)), generator)
             axes[layer.key] = output_axis(groups, number)
             joined = residual(groups.operators, number)
             summed.update({layer.key} if joined else ())
@@ -159,7 +161,7 @@ def repair_(
     others = {s.other for s in sums.values()}
     live: dict[int, Tensor] = {}
     shared = {name for name, call in wanted.rows if call}
-    solved, thin = 0, []
+    solved, thin, wide = 0, list[str](), list[str]()
 
     def before(number: int, args: Any, kwargs: Any) -> None:
         nonlocal solved
@@ -175,6 +177,9 @@ def repair_(
         mean = None if layer.bias is not None else _mean_after(model, ops, number)
         takes = layer.bias is not None or mean is not None
         if bias_only and not takes:
+            return
+        if layer.fan > LARGEST and not bias_only:
+            wide.append(layer.name)
             return
         x, prior = layer.inputs(index).double(), layer.weight.reshape(layer.groups, -1, layer.fan).double()
         if bias_only:
@@ -215,6 +220,8 @@ def repair_(
     with undisturbed(model), Replay(ops, before=before, after=after):
         wanted.inputs.map(torch.clone)(model)
     notes = wanted.notes
+    if wide:
+        notes += (f"{len(wide)} layers (first: '{wide[0]}') have over {LARGEST} inputs, and stay as they were cut.",)
     if thin:
         notes += (
             f"{len(thin)} layers (first: '{thin[0]}') have fewer than {ENOUGH} rows for every unknown in their least "

@@ -301,3 +301,12 @@ def test_what_the_data_do_not_tell_stays_as_it_was():
     after = model[0].weight.detach()
     torch.testing.assert_close(after[:, 4], before[:, 4])
     assert (after[:, 1:4] - before[:, 1:4]).abs().min() > 0 and (after[:, [0, 5]] == 0).all()
+
+
+def test_layers_that_are_too_wide_for_a_system_are_masked_alone_and_said(monkeypatch):
+    monkeypatch.setattr("prunus.masks.repair.LARGEST", 5)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    groups = prunus.tensors(model)
+    plan = prunus.allocate(groups, prunus.score(groups, "l1"), prunus.Budget(density=0.5), allocator="uniform")
+    report = prunus.mask_(model, groups, plan, repair=True, data=[torch.randn(64, 6)])
+    assert report.repaired == 1 and "'0.weight') were not repaired" in report.notes[0]

@@ -149,3 +149,10 @@ def test_few_samples_little_memory_and_bad_data_are_said():
     with pytest.raises(InputError, match="repair=True rebuilds layers from data"):
         prunus.prune_(net, x[:1], budget=Budget(macs=0.5), repair=True)
     assert gather([x, x], 25).batch == 25
+
+
+def test_layers_that_are_too_wide_for_a_system_stay_and_are_said(monkeypatch):
+    monkeypatch.setattr("prunus.recovery.repair.LARGEST", 20)
+    net, x = block(), torch.randn(40, 3, 12, 12)
+    _, done = cut(net, x, without("a", [0, 1]))
+    assert any("'stem.weight') have over 20 inputs, and stay" in note for note in done.notes) and done.layers == 2
