@@ -124,8 +124,8 @@ def _curvatures(seen: Seen) -> dict[int, Tensor]:
         loss = F.cross_entropy(scores, drawn, reduction="sum")
         for number, slope in zip(held, torch.autograd.grad(loss, list(held.values()), allow_unused=True)):
             if slope is not None:
-                g = slope.movedim(1, -1).flatten(0, -2).double()
-                sums[number] = sums.get(number, 0) + g.mT @ g
+                g = slope.flatten(2) if slope.dim() > 2 else slope.mT[None]  # (samples or 1, out, positions or rows)
+                sums[number] = sums.get(number, 0) + (g @ g.mT).sum(0, dtype=torch.float64)
         samples += size
     return {number: value / samples for number, value in sums.items()}
 
