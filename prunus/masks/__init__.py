@@ -1,6 +1,9 @@
 """Weight-level sparsity: weights as units, masks of every rule, and what makes up for the weights that are gone."""
 
 from prunus.masks import during as _during  # noqa: F401  (every file registers its method)
+from prunus.masks.at_init import FAMOUS, at_init
+from prunus.masks.collapse import Collapse, collapse, safe_sparsity
+from prunus.masks.controls import redraw_, shuffle
 from prunus.masks.hold import hold_, release_
 from prunus.masks.mask import Masked, mask_
 from prunus.masks.moment import Method, Moment, methods
@@ -10,17 +13,24 @@ from prunus.masks.tensors import Tensors, tensors
 from prunus.masks.training import MaskPruner
 
 __all__ = [
+    "FAMOUS",
     "RULES",
+    "Collapse",
     "MaskPruner",
     "Masked",
     "Method",
     "Moment",
     "Rule",
     "Tensors",
+    "at_init",
+    "collapse",
     "hold_",
     "mask_",
     "methods",
+    "redraw_",
     "release_",
     "repairs",
+    "safe_sparsity",
+    "shuffle",
     "tensors",
 ]

@@ -56,6 +56,11 @@ class Moment:
 Update = Callable[[Moment], Mapping[str, Tensor]]  # which units stay, (units,) by group
 
 
+def never(step: int) -> bool:
+    """At no step."""
+    return False
+
+
 @dataclass(frozen=True, eq=False)
 class Method:
     """A way to train under masks.
@@ -72,7 +77,7 @@ class Method:
 
     rule: Rule = RULES["hard"]
     start: str = "dense"
-    when: Callable[[int], bool] = lambda step: False
+    when: Callable[[int], bool] = never
     update: Update | None = None
     watch: Callable[[Moment], None] | None = None
     skip: bool = False

@@ -218,7 +218,7 @@ class MaskPruner:
         """
         keep = self.groups.mask(Plan.from_json(state["masks"]))
         self._begin()
-        own = {"dense": self.covered.dense, "thresholds": self.covered.thresholds}
+        own: dict[str, Mapping[str, Tensor]] = {"dense": self.covered.dense, "thresholds": self.covered.thresholds}
         for kind, tensors in own.items():
             if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in state[kind].items()}:
                 raise FileError(f"the state holds other {kind} tensors than this method has; it is of another method.")

@@ -17,8 +17,8 @@ def below_threshold(fraction: float, threshold: float) -> Drop:
     def drop(m: Moment) -> dict[str, Tensor]:
         h = m.memory.setdefault("threshold", torch.tensor(threshold, dtype=torch.float64))
         gone = {id: kept & (m.magnitude(id).double() < h) for id, kept in m.keep.items()}
-        count, wanted = (sum(int(t.sum()) for t in found.values()) for found in (gone, m.keep))
-        wanted = fraction * wanted
+        count = sum(int(t.sum()) for t in gone.values())
+        wanted = fraction * sum(int(t.sum()) for t in m.keep.values())
         h *= 0.5 if count > HIGH * wanted else 2.0 if count < LOW * wanted else 1.0
         return gone
 

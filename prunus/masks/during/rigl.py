@@ -11,7 +11,7 @@ from prunus.schedules import cosine
 def rigl(
     density: float, steps: int, *, fraction: float = 0.3, every: int = 100, stop: float = 0.75, start: str = "erk"
 ) -> Method:
-    r"""RigL: drop the smallest $|w|$ of every tensor, grow as many where the dense $|\partial L/\partial w|$ is largest.
+    r"""RigL: drop the smallest $|w|$ of a tensor, grow as many where the dense $|\partial L/\partial w|$ is largest.
 
     $k_l = \lfloor \alpha_t n_l \rfloor$ with $\alpha_t = \tfrac{\alpha}{2}(1 + \cos(\pi t / T_{end}))$ (section 3).  A
     weight that was just dropped may come back; others start from 0.  The step changes no weight.  Ties go by order,
