@@ -7,6 +7,7 @@ from prunus.masks.controls import redraw_, shuffle
 from prunus.masks.hold import hold_, release_
 from prunus.masks.mask import Masked, mask_
 from prunus.masks.moment import Method, Moment, methods
+from prunus.masks.rewind import lottery_
 from prunus.masks.rules import RULES, Rule
 from prunus.masks.solve import repairs
 from prunus.masks.tensors import Tensors, tensors
@@ -25,6 +26,7 @@ __all__ = [
     "at_init",
     "collapse",
     "hold_",
+    "lottery_",
     "mask_",
     "methods",
     "redraw_",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from prunus.core import Budget, InputError, Plan
 from prunus.criteria import needed, of_data, score
 from prunus.masks.tensors import Tensors
 from prunus.observe import collect
+from prunus.observe.base import default_loss
 from prunus.recovery import recalibrate_
 from prunus.schedules import exponential, linear
 
@@ -26,7 +28,7 @@ FAMOUS: dict[str, dict[str, Any]] = {
     "snip": {"criterion": "snip", "rounds": 1},
     "iterative-snip": {"criterion": "snip", "rounds": 60},
     "force": {"criterion": "snip", "rounds": 60, "back": True},
-    "grasp": {"criterion": "grasp", "rounds": 1},
+    "grasp": {"criterion": "grasp", "rounds": 1, "temperature": 200.0},
     "synflow": {"criterion": "synflow", "rounds": 100},
     "random": {"criterion": "random", "rounds": 1, "allocator": "uniform"},
     "erk": {"criterion": "random", "rounds": 1, "allocator": "erk"},
@@ -45,6 +47,8 @@ def at_init(
     shape: str = "exponential",
     allocator: str | Callable[[Problem], Tensor] = "global",
     invert: bool = False,
+    temperature: float = 1.0,
+    calibrate: bool = True,
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     seed: int = 0,
@@ -53,8 +57,8 @@ def at_init(
 
     Round $k$ sees the network under the mask of round $k - 1$: statistics are taken at $w \odot m$, and scored with the
     dense $w$.  Where a criterion looks at data, batch norms take the statistics of that data under the mask, as an
-    untrained network has none; gradients do not go through them.  The network is left as it was: carry the plan out by
-    `prunus.mask_`, or start a `MaskPruner` from it.
+    untrained network has none (`calibrate`); gradients do not go through them.  The network is left as it was: carry
+    the plan out by `prunus.mask_`, or start a `MaskPruner` from it.
 
     Args:
         model, groups: an untrained network, and what `prunus.tensors` returned of it.
@@ -62,6 +66,8 @@ def at_init(
         back: whether weights that were removed may come back (FORCE); else they stay out (iterative SNIP, SynFlow).
         allocator: ``global`` in the papers; ``uniform`` and ``erk`` for random masks.
         invert: the least important stay: a control.
+        temperature: what logits are divided by in the default loss (GraSP: 200).
+        calibrate: whether batch norms take the statistics of the data; not for a trained network.
         data: batches, for criteria that look at them (the same ones in every round); SynFlow takes the shape of one.
 
     Raises: `InputError` for a criterion without its data or not of weights, `BudgetError` for a density out of reach.
@@ -80,7 +86,8 @@ def at_init(
         raise InputError(f"rounds={rounds!r}: expected a whole number of at least 1.")
     if shape not in SHAPES:
         raise InputError(f"shape={shape!r}: expected one of {', '.join(SHAPES)}.")
-    Budget(density=float(density))
+    if loss is None and temperature != 1:
+        loss = partial(_cooled, temperature)
     batches = None if data is None else list(data)
     needs, sees = needed(criterion, batches), bool(of_data(criterion))
     densities = SHAPES[shape](1.0, float(density), rounds)
@@ -88,7 +95,7 @@ def at_init(
     for k in range(1, rounds + 1):
         stats = None
         if needs:
-            with masked(model, groups, keep, batches if sees else None):
+            with masked(model, groups, keep, batches if sees and calibrate else None):
                 stats = collect(model, groups, batches or (), needs, loss)
         scores = score(groups, criterion, stats, seed=seed)
         scores = {id: -s for id, s in scores.items()} if invert else scores
@@ -98,6 +105,11 @@ def at_init(
         plan = allocate(groups, scores, budget, allocator=allocator)
         keep = groups.mask(plan)
     return plan
+
+
+def _cooled(temperature: float, output: Any, batch: Any) -> Tensor:
+    """The default loss of logits divided by a temperature."""
+    return default_loss(output / temperature if isinstance(output, Tensor) else output, batch)
 
 
 def without(groups: Tensors, scores: dict[str, Tensor], keep: Tensor) -> dict[str, Tensor]:

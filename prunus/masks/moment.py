@@ -88,6 +88,15 @@ class Method:
 methods: Registry[Callable[..., Method]] = Registry("method of sparse training")
 
 
+def often(every: int | None, steps: int, most: int = 100) -> int:
+    """How many steps lie between updates: `every` if it is given, else `most`, less where training is short.
+
+    >>> often(None, 32000), often(None, 400), often(7, 400)
+    (100, 20, 7)
+    """
+    return max(min(most, steps // 20), 1) if every is None else every
+
+
 def periodic(every: int, stop: float, start: int = 1) -> Callable[[int], bool]:
     """Every so many steps, from `start` until before step `stop`.
 

@@ -49,6 +49,9 @@ class Rule:
     def begin_(self, w: Covered) -> None:
         """From weights without a mask to what forward sees."""
 
+    def attach_(self, w: Covered, optimizers: Iterable[Optimizer]) -> None:
+        """Optimizers take over, with the state that they have."""
+
     def reveal_(self, w: Covered) -> None:
         """Put the weights and gradients there that the optimizer and the choice of masks work on."""
 
@@ -70,6 +73,9 @@ class Hard(Rule):
 
     def begin_(self, w: Covered) -> None:
         w.clear_()
+
+    def attach_(self, w: Covered, optimizers: Iterable[Optimizer]) -> None:
+        w.clear_(optimizers)
 
     def hold_(self, w: Covered) -> None:
         w.clear_gradients_()

@@ -109,8 +109,7 @@ class MaskPruner:
             group |= {} if self.method.decay is None else {"weight_decay": self.method.decay}
             optimizers[0].add_param_group(group)
         with torch.no_grad():
-            self.method.rule.reveal_(self.covered)  # only to clear the state of optimizers from before
-            self.method.rule.conceal_(self.covered, optimizers)
+            self.method.rule.attach_(self.covered, optimizers)
         for one in optimizers:
             self._handles += [one.register_step_pre_hook(self._before), one.register_step_post_hook(self._after)]
         self._optimizers = optimizers

@@ -14,8 +14,10 @@ from prunus.criteria import of_data
 from prunus.recipes import ranks
 from prunus.recipes.context import Context
 from prunus.recipes.folder import START, Folder, choose, read_json
+from prunus.recipes.masking import check_density, density
 from prunus.recipes.result import accuracy, compose
 from prunus.recipes.schema import Export, Prune, Recipe, Stage
+from prunus.recipes.sparsity import Weights
 from prunus.recipes.stages import carry_out, cut
 
 
@@ -65,6 +67,8 @@ def rehearse(context: Context) -> list[Report]:
         if isinstance(stage, Prune) and not of_data(stage.criterion):
             reports.append(cut(context, stage, model, verify=False))
             model = reports[-1].model
+        elif isinstance(stage, Weights):
+            check_density(model, stage)
     return reports
 
 
@@ -87,6 +91,7 @@ def _stage(context: Context, index: int, stage: Stage) -> dict[str, Any]:
         "name": stage.name,
         "seconds": round(time.perf_counter() - started, 3),
         **context.cost(outcome.model),
+        "density": density(outcome.model, context.original["weights"]),
         "accuracy": _accuracy(context, index, outcome.model),
         **outcome.facts,
     }

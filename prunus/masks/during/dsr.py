@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunus.masks.exchange import Drop, exchange, in_proportion
-from prunus.masks.moment import Method, Moment, methods, periodic
+from prunus.masks.moment import Method, Moment, methods, often, periodic
 
 HIGH, LOW = 1.1, 0.9  # of the wanted number: what changes the threshold
 
@@ -39,7 +39,7 @@ def dsr(
     *,
     fraction: float = 0.1,
     threshold: float = 1e-3,
-    every: int = 100,
+    every: int | None = None,
     stop: float = 1.0,
     start: str = "uniform",
 ) -> Method:
@@ -51,4 +51,4 @@ def dsr(
         fraction: of the kept weights that is wanted to go; threshold: the first one; every: so many steps.
     """
     update = exchange(below_threshold(fraction, threshold), Moment.draw, in_proportion(survivors), back=False)
-    return Method(start=start, when=periodic(every, stop * steps), update=update)
+    return Method(start=start, when=periodic(often(every, steps), stop * steps), update=update)

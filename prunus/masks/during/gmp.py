@@ -9,7 +9,7 @@ from torch import Tensor
 from prunus.allocators import allocate
 from prunus.core import Budget, InputError
 from prunus.criteria import of_data, score
-from prunus.masks.moment import Method, Moment, Update, methods
+from prunus.masks.moment import Method, Moment, Update, methods, often
 from prunus.masks.rules import RULES
 from prunus.schedules import gradual
 
@@ -42,7 +42,7 @@ def gmp(
     *,
     begin: float = 0.0,
     stop: float = 0.75,
-    every: int = 100,
+    every: int | None = None,
     criterion: str = "l1",
     allocator: str = "uniform",
 ) -> Method:
@@ -52,7 +52,7 @@ def gmp(
         begin, stop: fractions of the steps between which pruning happens; every: so many steps.
         criterion, allocator: of single weights, without data.
     """
-    return _gradual(density, steps, begin, stop, every, criterion, allocator, back=False, rule="hard")
+    return _gradual(density, steps, begin, stop, often(every, steps), criterion, allocator, back=False, rule="hard")
 
 
 @methods.register("dpf", paper="Lin et al., Dynamic Model Pruning with Feedback, ICLR 2020")
@@ -62,7 +62,7 @@ def dpf(
     *,
     begin: float = 0.0,
     stop: float = 0.75,
-    every: int = 16,
+    every: int | None = None,
     criterion: str = "l1",
     allocator: str = "global",
 ) -> Method:
@@ -73,7 +73,9 @@ def dpf(
 
     Args: as of ``gmp``.
     """
-    return _gradual(density, steps, begin, stop, every, criterion, allocator, back=True, rule="feedback")
+    return _gradual(
+        density, steps, begin, stop, often(every, steps, 16), criterion, allocator, back=True, rule="feedback"
+    )
 
 
 def _gradual(

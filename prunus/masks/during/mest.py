@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunus.masks.exchange import exchange, smallest
-from prunus.masks.moment import Method, Moment, methods, periodic
+from prunus.masks.moment import Method, Moment, methods, often, periodic
 from prunus.schedules import multi_step
 
 
@@ -16,7 +16,7 @@ def mest(
     *,
     fraction: float = 0.2,
     slope: float = 0.0,
-    every: int = 100,
+    every: int | None = None,
     stop: float = 0.75,
     start: str = "erk",
 ) -> Method:
@@ -34,5 +34,7 @@ def mest(
     end = int(stop * steps)
     mutation = multi_step(fraction, (end // 3, 2 * end // 3), 0.5)
     return Method(
-        start=start, when=periodic(every, end), update=exchange(smallest(mutation, score), Moment.draw, back=False)
+        start=start,
+        when=periodic(often(every, steps), end),
+        update=exchange(smallest(mutation, score), Moment.draw, back=False),
     )

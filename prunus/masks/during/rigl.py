@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from prunus.masks.exchange import exchange, smallest
-from prunus.masks.moment import Method, Moment, methods, periodic
+from prunus.masks.moment import Method, Moment, methods, often, periodic
 from prunus.schedules import cosine
 
 
 @methods.register("rigl", paper="Evci et al., Rigging the Lottery: Making All Tickets Winners, ICML 2020")
 def rigl(
-    density: float, steps: int, *, fraction: float = 0.3, every: int = 100, stop: float = 0.75, start: str = "erk"
+    density: float,
+    steps: int,
+    *,
+    fraction: float = 0.3,
+    every: int | None = None,
+    stop: float = 0.75,
+    start: str = "erk",
 ) -> Method:
     r"""RigL: drop the smallest $|w|$ of a tensor, grow as many where the dense $|\partial L/\partial w|$ is largest.
 
@@ -22,4 +28,4 @@ def rigl(
     """
     end = int(stop * steps)
     update = exchange(smallest(cosine(fraction, 0.0, end)), Moment.slope)
-    return Method(start=start, when=periodic(every, end), update=update, skip=True)
+    return Method(start=start, when=periodic(often(every, steps), end), update=update, skip=True)

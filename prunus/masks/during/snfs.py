@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunus.masks.exchange import exchange, in_proportion, smallest
-from prunus.masks.moment import Method, Moment, methods, periodic
+from prunus.masks.moment import Method, Moment, methods, often, periodic
 from prunus.schedules import cosine
 
 PAPER = "Dettmers & Zettlemoyer, Sparse Networks from Scratch: Faster Training without Losing Performance, 2019"
@@ -27,7 +27,7 @@ def snfs(
     steps: int,
     *,
     fraction: float = 0.5,
-    every: int = 100,
+    every: int | None = None,
     stop: float = 1.0,
     smoothing: float = 0.9,
     start: str = "uniform",
@@ -50,4 +50,4 @@ def snfs(
 
     end = int(stop * steps)
     update = exchange(smallest(cosine(fraction, 0.0, end)), momentum, in_proportion(mean_momentum))
-    return Method(start=start, when=periodic(every, end), update=update, watch=watch)
+    return Method(start=start, when=periodic(often(every, steps), end), update=update, watch=watch)
