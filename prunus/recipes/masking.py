@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.masks import Tensors, at_init, collapse, hold_, lottery_, mask_, redraw_, shuffle, tensors
+from prunus.masks import FAMOUS, Tensors, at_init, collapse, hold_, lottery_, mask_, redraw_, shuffle, tensors
 from prunus.recipes.context import Context
 from prunus.recipes.schema import Mask, SparseTrain, Stage, Tickets, Training
 from prunus.recipes.sparsity import Weights
@@ -19,7 +19,7 @@ Facts = dict[str, Any]
 
 def weights_of(model: nn.Module, stage: Weights) -> Tensors:
     """The weights that a stage is about."""
-    return tensors(model, stage.grain, only=stage.weights, skip=stage.skip)
+    return tensors(model, stage.grain, only=stage.only, skip=stage.skip)
 
 
 def hold_zeros_(context: Context, stage: Stage, model: nn.Module) -> None:
@@ -100,7 +100,7 @@ def tickets(context: Context, stage: Tickets, model: nn.Module) -> tuple[nn.Modu
         rounds=stage.rounds,
         early=early if stage.early else None,
         rewind=stage.rewind,
-        criterion=stage.criterion,
+        criterion=FAMOUS.get(stage.criterion, {"criterion": stage.criterion})["criterion"],
         allocator=stage.allocator,
         control=stage.control,
         seed=context.recipe.seed,

@@ -29,8 +29,8 @@ class Weights(Strict):
     budget: BudgetSpec
     basis: str = "none"
     grain: str | tuple[int, int] = "element"
+    only: list[str] = []
     skip: list[str] = []
-    weights: list[str] = []
 
     @field_validator("budget")
     @classmethod
@@ -155,7 +155,7 @@ class Tickets(Weights, Training):
             raise InputError(
                 f"criterion '{name}' is not of weights alone; between rounds choose one such as magnitude."
             )
-        return found
+        return name
 
     @field_validator("allocator")
     @classmethod
