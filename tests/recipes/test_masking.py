@@ -12,8 +12,10 @@ import prunus
 from prunus.core import InputError
 from prunus.recipes import builtin, load, run
 from prunus.recipes import masking as verbs
+from tests.recipes.small_net import small as small_net
 
-SMALL = ["model=prunus:digits_net", "data.source=digits", "data.limit=200", "batch=50", "lr=0.05", "epochs=1"]
+NET = Path(__file__).with_name("small_net.py")
+SMALL = [f"model={NET}:small", "data.channels=1", "data.size=8", "data.source=digits", "data.limit=200", "batch=50", "lr=0.05", "epochs=1"]
 SMALL += ["measure.backends=[torch]", "measure.batches=[1]", "measure.seconds=0.01"]
 RECIPES = ("pruning-at-init", "sparse-training", "lottery-ticket", "prune-weights")
 
@@ -25,7 +27,7 @@ def small(name: str, *more: str):
 
 def nonzero(folder: Path) -> float:
     stored = load_file(folder / "model.safetensors")
-    net = prunus.zoo.digits_net()
+    net = small_net()
     names = [g.id for g in prunus.tensors(net)]
     return sum(int(stored[n].count_nonzero()) for n in names) / sum(stored[n].numel() for n in names)
 
