@@ -115,7 +115,7 @@ def _keep(context: Context, index: int, name: str, model: nn.Module, facts: dict
     if context.folder.writes:
         path = context.folder.network(index, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(model, path, _metadata(context))
+        save(model, path, _metadata(context), compress=_masked(context))
         context.folder.finish(index, name, facts)
 
 
@@ -127,7 +127,7 @@ def _end(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
     from prunus.report import html
     from prunus.surgery import save
 
-    save(context.load(len(stages)), folder.model, _metadata(context))
+    save(context.load(len(stages)), folder.model, _metadata(context), compress=_masked(context))
     gammas = [s["gammas"] for s in stages if "gammas" in s]
     if gammas:
         folder.write_json("gammas.json", gammas[0])
@@ -140,6 +140,11 @@ def _end(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _metadata(context: Context) -> dict[str, str]:
     return {"model": context.recipe.model, "recipe": context.recipe.recipe}
+
+
+def _masked(context: Context) -> bool:
+    """Whether the run masks single weights, which files then need not hold."""
+    return any(isinstance(stage, Weights) for stage in context.recipe.stages)
 
 
 def _say(context: Context, what: str) -> None:

@@ -15,7 +15,16 @@ from prunus.recipes import masking as verbs
 from tests.recipes.small_net import small as small_net
 
 NET = Path(__file__).with_name("small_net.py")
-SMALL = [f"model={NET}:small", "data.channels=1", "data.size=8", "data.source=digits", "data.limit=200", "batch=50", "lr=0.05", "epochs=1"]
+SMALL = [
+    f"model={NET}:small",
+    "data.channels=1",
+    "data.size=8",
+    "data.source=digits",
+    "data.limit=200",
+    "batch=50",
+    "lr=0.05",
+    "epochs=1",
+]
 SMALL += ["measure.backends=[torch]", "measure.batches=[1]", "measure.seconds=0.01"]
 RECIPES = ("pruning-at-init", "sparse-training", "lottery-ticket", "prune-weights")
 
@@ -26,9 +35,8 @@ def small(name: str, *more: str):
 
 
 def nonzero(folder: Path) -> float:
-    stored = load_file(folder / "model.safetensors")
-    net = small_net()
-    names = [g.id for g in prunus.tensors(net)]
+    net = prunus.load(folder / "model.safetensors", small_net)
+    stored, names = net.state_dict(), [g.id for g in prunus.tensors(net)]
     return sum(int(stored[n].count_nonzero()) for n in names) / sum(stored[n].numel() for n in names)
 
 
@@ -38,6 +46,7 @@ def test_every_recipe_meets_its_density(name, tmp_path):
     folder, result = run(small(name), tmp_path / "run", quiet=True)
     assert result["before"]["density"] == 1.0
     assert 0.099 < result["after"]["density"] <= 0.1
+    assert result["after"]["size_bytes"] < 0.5 * result["before"]["size_bytes"]
     assert nonzero(folder) == result["after"]["density"]
     assert result["after"]["params"] == result["before"]["params"] and 0 <= result["after"]["accuracy"] <= 1
 
@@ -59,7 +68,8 @@ def test_controls_give_other_networks_of_the_same_density(control, tmp_path):
     plain, one = run(small("pruning-at-init"), tmp_path / "plain", quiet=True)
     other, two = run(small("pruning-at-init", f"control={control}"), tmp_path / "other", quiet=True)
     assert one["after"]["density"] == two["after"]["density"]
-    a, b = (load_file(folder / "checkpoints" / "01-mask.safetensors") for folder in (plain, other))
+    paths = [folder / "checkpoints" / "01-mask.safetensors" for folder in (plain, other)]
+    a, b = (prunus.load(path, small_net).state_dict() for path in paths)
     assert any(not torch.equal(a[k], b[k]) for k in a)
 
 
