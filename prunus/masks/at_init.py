@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,28 @@ FAMOUS: dict[str, dict[str, Any]] = {
 }
 
 
-def at_init(
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A mask plan, and the scores by which the last round chose it, ``(units,)`` by group."""
+
+    plan: Plan
+    scores: dict[str, Tensor]
+
+
+def at_init(model: nn.Module, groups: Tensors, criterion: str | Callable[..., Tensor], **asked: Any) -> Plan:
+    """The plan of `choose`, which takes the same arguments.
+
+    >>> import prunus
+    >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    >>> groups = prunus.tensors(net)
+    >>> plan = at_init(net, groups, "synflow", density=0.1, rounds=100, data=[torch.ones(1, 8)])
+    >>> prunus.mask_(net, groups, plan).density
+    0.1
+    """
+    return choose(model, groups, criterion, **asked).plan
+
+
+def choose(
     model: nn.Module,
     groups: Tensors,
     criterion: str | Callable[..., Tensor],
@@ -52,7 +74,7 @@ def at_init(
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     seed: int = 0,
-) -> Plan:
+) -> Choice:
     r"""The mask plan of a criterion asked `rounds` times, at densities $d^{k/n}$ (linear: $1 - (1 - d)\,k/n$).
 
     Round $k$ sees the network under the mask of round $k - 1$: statistics are taken at $w \odot m$, and scored with the
@@ -74,13 +96,6 @@ def at_init(
 
     Source: Lee et al., SNIP, ICLR 2019; Tanaka et al., SynFlow, NeurIPS 2020 (algorithm 1); de Jorge et al.,
     Progressive Skeletonization (iterative SNIP, FORCE), ICLR 2021 (algorithm 1).
-
-    >>> import prunus
-    >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
-    >>> groups = prunus.tensors(net)
-    >>> plan = at_init(net, groups, "synflow", density=0.1, rounds=100, data=[torch.ones(1, 8)])
-    >>> prunus.mask_(net, groups, plan).density
-    0.1
     """
     if not isinstance(rounds, int) or rounds < 1:
         raise InputError(f"rounds={rounds!r}: expected a whole number of at least 1.")
@@ -104,7 +119,7 @@ def at_init(
         budget = Budget(density=float(density) if k == rounds else densities(k))
         plan = allocate(groups, scores, budget, allocator=allocator)
         keep = groups.mask(plan)
-    return plan
+    return Choice(plan, scores)
 
 
 def _cooled(temperature: float, output: Any, batch: Any) -> Tensor:

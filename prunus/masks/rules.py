@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prunus.core import InputError
+
 
 @dataclass(eq=False)
 class Covered:
@@ -21,6 +23,16 @@ class Covered:
     masks: dict[str, Tensor]  # True = keep, of the parameters' shapes
     dense: dict[str, Tensor] = field(default_factory=dict)
     thresholds: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise `InputError` when a mask no longer fits its parameter."""
+        for name, p in self.parameters.items():
+            if self.masks[name].shape != p.shape:
+                raise InputError(
+                    f"the mask of '{name}' has shape {tuple(self.masks[name].shape)}, the parameter {tuple(p.shape)} "
+                    "now: the network was changed while its weights were masked. Call finish_() first, cut, and make a new "
+                    "MaskPruner of the new network."
+                )
 
     def clear_(self, optimizers: Iterable[Optimizer] = ()) -> None:
         """Zero where masked: the weights, and every tensor of the optimizers' state that has their shape."""

@@ -139,6 +139,7 @@ class MaskPruner:
     @torch.no_grad()
     def _gradients_are_there(self) -> None:
         method = self.method
+        self.covered.check()
         method.rule.reveal_(self.covered)
         due = method.update is not None and method.when(self.step)
         if due or method.watch is not None:

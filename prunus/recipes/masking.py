@@ -8,7 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.masks import FAMOUS, Tensors, at_init, collapse, hold_, lottery_, mask_, redraw_, shuffle, tensors
+from prunus.masks import (
+    FAMOUS,
+    Tensors,
+    choose,
+    collapse,
+    hold_,
+    lottery_,
+    mask_,
+    redraw_,
+    safe_sparsity,
+    shuffle,
+    tensors,
+)
 from prunus.recipes.context import Context
 from prunus.recipes.schema import Mask, SparseTrain, Stage, Tickets, Training
 from prunus.recipes.sparsity import Weights
@@ -51,7 +63,7 @@ def mask(context: Context, stage: Mask, model: nn.Module) -> tuple[nn.Module, Fa
     if stage.looks_at_data or asked["criterion"] == "synflow":
         size = min(64, stage.samples)
         data = [context.example] if context.data is None else list(context.batches(size, -(-stage.samples // size)))
-    plan = at_init(
+    chosen = choose(
         model,
         groups,
         **asked,
@@ -62,13 +74,18 @@ def mask(context: Context, stage: Mask, model: nn.Module) -> tuple[nn.Module, Fa
         loss=context.loss,
         seed=seed,
     )
+    plan = chosen.plan
     if stage.control == "shuffle":
         plan = shuffle(groups, plan, seed)
     found = collapse(model, groups, plan, [context.example.args[0]] if context.example.args else data)
     if stage.control == "redraw":
         redraw_(groups, seed)
     done = mask_(model, groups, plan, repair=stage.repair, data=data if stage.repair else None, seed=seed)
-    notes = [*done.notes] + ([f"layer collapse: {found}."] if found else [])
+    notes = list(done.notes)
+    if found:
+        safe, name = safe_sparsity(groups, chosen.scores)
+        last = f"up to a sparsity of {safe:.2%} the last ranking leaves every tensor more, '{name}' the least"
+        notes.append(f"layer collapse: {found}" + (f"; {last}." if found.emptied else "."))
     return model, {"densities": dict(done.densities), "notes": notes}
 
 

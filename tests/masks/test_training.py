@@ -335,6 +335,16 @@ def test_bad_input_says_what_is_wrong():
     pruner = MaskPruner(model, groups, "rigl", density=0.5, steps=5)
     with pytest.raises(InputError, match="does not hold"):
         pruner.attach(torch.optim.SGD(network().parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner.attach(optimizer)
+    train(model, optimizer, 1)
+    model[4].weight.data, model[4].bias.data = model[4].weight.data[:5], model[4].bias.data[:5]
+    model[4].weight.grad = model[4].bias.grad = None
+    optimizer.state.clear()
+    with pytest.raises(InputError, match="no longer|the network was changed"):
+        optimizer.step()
+    model = network()
+    groups = prunus.tensors(model)
     other = MaskPruner(model, groups, "dpf", density=0.5, steps=5)
     with pytest.raises(prunus.FileError, match="another method"):
         other.load_state_dict(pruner.state_dict())

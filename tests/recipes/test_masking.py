@@ -100,6 +100,13 @@ def test_early_epochs_and_the_weights_of_a_model(tmp_path):
     assert load("prune-weights", [*SMALL, "weights=net.safetensors"]).weights == "net.safetensors"
 
 
+def test_a_layer_that_collapses_is_named_with_the_highest_safe_sparsity(tmp_path):
+    recipe = small("pruning-at-init", "criterion=magnitude", "control=invert", "budget.density=0.001")
+    _, result = run(recipe, tmp_path / "run", quiet=True)
+    note = next(n for n in result["notes"] if n.startswith("layer collapse"))
+    assert "down to their last unit (first: '" in note and "up to a sparsity of" in note
+
+
 def test_one_shot_with_repair(tmp_path):
     recipe = small("prune-weights", "stages.mask.repair=obc", "budget.density=0.3", "samples=100")
     _, result = run(recipe, tmp_path / "run", quiet=True)
