@@ -30,8 +30,8 @@ class Covered:
             if self.masks[name].shape != p.shape:
                 raise InputError(
                     f"the mask of '{name}' has shape {tuple(self.masks[name].shape)}, the parameter {tuple(p.shape)} "
-                    "now: the network was changed while its weights were masked. Call finish_() first, cut, and make a new "
-                    "MaskPruner of the new network."
+                    "now: the network was changed while its weights were masked. Call finish_() first, cut, and make "
+                    "a new MaskPruner of the new network."
                 )
 
     def clear_(self, optimizers: Iterable[Optimizer] = ()) -> None:
