@@ -28,7 +28,7 @@ BELOW = {
     "schedules": set(),
     "regularizers": {"core"},
     "recovery": {"core", "observe", "measure"},
-    "masks": {"core", "observe", "criteria", "recovery"},
+    "masks": {"core", "observe", "criteria", "allocators", "schedules", "recovery"},
     "export": {"core", "runtime"},
     "data": {"core"},
     "zoo": {"core", "data"},

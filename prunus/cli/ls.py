@@ -16,7 +16,7 @@ Row = dict[str, str]
 
 def command(
     kind: Annotated[
-        str, typer.Argument(help="criteria, allocators, regularizers, recipes, models, backends or formats")
+        str, typer.Argument(help="criteria, allocators, regularizers, methods, recipes, models, backends or formats")
     ],
     json: Json = False,
 ) -> None:
@@ -69,6 +69,12 @@ def _regularizers() -> list[Row]:
     return _entries(regularizers)
 
 
+def _methods() -> list[Row]:
+    from prunus.masks import methods
+
+    return _entries(methods)
+
+
 def _models() -> list[Row]:
     from prunus.zoo import models
 
@@ -100,6 +106,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "criteria": _criteria,
     "allocators": _allocators,
     "regularizers": _regularizers,
+    "methods": _methods,
     "recipes": _recipes,
     "models": _models,
     "backends": _backends,

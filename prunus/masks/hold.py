@@ -22,8 +22,9 @@ def hold_(parameter: nn.Parameter, keep: Tensor) -> None:
         v \leftarrow v \odot m
 
     for every tensor :math:`v` of an optimizer's state that has the shape of the weight, so that neither momentum nor
-    weight decay moves it.  The last mask of a parameter counts.  Nothing is added to the network; a copy of it
-    (``copy.deepcopy``) has the zeros, but is not held until it is masked itself.
+    weight decay moves it.  The last mask of a parameter counts; where `prunus.shrink_` cuts the parameter, it
+    follows.  Nothing is added to the network; a copy of it (``copy.deepcopy``) has the zeros, but is not held until it
+    is masked itself.
     """
     if not _hooked:
         _hooked.append(register_optimizer_step_post_hook(_after_step))
@@ -45,8 +46,10 @@ def release_(model: nn.Module) -> None:
 def _removed(parameter: Tensor) -> Tensor | None:
     """What is held at zero, on the parameter's device."""
     keep: Tensor | None = HELD.get(parameter)
-    if keep is None or keep.shape != parameter.shape:
+    if keep is None:
         return None
+    if keep.shape != parameter.shape:  # it was cut since: what is zero in it now, stays zero
+        keep = HELD[parameter] = parameter.detach() != 0
     if keep.device != parameter.device:
         keep = HELD[parameter] = keep.to(parameter.device)
     return ~keep

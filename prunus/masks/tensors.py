@@ -100,7 +100,7 @@ def tensors(
     >>> [(g.id, g.units, g.parts) for g in groups], groups.fixed[0].what
     ([('0.weight', 8, 2)], '1.weight')
     """
-    pattern = _check_grain(grain, rows)
+    pattern = check_grain(grain, rows)
     found = {name: (owner, p) for name, owner, p in _weights(model)}
     wanted, unwanted = ((p,) if isinstance(p, str) else tuple(p) for p in (only, skip))
     for glob in wanted + unwanted:
@@ -176,7 +176,7 @@ def _rows_of(parameter: Tensor, owner: nn.Module, grain: Grain) -> int:
     return _numbers(owner, parameter).shape[0] // (grain[0] if isinstance(grain, tuple) else 1)
 
 
-def _check_grain(grain: Grain, rows: bool) -> tuple[int, int] | None:
+def check_grain(grain: Grain, rows: bool = False) -> tuple[int, int] | None:
     """N and M of a pattern; raises `InputError` for what is no grain."""
     n, m = 0, 0
     if isinstance(grain, tuple):

@@ -18,6 +18,7 @@ from prunus.recipes.folder import START, Folder
 from prunus.recipes.inputs import function, inputs_like, measure_of, parse_input
 from prunus.recipes.load import expand
 from prunus.recipes.schema import Prune, Recipe
+from prunus.recipes.sparsity import Weights
 from prunus.zoo import Model, build
 
 
@@ -61,6 +62,7 @@ class Context:
         if evaluate is not None and folder.done(0, START) is None:
             evaluate(copy.deepcopy(origin.module))
         context.original.update(context.cost(origin.module))
+        context.original["weights"] = weights_in(origin.module)
         return context
 
     def cost(self, model: nn.Module) -> dict[str, int]:
@@ -89,7 +91,7 @@ class Context:
     @property
     def unpruned(self) -> int:
         """The stage whose network is the measure of all: the start if it had weights, else what the first cut got."""
-        cuts = [i for i, stage in enumerate(self.recipe.stages) if isinstance(stage, Prune)]
+        cuts = [i for i, stage in enumerate(self.recipe.stages) if isinstance(stage, (Prune, Weights))]
         return 0 if self.recipe.weights or not cuts else cuts[0]
 
     def index(self, teacher: str) -> int:
@@ -102,6 +104,16 @@ class Context:
         """`count` batches of training data, shuffled by the seed, without augmentation."""
         split = self.needed().train
         return islice(split.batches(size, self.preprocess, seed=self.recipe.seed, train=True, augment="none"), count)
+
+
+def weights_in(model: nn.Module) -> int:
+    """How many weights of layers a network has: what a density is of."""
+    from prunus.masks import tensors
+
+    try:
+        return sum(group.slices[0].tensor.numel() for group in tensors(model))
+    except InputError:
+        return 0
 
 
 def origin_of(recipe: Recipe) -> Model:

@@ -22,6 +22,7 @@ class BudgetSpec(Strict):
 
     params: int | float | None = None
     macs: int | float | None = None
+    density: int | float | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -30,7 +31,7 @@ class BudgetSpec(Strict):
             raise BudgetError(f"expected what may remain, e.g. {{macs: 0.5}}, which keeps half; given {given!r}.")
         return given
 
-    @field_validator("params", "macs", mode="before")
+    @field_validator("params", "macs", "density", mode="before")
     @classmethod
     def _is_a_number(cls, given: Any, info: ValidationInfo) -> Any:
         kind = info.field_name
@@ -57,7 +58,7 @@ class BudgetSpec(Strict):
         return Budget(**{kind: int(original[kind] - progress * (original[kind] - end)) for kind, end in ends.items()})
 
     def _limits(self) -> dict[str, Any]:
-        given = {"params": self.params, "macs": self.macs}
+        given = {"params": self.params, "macs": self.macs, "density": self.density}
         return {kind: 1.0 if value == 1 else value for kind, value in given.items() if value is not None}
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from prunus.core import PrunusError
 from prunus.recipes.context import Context
+from prunus.recipes.masking import density
 
 SCHEMA = 1
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "lightning")
@@ -55,7 +56,7 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "versions": versions(),
         "seconds": round(sum(s["seconds"] for s in stages), 3),
         **sides,
-        "stages": [{k: s[k] for k in ("name", "seconds", "params", "macs", "accuracy")} for s in stages],
+        "stages": [{k: s[k] for k in ("name", "seconds", "params", "macs", "density", "accuracy")} for s in stages],
         "verified": verified(stages),
         "plan": {} if plan is None else {k: {"units": g.units, "kept": len(g.kept)} for k, g in plan.groups.items()},
         "left_alone": left_alone(stages),
@@ -69,7 +70,7 @@ def _side(context: Context, model: nn.Module, file: Path) -> dict[str, Any]:
     from prunus.measure import size_on_disk
 
     side: dict[str, Any] = {**context.cost(model), "size_bytes": size_on_disk(file)}
-    side |= {"accuracy": None, "metric": None}
+    side |= {"density": density(model, context.original["weights"]), "accuracy": None, "metric": None}
     if context.evaluate is not None:
         name = (context.recipe.evaluate or "").rpartition(":")[2]
         side["metric"] = {"name": name, "value": context.evaluate(model)}

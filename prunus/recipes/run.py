@@ -14,8 +14,10 @@ from prunus.criteria import of_data
 from prunus.recipes import ranks
 from prunus.recipes.context import Context
 from prunus.recipes.folder import START, Folder, choose, read_json
+from prunus.recipes.masking import check_density, density
 from prunus.recipes.result import accuracy, compose
 from prunus.recipes.schema import Export, Prune, Recipe, Stage
+from prunus.recipes.sparsity import Weights
 from prunus.recipes.stages import carry_out, cut
 
 
@@ -65,6 +67,8 @@ def rehearse(context: Context) -> list[Report]:
         if isinstance(stage, Prune) and not of_data(stage.criterion):
             reports.append(cut(context, stage, model, verify=False))
             model = reports[-1].model
+        elif isinstance(stage, Weights):
+            check_density(model, stage)
     return reports
 
 
@@ -87,6 +91,7 @@ def _stage(context: Context, index: int, stage: Stage) -> dict[str, Any]:
         "name": stage.name,
         "seconds": round(time.perf_counter() - started, 3),
         **context.cost(outcome.model),
+        "density": density(outcome.model, context.original["weights"]),
         "accuracy": _accuracy(context, index, outcome.model),
         **outcome.facts,
     }
@@ -110,7 +115,7 @@ def _keep(context: Context, index: int, name: str, model: nn.Module, facts: dict
     if context.folder.writes:
         path = context.folder.network(index, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(model, path, _metadata(context))
+        save(model, path, _metadata(context), compress=_masked(context))
         context.folder.finish(index, name, facts)
 
 
@@ -122,7 +127,7 @@ def _end(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
     from prunus.report import html
     from prunus.surgery import save
 
-    save(context.load(len(stages)), folder.model, _metadata(context))
+    save(context.load(len(stages)), folder.model, _metadata(context), compress=_masked(context))
     gammas = [s["gammas"] for s in stages if "gammas" in s]
     if gammas:
         folder.write_json("gammas.json", gammas[0])
@@ -135,6 +140,11 @@ def _end(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _metadata(context: Context) -> dict[str, str]:
     return {"model": context.recipe.model, "recipe": context.recipe.recipe}
+
+
+def _masked(context: Context) -> bool:
+    """Whether the run masks single weights, which files then need not hold."""
+    return any(isinstance(stage, Weights) for stage in context.recipe.stages)
 
 
 def _say(context: Context, what: str) -> None:

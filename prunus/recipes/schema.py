@@ -10,53 +10,8 @@ from prunus.allocators import allocators
 from prunus.core import InputError, UnknownNameError, did_you_mean
 from prunus.criteria import criteria
 from prunus.recipes.parts import BudgetSpec, DataSpec, DistillSpec, MeasureSpec, RegularizerSpec, Strict
-
-
-class Stage(Strict):
-    """One step of a run."""
-
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-
-
-class Training(Stage):
-    """What stages that train have in common."""
-
-    epochs: int = Field(ge=1)
-    lr: float = Field(0.1, gt=0)
-    schedule: str | dict[str, Any] = "cosine"
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
-    decay: Literal["all", "weights"] = "all"
-    batch: int = Field(128, ge=1)
-    augment: str = "auto"
-    precision: str = "auto"
-    clip: float | None = Field(None, gt=0)
-
-    @model_validator(mode="after")
-    def _has_a_rate(self) -> Training:
-        from prunus.train.rates import learning_rate
-
-        learning_rate(self.schedule, self.lr, self.epochs, 100)
-        return self
-
-    @field_validator("augment")
-    @classmethod
-    def _known_augment(cls, name: str) -> str:
-        from prunus.data import Augment
-
-        Augment.of(name, Augment())
-        return name
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def _known_precision(cls, name: Any) -> str:
-        import torch
-
-        from prunus.train import choose_precision
-
-        choose_precision(str(name), torch.device("cpu"))
-        return str(name)
+from prunus.recipes.sparsity import Mask, SparseTrain, Tickets
+from prunus.recipes.stage import Stage, Training
 
 
 class Sparsify(Training):
@@ -101,6 +56,13 @@ class Prune(Stage):
     merge: bool = False
     per: Literal["macs", "params"] | None = None
     verify: bool = True
+
+    @field_validator("budget")
+    @classmethod
+    def _of_units(cls, budget: BudgetSpec) -> BudgetSpec:
+        if budget.density is not None:
+            raise InputError("units are cut to macs or params; a density is of weights: do: mask, or sparse-train.")
+        return budget
 
     @field_validator("floor")
     @classmethod
@@ -150,8 +112,13 @@ STAGES: dict[str, type[Stage]] = {
     "finetune": Finetune,
     "recalibrate": Recalibrate,
     "export": Export,
+    "mask": Mask,
+    "sparse-train": SparseTrain,
+    "tickets": Tickets,
 }
-AnyStage = Annotated[Sparsify | Prune | Finetune | Recalibrate | Export, Field(discriminator="do")]
+AnyStage = Annotated[
+    Sparsify | Prune | Finetune | Recalibrate | Export | Mask | SparseTrain | Tickets, Field(discriminator="do")
+]
 STAGE_KEYS = frozenset(key for kind in STAGES.values() for key in kind.model_fields) - {"do", "name"}
 
 
@@ -188,6 +155,7 @@ class Recipe(Strict):
                 raise UnknownNameError(f"stage '{stage.name}': no earlier stage is named '{teacher}'.{hint}")
             names.append(stage.name)
         needy = [s.name for s in self.stages if isinstance(s, (Training, Recalibrate)) or getattr(s, "repair", False)]
+        needy += [s.name for s in self.stages if isinstance(s, Mask) and s.looks_at_data]
         if self.data is None and needy:
             raise InputError(f"stage '{needy[0]}' needs data; give data: (a folder, Parquet files, or a name).")
         trains = [s.name for s in self.stages if isinstance(s, Training)]
@@ -208,12 +176,15 @@ __all__ = [
     "DistillSpec",
     "Export",
     "Finetune",
+    "Mask",
     "MeasureSpec",
     "Prune",
     "Recalibrate",
     "Recipe",
     "RegularizerSpec",
+    "SparseTrain",
     "Sparsify",
     "Stage",
+    "Tickets",
     "Training",
 ]

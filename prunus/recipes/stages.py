@@ -11,7 +11,8 @@ from torch import nn
 from prunus.core import Groups, Report
 from prunus.criteria import of_data
 from prunus.recipes.context import Context
-from prunus.recipes.schema import Export, Finetune, Prune, Recalibrate, Sparsify, Stage
+from prunus.recipes.masking import hold_zeros_, mask, sparse_train, tickets
+from prunus.recipes.schema import Export, Finetune, Mask, Prune, Recalibrate, SparseTrain, Sparsify, Stage, Tickets
 
 CALIBRATION = 16  # batches of 64 that criteria and repair are given
 
@@ -26,6 +27,7 @@ class Outcome:
 
 def carry_out(context: Context, stage: Stage, model: nn.Module) -> Outcome:
     """Do what `stage` says with `model`."""
+    hold_zeros_(context, stage, model)
     return VERBS[type(stage)](context, stage, model)
 
 
@@ -156,10 +158,20 @@ def _gammas(groups: Groups) -> dict[str, list[float]]:
     return {name: [round(v, 6) for v in tensor.flatten().tolist()] for name, tensor in found.items()}
 
 
+def _weights(
+    verb: Callable[[Context, Any, nn.Module], tuple[nn.Module, dict[str, Any]]],
+) -> Callable[[Context, Any, nn.Module], Outcome]:
+    """A verb of weight sparsity as one of this table."""
+    return lambda context, stage, model: Outcome(*verb(context, stage, model))
+
+
 VERBS: dict[type[Stage], Callable[[Context, Any, nn.Module], Outcome]] = {
     Sparsify: _train,
     Finetune: _train,
     Prune: _prune,
     Recalibrate: _recalibrate,
     Export: _export,
+    Mask: _weights(mask),
+    SparseTrain: _weights(sparse_train),
+    Tickets: _weights(tickets),
 }

@@ -56,6 +56,9 @@ def before_after(result: Mapping[str, Any]) -> Table:
         if old is not None or new is not None:
             show = words.size if key == "size_bytes" else _exact
             shown.add_row(name, show(old), show(new), _left(words.left(old, new)))
+    if words.sparse(result):
+        old, new = before.get("density"), after.get("density")
+        shown.add_row("weights that are not zero", words.percent(old), words.percent(new), _left(words.left(old, new)))
     for t in words.timings(result):
         change = "" if t.ratio is None else f"{t.ratio:.2f}x faster" if t.ratio >= 1 else f"{1 / t.ratio:.2f}x slower"
         shown.add_row(plain(t.where), words.milliseconds(t.before), words.milliseconds(t.after), change)

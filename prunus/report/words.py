@@ -179,6 +179,12 @@ def quality_text(result: Mapping[str, Any]) -> tuple[str, str, str]:
     return shown[0], shown[1], change
 
 
+def sparse(result: Mapping[str, Any]) -> bool:
+    """Whether single weights were masked: more zeros than the network began with."""
+    before, after = (result[side].get("density") for side in ("before", "after"))
+    return before is not None and after is not None and after < before and not result.get("plan")
+
+
 def verdict(result: Mapping[str, Any]) -> list[str]:
     """What happened, in sentences for a person who knows nothing of pruning."""
     name, model = quality(result)[0], short_name(str(result["model"]))
@@ -189,6 +195,8 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
         if None not in kept.values()
         else f"What {model} costs was not measured completely."
     ]
+    if sparse(result):
+        sentences.append(f"{percent(result['after'].get('density'))} of its weights are not zero.")
     timing = main_timing(result)
     if timing is not None and timing.ratio is not None:
         sentences.append(f"It runs {faster(timing.ratio)} ({timing.where}).")
@@ -259,6 +267,8 @@ def _price(result: Mapping[str, Any]) -> str:
 def proof(result: Mapping[str, Any]) -> str:
     """How the cut was verified, in words."""
     verified = result.get("verified")
+    if not verified and sparse(result):
+        return "Nothing was cut: weights were set to zero, and every tensor has the size it had."
     if not verified or verified.get("max_relative_error") is None:
         return "The cut was not verified: no comparison with the original network is recorded."
     error = float(verified["max_relative_error"])

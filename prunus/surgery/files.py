@@ -17,6 +17,7 @@ from prunus.core import FileError, InputError, Plan
 from prunus.core.places import get_place
 from prunus.surgery.depth import drop_
 from prunus.surgery.memory import memory_format, plan_of, replace_
+from prunus.surgery.packed import pack, unpack
 from prunus.surgery.rewritten import RewrittenModule
 from prunus.surgery.rewritten_files import read, written
 from prunus.surgery.select import attach_
@@ -24,13 +25,20 @@ from prunus.surgery.shrink import apply_
 from prunus.version import __version__
 
 KEY, DIGEST, FORMAT, GRAPH = "prunus", "prunus_digest", "prunus_memory_format", "prunus_graph"
+PACKED = "prunus_packed"
 
 
-def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+def save(
+    model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None, *, compress: bool = False
+) -> None:
     """Write weights and cumulative plan to one safetensors file, atomically.
 
     Tied tensors are stored once; a checksum covers weights and plan.  `metadata` adds text entries of the caller's own.
     Of a `RewrittenModule` its operators are stored too, as JSON.
+
+    `compress` stores tensors with many zeros (masked weights) as their values and where they are, without loss; `load`,
+    `load_` and `read_plan` know by themselves, other readers of safetensors find ``NAME#values`` and ``NAME#bits`` or
+    ``NAME#gaps`` instead of ``NAME``.
 
     Raises: `OSError` when the disk does not take it; a file that was there before is then still whole.
     """
@@ -44,6 +52,9 @@ def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None 
     graph, tensors = written(model) if isinstance(model, RewrittenModule) else ("", _stored(model))
     header = {**(metadata or {}), KEY: plan, DIGEST: _digest(tensors, plan, graph), FORMAT: memory_format(model)}
     header |= {GRAPH: graph} if graph else {}
+    if compress:
+        tensors, shapes = pack(tensors)
+        header |= {PACKED: shapes} if shapes else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
@@ -163,6 +174,10 @@ def _read(path: str | Path) -> tuple[Plan, dict[str, Tensor], dict[str, str]]:
         raise FileError(
             f"{path}: prunus.save did not write this file (it holds no plan); load it with load_state_dict."
         )
+    try:
+        tensors = unpack(tensors, header.get(PACKED, ""))
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
     if header.get(DIGEST) != _digest(tensors, header[KEY], header.get(GRAPH, "")):
         raise FileError(f"{path}: the checksum does not fit: the file was damaged or edited after it was saved.")
     return Plan.from_json(header[KEY]), tensors, header
@@ -234,5 +249,5 @@ def add_(model: nn.Module, plan: Plan) -> None:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The caller's own text entries of a saved file."""
-    own = {KEY, DIGEST, FORMAT, GRAPH}
+    own = {KEY, DIGEST, FORMAT, GRAPH, PACKED}
     return {k: v for k, v in _read(path)[2].items() if k not in own}

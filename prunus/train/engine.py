@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import InputError
 from prunus.core.groups import Groups
+from prunus.masks import MaskPruner, tensors
 from prunus.recovery.distillation import distill
 from prunus.train.evaluation import count_correct, logits
 from prunus.train.launch import average_buffers, averaged, launch
@@ -40,6 +41,20 @@ class Engine:
             decay=settings.decay,
         )
         self._regularizer: Any = None
+        self._masks: MaskPruner | None = None
+
+    def cover(self, steps: int) -> None:
+        """Train under masks that move, if the settings say so; before the state is restored."""
+        if self.settings.sparse is not None:
+            sparse = dict(self.settings.sparse)
+            groups, options = sparse.pop("groups", None) or tensors(self.model), sparse.pop("options", {})
+            self._masks = MaskPruner(self.model, groups, **sparse, **options, steps=steps, seed=self.settings.seed)
+            self._masks.attach(self.optimizer)
+
+    def finish(self) -> None:
+        """Training is over: masks stay as they are."""
+        if self._masks is not None:
+            self._masks.finish_()
 
     def start(self, groups: Groups | None) -> None:
         """Attach the regularizer and set up Fabric; after the state was restored, before the first step."""
@@ -49,9 +64,11 @@ class Engine:
             self.teacher.eval()
 
     def close(self) -> None:
-        """Take the regularizer off."""
+        """Take regularizer and masks off."""
         if self._regularizer is not None:
             self._regularizer.remove()
+        if self._masks is not None:
+            self._masks.detach()
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of a batch, or its mixture with what the teacher says."""
@@ -94,14 +111,17 @@ class Engine:
         return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
     def state(self, finished: bool) -> dict[str, Any]:
-        """The network, and unless the stage is finished the optimizer."""
+        """The network, and unless the stage is finished the optimizer and the masks."""
         model: dict[str, Any] = dict(self.model.state_dict())
         if self.world > 1:
             model = averaged(model, [name for name, _ in self.model.named_buffers()], self.world)
-        return {"model": model, "optimizer": None if finished else self.optimizer.state_dict()}
+        masks = None if finished or self._masks is None else self._masks.state_dict()
+        return {"model": model, "optimizer": None if finished else self.optimizer.state_dict(), "masks": masks}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` returned; raises RuntimeError or ValueError when it does not fit."""
         self.model.load_state_dict(state["model"])
         if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])
+        if self._masks is not None and state["masks"] is not None:
+            self._masks.load_state_dict(state["masks"])

@@ -41,6 +41,7 @@ def fit(
     stage: str = "train",
     resume: bool = False,
     every: float = 30.0,
+    sparse: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> History:
     """Train `model` in place on ``data.train``; after every epoch its top-1 is measured on ``data.decide``.
@@ -61,6 +62,8 @@ def fit(
         clip: largest norm of the gradient.
         augment: passed on to ``data.train.batches``.
         folder: the run folder, for ``metrics.csv``, ``checkpoints/`` and ``tensorboard/``; None writes nothing.
+        sparse: train under masks that move: ``{"method": ..., "density": ..., "options": {...}}`` as of
+            `prunus.masks.MaskPruner`, and ``"groups"`` where it is not every weight (`prunus.tensors`).
         resume: continue from the stage's checkpoint in `folder` when there is one.
 
     Raises:
@@ -71,7 +74,7 @@ def fit(
     """
     settings = Settings(
         stage, epochs, float(lr), schedule, optimizer, momentum, weight_decay, decay, batch, regularizer,
-        distill, precision, clip, augment, channels_last, seed, every,
+        distill, precision, clip, augment, channels_last, seed, every, sparse,
     )  # fmt: skip
     if distill is not None and teacher is None:
         raise InputError("distill is given but no teacher; pass teacher= the unpruned network.")

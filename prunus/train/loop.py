@@ -71,6 +71,7 @@ class Loop:
         self._rng: dict[str, Any] | None = None
         self._want_save = self._want_stop = False
         self.fingerprint = settings.fingerprint(self.engine.precision, self.steps, self.engine.world, self.rate)
+        self.engine.cover(settings.epochs * self.steps)
         if saved is not None:
             self._restore(saved)
         self.engine.start(groups)
@@ -115,6 +116,8 @@ class Loop:
             if self._want_stop or self._want_save:
                 self._pause()
         self._take(self.meter.flush())
+        if at.epoch + 1 == self.settings.epochs:
+            self.engine.finish()
         accuracy = self.engine.accuracy(getattr(self.data, "decide", None), self.preprocess)
         seconds = round(at.seconds + time.monotonic() - self._started, 3)
         step, loss_mean = (at.epoch + 1) * self.steps, at.loss_sum / at.samples

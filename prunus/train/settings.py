@@ -32,6 +32,7 @@ class Settings:
     channels_last: bool
     seed: int
     every: float
+    sparse: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):

@@ -72,7 +72,7 @@ def test_the_result_has_the_promised_form(done: tuple[Path, dict]) -> None:
     assert [s["name"] for s in result["stages"]] == [
         "sparsify", "prune-1", "recalibrate", "prune-2", "finetune", "export",
     ]  # fmt: skip
-    assert all({"name", "seconds", "params", "macs", "accuracy"} == s.keys() for s in result["stages"])
+    assert all({"name", "seconds", "params", "macs", "density", "accuracy"} == s.keys() for s in result["stages"])
     assert result["verified"]["max_relative_error"] <= 1e-7 and result["verified"]["in_place"] is True
     assert {"what": "classifier: 10 of 10 channels", "why": "it is an output of the model"} in result["left_alone"]
     assert {"prunus", "torch", "python"} <= result["versions"].keys()

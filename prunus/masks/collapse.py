@@ -1,0 +1,82 @@
+"""Layer collapse: tensors through which nothing flows any more, and how sparse a network may become before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core import Plan
+from prunus.masks.at_init import masked
+from prunus.masks.tensors import Tensors
+from prunus.observe import collect
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """What a mask does to the flow: the tensors that are `dead` (no path from input to output uses them), and those of
+    them that were `emptied` to the last unit that every tensor keeps.
+    """
+
+    dead: tuple[str, ...] = ()
+    emptied: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.dead or self.emptied)
+
+    def __str__(self) -> str:
+        if not self:
+            return "every tensor is on a path from input to output"
+        dead = f"no path from input to output uses {len(self.dead)} tensors (first: '{self.dead[0]}')"
+        emptied = f"{len(self.emptied)} tensors are down to their last unit (first: '{self.emptied[0]}')"
+        return "; ".join(([dead] if self.dead else []) + ([emptied] if self.emptied else [])) if self else ""
+
+
+def collapse(model: nn.Module, groups: Tensors, plan: Plan, data: Iterable[Any] | None = None) -> Collapse:
+    r"""Which tensors a mask plan cuts off: those with $\sum_w |w|\, m\, \partial R / \partial |w| = 0$.
+
+    $R$ is the sum of the outputs for inputs of ones with absolute masked weights, as in SynFlow; a sum of a tensor is
+    what flows through it.  Nothing is repaired.
+
+    Args: data: a batch, for the shape of the inputs, where the groups know none.
+
+    >>> import prunus
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> keep = {"0.weight": torch.tensor([[True, False], [False, False]]), "2.weight": torch.tensor([[False, True]])}
+    >>> plan = prunus.Plan(masks={name: prunus.core.Mask.of(mask) for name, mask in keep.items()})
+    >>> print(collapse(net, prunus.tensors(net), plan, [torch.ones(1, 2)]).dead)
+    ('0.weight',)
+    """
+    keep = groups.mask(plan)
+    weights = {g.id: g.slices[0].weight.double().abs() for g in groups}
+    with masked(model, groups, keep):
+        flow = collect(model, groups, data or (), {"flow"}).kinds["flow"]
+    dead, emptied = [], []
+    for g in groups:
+        kept = keep[g.offset : g.offset + g.units]
+        through = weights[g.id] * g.slices[0].view(flow[g.id])
+        if not bool((through.sum(1).cpu() * kept).sum() > 0):
+            dead.append(g.id)
+        if int(kept.sum()) <= g.floor < g.units:
+            emptied.append(g.id)
+    return Collapse(tuple(dead), tuple(emptied))
+
+
+def safe_sparsity(groups: Tensors, scores: Mapping[str, Tensor]) -> tuple[float, str]:
+    r"""The highest sparsity at which one ranking of all scores leaves every tensor a unit, and the tensor that limits.
+
+    $\#\{u : s_u < \min_l \max_{u \in l} s_u\}$ units can go.
+
+    >>> import prunus
+    >>> groups = prunus.tensors(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
+    >>> safe_sparsity(groups, {"0.weight": torch.tensor([1., 2., 3., 4.]), "1.weight": torch.tensor([2., 3.])})
+    (0.5, '1.weight')
+    """
+    best = {id: float(s.max()) for id, s in scores.items()}
+    limiting = min(best, key=best.__getitem__)
+    gone = torch.cat([scores[g.id] < best[limiting] if g.id in scores else torch.zeros(g.units).bool() for g in groups])
+    sizes = torch.cat([torch.full((g.units,), g.slices[0].index.shape[1]) for g in groups])
+    return float(sizes[gone].sum() / sizes.sum()), limiting

@@ -1,0 +1,54 @@
+"""Dynamic sparse reparameterisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunus.masks.exchange import Drop, exchange, in_proportion
+from prunus.masks.moment import Method, Moment, methods, often, periodic
+
+HIGH, LOW = 1.1, 0.9  # of the wanted number: what changes the threshold
+
+
+def below_threshold(fraction: float, threshold: float) -> Drop:
+    r"""Drop $|w| < H$ everywhere; $H$ halves when more than 1.1 of what is wanted went, doubles below 0.9 of it."""
+
+    def drop(m: Moment) -> dict[str, Tensor]:
+        h = m.memory.setdefault("threshold", torch.tensor(threshold, dtype=torch.float64))
+        gone = {id: kept & (m.magnitude(id).double() < h) for id, kept in m.keep.items()}
+        count = sum(int(t.sum()) for t in gone.values())
+        wanted = fraction * sum(int(t.sum()) for t in m.keep.values())
+        h *= 0.5 if count > HIGH * wanted else 2.0 if count < LOW * wanted else 1.0
+        return gone
+
+    return drop
+
+
+def survivors(m: Moment, id: str, stay: Tensor) -> float:
+    """How many units a group has left."""
+    return float(stay.sum())
+
+
+@methods.register(
+    "dsr", paper="Mostafa & Wang, Parameter Efficient Training of Deep Convolutional Neural Networks, ICML 2019"
+)
+def dsr(
+    density: float,
+    steps: int,
+    *,
+    fraction: float = 0.1,
+    threshold: float = 1e-3,
+    every: int | None = None,
+    stop: float = 1.0,
+    start: str = "uniform",
+) -> Method:
+    """DSR: one threshold for the whole network, which adapts; what goes is grown at random.
+
+    A tensor gets as many of the new weights as it has survivors, in proportion; none where one was just dropped.
+
+    Args:
+        fraction: of the kept weights that is wanted to go; threshold: the first one; every: so many steps.
+    """
+    update = exchange(below_threshold(fraction, threshold), Moment.draw, in_proportion(survivors), back=False)
+    return Method(start=start, when=periodic(often(every, steps), stop * steps), update=update)

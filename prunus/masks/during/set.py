@@ -1,0 +1,27 @@
+"""Sparse evolutionary training."""
+
+from __future__ import annotations
+
+from prunus.masks.exchange import exchange, smallest
+from prunus.masks.moment import Method, Moment, methods, often, periodic
+from prunus.schedules import constant
+
+
+@methods.register("set", paper="Mocanu et al., Scalable Training of Artificial Neural Networks, 2018")
+def sparse_evolution(
+    density: float,
+    steps: int,
+    *,
+    fraction: float = 0.3,
+    every: int | None = None,
+    stop: float = 1.0,
+    start: str = "erk",
+) -> Method:
+    """Drop a fixed fraction of the smallest weights of every tensor, and grow as many at random.
+
+    Args:
+        fraction: of the kept weights of a tensor that go; every: so many steps (the paper: an epoch).
+        stop: after which fraction of the steps masks stay as they are.
+    """
+    update = exchange(smallest(constant(fraction)), Moment.draw, back=False)
+    return Method(start=start, when=periodic(often(every, steps), stop * steps), update=update)

@@ -1,0 +1,106 @@
+"""What a method of sparse training is made of, and what its parts are given."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from prunus.core import Registry
+from prunus.masks.rules import RULES, Rule
+from prunus.masks.tensors import Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """Training at one step, as the parts of a method see it: the gradients are there, the optimizer comes next.
+
+    Attributes:
+        groups: whose slices hold the weights as the optimizer sees them.
+        keep: which units stay now, ``(units,)`` by group, True = keep.
+        grads: the gradients, dense, by group, in the parameters' shapes.
+        step: how many steps are made.
+        limit: how many weights may stay in all.
+        memory: tensors that the method keeps from step to step; saved and restored with the pruner.
+    """
+
+    groups: Tensors
+    keep: Mapping[str, Tensor]
+    grads: Mapping[str, Tensor]
+    step: int
+    limit: int
+    seed: int = 0
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    def magnitude(self, id: str) -> Tensor:
+        """The absolute weights of every unit, summed: ``(units,)``."""
+        return self.groups[id].slices[0].weight.abs().sum(1).cpu()
+
+    def slope(self, id: str) -> Tensor:
+        """The absolute gradient of every unit, summed: ``(units,)``, of units that are masked too."""
+        return self.seen(id, self.grads[id])
+
+    def seen(self, id: str, tensor: Tensor) -> Tensor:
+        """The absolute values of a tensor of the parameter's shape, summed by unit: ``(units,)``."""
+        return self.groups[id].slices[0].view(tensor).abs().sum(1).cpu()
+
+    def draw(self, id: str) -> Tensor:
+        """Random numbers in [0, 1), a function of (seed, step, group): ``(units,)``, the same on all ranks."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{self.step}/{id}".encode()))
+        return torch.rand(self.groups[id].units, generator=generator)
+
+
+Update = Callable[[Moment], Mapping[str, Tensor]]  # which units stay, (units,) by group
+
+
+def never(step: int) -> bool:
+    """At no step."""
+    return False
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A way to train under masks.
+
+    Attributes:
+        rule: what happens to masked weights.
+        start: ``"dense"``, or the allocator that spreads a random mask of the budget's density: ``erk``, ``uniform``.
+        when: whether the masks are chosen anew after so many steps.
+        update: how.
+        watch: called at every step, to keep something in `Moment.memory`.
+        skip: whether the step at which masks are chosen changes no weight.
+        decay: weight decay of what the rule learns; None: as the optimizer has it.
+    """
+
+    rule: Rule = RULES["hard"]
+    start: str = "dense"
+    when: Callable[[int], bool] = never
+    update: Update | None = None
+    watch: Callable[[Moment], None] | None = None
+    skip: bool = False
+    decay: float | None = None
+
+
+# a method is made for a budget: (density, steps, **options) -> Method
+methods: Registry[Callable[..., Method]] = Registry("method of sparse training")
+
+
+def often(every: int | None, steps: int, most: int = 100) -> int:
+    """How many steps lie between updates: `every` if it is given, else `most`, less where training is short.
+
+    >>> often(None, 32000), often(None, 400), often(7, 400)
+    (100, 20, 7)
+    """
+    return max(min(most, steps // 20), 1) if every is None else every
+
+
+def periodic(every: int, stop: float, start: int = 1) -> Callable[[int], bool]:
+    """Every so many steps, from `start` until before step `stop`.
+
+    >>> [t for t in range(50) if periodic(10, 40)(t)]
+    [10, 20, 30]
+    """
+    return lambda step: start <= step < stop and step % every == 0

@@ -1,0 +1,59 @@
+"""The rule of learned thresholds: forward sees a function of weight and threshold, and both are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunus.masks.rules import Covered, Rule
+
+
+@dataclass(frozen=True, eq=False)
+class Learned(Rule):
+    r"""Forward sees $\tilde w = f(w, s)$; $w$ and $s$ follow $\partial L/\partial \tilde w$ by the chain rule.
+
+    The dense $w$ lies in `Covered.dense` between steps, $s$ in `Covered.thresholds`.
+
+    Attributes:
+        value: $f$, differentiable; initial: the first $s$ of a parameter; penalty: added to the loss for every $s$.
+        least: a tensor whose density falls to this or below starts again from thresholds of zero.
+    """
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    initial: Callable[[Tensor], Tensor]
+    penalty: Callable[[Tensor], Tensor] | None = None
+    least: float | None = None
+
+    def begin_(self, w: Covered) -> None:
+        w.dense = {name: p.detach().clone() for name, p in w.parameters.items()}
+        w.thresholds = {name: nn.Parameter(self.initial(p.detach())) for name, p in w.parameters.items()}
+        self._show_(w)
+
+    def reveal_(self, w: Covered) -> None:
+        for name, p in w.parameters.items():
+            p.copy_(w.dense[name])
+            if p.grad is None:
+                continue
+            dense, s = p.detach().clone().requires_grad_(), w.thresholds[name]
+            with torch.enable_grad():
+                loss = (self.value(dense, s) * p.grad).sum()
+                if self.penalty is not None:
+                    loss = loss + self.penalty(s)
+            slope, s.grad = torch.autograd.grad(loss, [dense, s])
+            p.grad.copy_(slope)
+
+    def conceal_(self, w: Covered, optimizers: Iterable[Optimizer]) -> None:
+        for name, p in w.parameters.items():
+            w.dense[name].copy_(p)
+        self._show_(w)
+
+    def _show_(self, w: Covered) -> None:
+        for name, p in w.parameters.items():
+            p.copy_(self.value(w.dense[name], w.thresholds[name]))
+            if self.least is not None and float(p.ne(0).double().mean()) <= self.least:
+                w.thresholds[name].zero_()
+                p.copy_(self.value(w.dense[name], w.thresholds[name]))

@@ -1,0 +1,161 @@
+"""What the verbs of weight sparsity do: network in, network and facts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.masks import (
+    FAMOUS,
+    Tensors,
+    choose,
+    collapse,
+    hold_,
+    lottery_,
+    mask_,
+    redraw_,
+    safe_sparsity,
+    shuffle,
+    tensors,
+)
+from prunus.recipes.context import Context
+from prunus.recipes.schema import Mask, SparseTrain, Stage, Tickets, Training
+from prunus.recipes.sparsity import Weights
+
+MASKING = (Mask, SparseTrain, Tickets)
+Facts = dict[str, Any]
+
+
+def weights_of(model: nn.Module, stage: Weights) -> Tensors:
+    """The weights that a stage is about."""
+    return tensors(model, stage.grain, only=stage.only, skip=stage.skip)
+
+
+def hold_zeros_(context: Context, stage: Stage, model: nn.Module) -> None:
+    """Where an earlier stage has masked weights, they stay zero in this one."""
+    earlier = context.recipe.stages[: context.recipe.stages.index(stage)]  # type: ignore[arg-type]
+    if any(isinstance(s, MASKING) for s in earlier):
+        for group in tensors(model):
+            parameter = group.slices[0].tensor
+            if isinstance(parameter, nn.Parameter) and bool((parameter == 0).any()):
+                hold_(parameter, parameter.detach() != 0)
+
+
+def check_density(model: nn.Module, stage: Weights) -> None:
+    """Raise `BudgetError` when the density is out of reach for the network: one weight of every tensor stays."""
+    from prunus.allocators import allocate
+    from prunus.core import Budget
+
+    groups = weights_of(model, stage)
+    allocate(groups, {g.id: torch.zeros(g.units) for g in groups}, Budget(density=stage.density))
+
+
+def mask(context: Context, stage: Mask, model: nn.Module) -> tuple[nn.Module, Facts]:
+    """Choose the weights that stay, and set the others to zero."""
+    groups, seed = weights_of(model, stage), context.recipe.seed
+    earlier = context.recipe.stages[: context.recipe.stages.index(stage)]
+    trained = context.recipe.weights is not None or any(isinstance(s, Training) for s in earlier)
+    asked = stage.asked
+    data = None
+    if stage.looks_at_data or asked["criterion"] == "synflow":
+        size = min(64, stage.samples)
+        data = [context.example] if context.data is None else list(context.batches(size, -(-stage.samples // size)))
+    chosen = choose(
+        model,
+        groups,
+        **asked,
+        density=stage.density,
+        invert=stage.control == "invert",
+        calibrate=not trained,
+        data=data,
+        loss=context.loss,
+        seed=seed,
+    )
+    plan = chosen.plan
+    if stage.control == "shuffle":
+        plan = shuffle(groups, plan, seed)
+    found = collapse(model, groups, plan, [context.example.args[0]] if context.example.args else data)
+    if stage.control == "redraw":
+        redraw_(groups, seed)
+    done = mask_(model, groups, plan, repair=stage.repair, data=data if stage.repair else None, seed=seed)
+    notes = list(done.notes)
+    if found:
+        safe, name = safe_sparsity(groups, chosen.scores)
+        last = f"up to a sparsity of {safe:.2%} the last ranking leaves every tensor more, '{name}' the least"
+        notes.append(f"layer collapse: {found}" + (f"; {last}." if found.emptied else "."))
+    return model, {"densities": dict(done.densities), "notes": notes}
+
+
+def sparse_train(context: Context, stage: SparseTrain, model: nn.Module) -> tuple[nn.Module, Facts]:
+    """Train under masks that move."""
+    settings = {"method": stage.method, "density": stage.density, "options": stage.options}
+    history = _fit(context, stage, model, stage.name, sparse={**settings, "groups": weights_of(model, stage)})
+    return model, {"precision": history.precision, "device": history.device}
+
+
+def tickets(context: Context, stage: Tickets, model: nn.Module) -> tuple[nn.Module, Facts]:
+    """Iterative magnitude pruning; every training has a checkpoint of its own, so that the stage can go on anywhere."""
+    said: list[Any] = []
+    steps = len(context.needed().train.batches(stage.batch, context.preprocess, seed=0, epoch=0, train=True))
+    rate = _rate(stage, steps)
+
+    def early(model: nn.Module) -> None:
+        said.append(_fit(context, stage, model, f"{stage.name}-early", epochs=stage.early, schedule=rate(0)))
+
+    def train(model: nn.Module, round: int) -> None:
+        epochs, schedule = stage.epochs - stage.early, rate(stage.early * steps)
+        said.append(_fit(context, stage, model, f"{stage.name}-{round}", epochs=epochs, schedule=schedule))
+
+    done = lottery_(
+        model,
+        weights_of(model, stage),
+        train,
+        density=stage.density,
+        rounds=stage.rounds,
+        early=early if stage.early else None,
+        rewind=stage.rewind,
+        criterion=FAMOUS.get(stage.criterion, {"criterion": stage.criterion})["criterion"],
+        allocator=stage.allocator,
+        control=stage.control,
+        seed=context.recipe.seed,
+    )
+    facts = {"precision": said[-1].precision, "device": said[-1].device, "densities": dict(done.densities)}
+    return model, {**facts, "notes": list(done.notes)}
+
+
+def _rate(stage: Tickets, steps: int) -> Callable[[int], Callable[[float], float]]:
+    """The learning rates of a whole training, from a step on."""
+    from prunus.schedules import rewind
+    from prunus.train.rates import learning_rate
+
+    whole = learning_rate(stage.schedule, stage.lr, stage.epochs, steps)
+    return lambda first: rewind(whole, first)
+
+
+def _fit(context: Context, stage: Training, model: nn.Module, name: str, **settings: Any) -> Any:
+    """`prunus.train.fit` with what a training stage says."""
+    from prunus.train import fit
+
+    own = ("epochs", "lr", "schedule", "optimizer", "momentum", "weight_decay", "decay", "batch", "precision", "clip")
+    given = {key: getattr(stage, key) for key in (*own, "augment")} | settings
+    return fit(
+        model,
+        context.needed(),
+        preprocess=context.preprocess,
+        seed=context.recipe.seed,
+        folder=context.folder.path,
+        stage=name,
+        resume=True,
+        quiet=context.quiet,
+        **given,
+    )
+
+
+def density(model: nn.Module, whole: int) -> float | None:
+    """Nonzero weights of layers over the `whole` of the dense network; None where there are none."""
+    if not whole:
+        return None
+    return sum(int(g.slices[0].tensor.detach().count_nonzero()) for g in tensors(model)) / whole
