@@ -89,7 +89,7 @@ def interspaced(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Basis]]
     """Every weight that is coefficients times a basis: ``(qualified name, layer, name in the layer, basis)``."""
     for path, module in model.named_modules():
         for leaf in _leaves(module):
-            yield f"{path}.{leaf}".lstrip("."), module, leaf, module.get_submodule(leaf + SUFFIX)  # type: ignore[misc]
+            yield f"{path}.{leaf}".lstrip("."), module, leaf, module.get_submodule(leaf + SUFFIX)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from prunus.core.errors import did_you_mean
 from prunus.core.slices import under
 from prunus.core.wrappers import unwrapped
 from prunus.masks.hold import HELD
-from prunus.masks.tensors import LAYERS
+from prunus.masks.tensors import weights_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,37 +130,32 @@ Place = tuple[list[tuple[nn.Module, str]], nn.Parameter, tuple[int, ...]]
 
 def _places(model: nn.Module, block: int | None, skip: tuple[str, ...]) -> tuple[dict[str, Place], list[Fixed]]:
     """Weights to take: by their first name, the layers that hold them, the parameter, the shape of a piece."""
-    found: dict[int, tuple[str, list[tuple[nn.Module, str]], nn.Parameter, tuple[int, ...] | str]] = {}
-    for path, module in model.named_modules():
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, LAYERS) and parameter.dim() > 1 and "bias" not in leaf:
-                name = f"{path}.{leaf}".lstrip(".")
-                piece = _piece(module, leaf, parameter, block)
-                if id(parameter) in found:
-                    found[id(parameter)][1].append((module, leaf))
-                    continue
-                found[id(parameter)] = (name, [(module, leaf)], parameter, piece)
-            elif id(parameter) in found:
-                name, owners, _, _ = found[id(parameter)]
-                found[id(parameter)] = (name, owners, parameter, "it is tied to something that is no such layer")
-            elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-                found[id(parameter)] = (f"{path}.{leaf}".lstrip("."), [], parameter, "it is an embedding")
-    names = [name for name, *_ in found.values()]
+            owners.setdefault(id(parameter), []).append((module, leaf))
+    found = list(weights_of(model))
     for pattern in skip:
-        if not any(under(name, pattern) for name in names):
-            raise UnknownNameError(f"pattern '{pattern}' matches no weight.{did_you_mean(pattern, names)}")
-    places, left = {}, []
-    for name, owners, parameter, piece in found.values():
+        if not any(under(name, pattern) for name, *_ in found):
+            raise UnknownNameError(
+                f"pattern '{pattern}' matches no weight.{did_you_mean(pattern, [n for n, *_ in found])}"
+            )
+    places: dict[str, Place] = {}
+    left = []
+    for name, module, parameter in found:
+        piece = _piece(module, parameter, block)
         if any(under(name, p) for p in skip):
             left.append(Fixed(name, "it is skipped"))
         elif isinstance(piece, str):
             left.append(Fixed(name, piece))
+        elif any(type(owner) is not type(module) for owner, _ in owners[id(parameter)]):
+            left.append(Fixed(name, "it is tied to a parameter of another kind of module"))
         else:
-            places[name] = (owners, parameter, piece)
+            places[name] = (owners[id(parameter)], parameter, piece)
     return places, left
 
 
-def _piece(module: nn.Module, leaf: str, parameter: Tensor, block: int | None) -> tuple[int, ...] | str:
+def _piece(module: nn.Module, parameter: Tensor, block: int | None) -> tuple[int, ...] | str:
     """The shape of a piece of a weight; or why it stays plain."""
     if isinstance(module, nn.modules.conv._ConvNd):
         kernel = tuple(parameter.shape[2:])
