@@ -170,7 +170,9 @@ def test_depthwise_transposed_one_and_three_dimensional_convolutions():
         prunus.interspace_(net, init="orthonormal")
         assert not torch.allclose(coefficients(layer), weight)
         assert torch.allclose(net(x), wanted, rtol=0, atol=1e-12), layer
-        plain = (coefficients(layer).reshape(-1, weight[0, 0].numel()) @ layer.weight_basis.vectors).reshape(weight.shape)
+        plain = (coefficients(layer).reshape(-1, weight[0, 0].numel()) @ layer.weight_basis.vectors).reshape(
+            weight.shape
+        )
         assert torch.allclose(layer.weight, plain, rtol=0, atol=1e-14)
 
 

@@ -267,7 +267,9 @@ def test_a_network_in_a_basis_is_saved_and_loaded(tmp_path):
     again = prunus.load(tmp_path / "net.safetensors", built)
     assert torch.equal(again.eval()(x), net.eval()(x))
     first, second = (list(interspaced(one)) for one in (net, again))
-    assert [(n, id(b) == id(first[0][3])) for n, *_, b in first] == [(n, id(b) == id(second[0][3])) for n, *_, b in second]
+    assert [(n, id(b) == id(first[0][3])) for n, *_, b in first] == [
+        (n, id(b) == id(second[0][3])) for n, *_, b in second
+    ]
 
 
 def test_bad_input_says_what_to_do_and_changes_nothing():
