@@ -205,6 +205,16 @@ def test_an_initialisation_of_ones_own():
     assert {e.name for e in inits} == {"standard", "orthonormal", "svd"}
 
 
+def test_a_mask_of_the_weights_does_not_hold_the_coefficients():
+    net = chain()[0]
+    groups = prunus.tensors(net)
+    prunus.mask_(net, groups, prunus.allocate(groups, prunus.score(groups, "l1"), prunus.Budget(density=0.2)))
+    prunus.interspace_(net, init="orthonormal", skip="fc.weight")
+    net(batches()[0][0]).square().sum().backward()
+    torch.optim.SGD(net.parameters(), lr=0.01).step()
+    assert coefficients(net.conv2).ne(0).double().mean() > 0.5 and net.fc.weight.eq(0).any()
+
+
 # ---- with the rest of the package ----------------------------------------------------------------------------------
 
 
