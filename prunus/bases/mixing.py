@@ -21,6 +21,8 @@ def mixing(model: nn.Module) -> Iterator[tuple[str, ...]]:
 
     A depthwise convolution of every input channel with all basis filters, then one of kernel size 1: the same function
     as with the filters put together first.  It shows what a sparse engine has to compute; dense kernels take longer.
+    Criteria and repairs that look at what goes into a layer (``wanda``, ``obc``) see the answers, which is what the
+    coefficients multiply: collect, and mask with ``repair=``, while this is open.
     Gives the names of the weights that run so; transposed convolutions, and the projections inside
     ``nn.MultiheadAttention``, are put together as ever.
 

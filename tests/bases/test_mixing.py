@@ -137,3 +137,29 @@ def test_bases_are_a_ten_thousandth_of_the_parameters_and_less_where_they_are_sh
     prunus.interspace_(net.to_empty(device="cpu"))
     entries = sum(b.vectors.numel() for *_, b in interspaced(net))
     assert entries == 13 * 81 and entries / wide <= 1e-4
+
+
+def test_criteria_and_repairs_that_look_at_inputs_see_the_answers_of_the_basis_while_layers_run_mixed():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 3)).double()
+    prunus.interspace_(net, init="orthonormal")
+    x = torch.randn(8, 3, 6, 6, dtype=torch.float64)
+    groups, basis, given = prunus.tensors(net), net[0].weight_basis, coefficients(net[0]).detach()
+    with mixing(net):
+        scores = prunus.score(groups, "wanda", prunus.collect(net, groups, [x], {"input-norms"}))
+    kernels = basis.directions().reshape(9, 1, 3, 3)
+    answers = [nn.functional.conv2d(x[:, i : i + 1], kernels, padding=1).detach() for i in range(3)]
+    norms = torch.stack([a.square().sum((0, 2, 3)).sqrt() for a in answers])  # (in, m)
+    wanted = (given.abs().flatten(2) * norms).flatten()
+    assert torch.allclose(scores["0.weight"] / scores["0.weight"].max(), wanted / wanted.max(), rtol=1e-10)
+    before, errors = net(x).detach(), {}
+    state = {n: p.detach().clone() for n, p in net.named_parameters()}
+    plan = prunus.allocate(groups, prunus.score(groups, "l1"), prunus.Budget(density=0.5))
+    for repair in (False, "exact"):
+        for n, p in net.named_parameters():
+            p.data.copy_(state[n])
+        with mixing(net):
+            done = prunus.mask_(net, groups, plan, repair=repair, data=[x])
+        assert done.repaired == (2 if repair else 0) and done.density <= 0.5
+        errors[repair] = float((net(x) - before).detach().norm())
+    assert errors["exact"] < 0.5 * errors[False]
