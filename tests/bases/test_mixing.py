@@ -162,4 +162,4 @@ def test_criteria_and_repairs_that_look_at_inputs_see_the_answers_of_the_basis_w
             done = prunus.mask_(net, groups, plan, repair=repair, data=[x])
         assert done.repaired == (2 if repair else 0) and done.density <= 0.5
         errors[repair] = float((net(x) - before).detach().norm())
-    assert errors["exact"] < 0.5 * errors[False]
+    assert errors["exact"] < 0.7 * errors[False]
