@@ -29,9 +29,9 @@ BELOW = {
     "regularizers": {"core"},
     "recovery": {"core", "observe", "measure"},
     "masks": {"core", "observe", "criteria", "recovery"},
-    "bases": {"core", "masks"},
     "export": {"core", "runtime"},
     "data": {"core"},
+    "bases": {"core", "masks"},
     "zoo": {"core", "data"},
     "report": {"core"},
 }
