@@ -159,7 +159,10 @@ def _weight(leaf: str) -> Callable[[nn.Module], Tensor]:
 
     def weight(module: nn.Module) -> Tensor:
         basis, given = module._modules[leaf + SUFFIX], module._parameters[leaf]
-        return basis(given, along(module))  # type: ignore[misc]
+        try:
+            return basis(given, along(module))  # type: ignore[misc]
+        except AttributeError as error:  # torch would look the name up again, and take the coefficients for the weight
+            raise RuntimeError(f"the basis of '{leaf}' failed: {error}") from error
 
     return weight
 

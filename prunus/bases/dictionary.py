@@ -44,7 +44,8 @@ def sparse_dictionary(filters: Tensor, density: float, rounds: int = 10) -> tupl
     patterns, which = keep.unique(dim=0, return_inverse=True)
     for _ in range(rounds):
         used = r.any(0)  # a vector that no filter keeps stays as it is
-        basis[used] = torch.linalg.lstsq(r[:, used], u, driver="gelsd").solution
+        given = r[:, used]
+        basis[used] = torch.linalg.pinv(given.mT @ given, hermitian=True) @ (given.mT @ u)
         errors.append(float((u - r @ basis).norm()))
         inverse = torch.linalg.pinv(basis * patterns[:, :, None])  # (patterns, m, m): r = u inverse for kept rows alone
         pairs = zip(u.split(CHUNK), which.split(CHUNK))

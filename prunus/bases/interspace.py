@@ -71,8 +71,8 @@ def interspace_(
 
     Masks of the weights that were held are let go of: choose the coefficients' anew.
 
-    Raises: `InputError` when there is nothing to represent so, for a network that has bases already, or sharded
-    parameters; `UnknownNameError`.  The network is then as it was.
+    Raises: `InputError` when there is nothing to represent so, for a network that has bases already, sharded
+    parameters, or a distributed wrapper; `UnknownNameError`.  The network is then as it was.
 
     Source: Wimmer, Mehnert, Condurache, "Interspace Pruning: Using Adaptive Filter Representations to Improve Training
     of Sparse CNNs", CVPR 2022.
@@ -84,6 +84,11 @@ def interspace_(
     >>> [name for name, _ in net.named_parameters()]
     ['0.weight', '0.bias', '0.weight_basis.vectors', '2.weight', '2.bias']
     """
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise InputError(
+            "bases are new parameters, which DistributedDataParallel around the network would not know: call "
+            "interspace_ on the network inside first, and wrap it afterwards."
+        )
     network = unwrapped(model)
     if found := next((name for name, *_ in interspaced(network)), None):
         raise InputError(f"'{found}' is in a basis already: prunus.fold_(model) first.")
@@ -181,7 +186,9 @@ def _start(
             f"{sum(map(len, filters))} filters of {size} entries; expected (m, m) and (n, m)."
         )
     parts = values.split([len(f) for f in filters])
-    return vectors.to(parameters[0]), {id(p): v.reshape(p.shape).to(p) for p, v in zip(parameters, parts)}
+    return vectors.to(parameters[0], copy=True).contiguous(), {
+        id(p): v.reshape(p.shape).to(p) for p, v in zip(parameters, parts)
+    }
 
 
 def parameter_groups(model: nn.Module, *, basis_decay: float = 0.0, **basis_options: Any) -> list[Mapping[str, Any]]:

@@ -187,3 +187,32 @@ def test_parameter_groups_hold_every_parameter_once():
 
 def test_a_basis_says_what_it_is():
     assert repr(Basis(torch.eye(4))) == "Basis(4, unit=True)"
+
+
+def test_a_basis_that_fails_is_never_taken_for_none():
+    net = two_layers()
+
+    class Broken(nn.Module):
+        def forward(self, coefficients, along):
+            return self.nothing
+
+    net[0].weight_basis = Broken()
+    with pytest.raises(RuntimeError, match="the basis of 'weight' failed"):
+        net(random(1, 3, 8, 8))
+
+
+def test_a_network_wrapped_for_several_processes_is_refused():
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        net = nn.Sequential(nn.Conv2d(3, 4, 3))
+        wrapped = nn.parallel.DistributedDataParallel(net)
+        with pytest.raises(prunus.InputError, match="wrap it afterwards"):
+            prunus.interspace_(wrapped)
+        assert type(net[0]) is nn.Conv2d
+        prunus.interspace_(net)
+        wrapped = nn.parallel.DistributedDataParallel(net)
+        wrapped(torch.randn(1, 3, 5, 5)).sum().backward()
+        assert net[0].weight_basis.vectors.grad is not None
+    finally:
+        distributed.destroy_process_group()

@@ -8,7 +8,7 @@ from torch import nn
 
 import prunus
 from prunus import InputError, UnknownNameError
-from prunus.bases import Interspaced, inits, interspaced, shared
+from prunus.bases import Interspaced, inits, interspaced, parameter_groups, shared
 from prunus.bases.basis import coefficients
 from prunus.core import ELEMENTS
 from prunus.zoo import resnet20, vgg16
@@ -258,10 +258,11 @@ def test_depthwise_and_transposed_layers_play_the_same_roles_in_a_basis():
         assert [(s.name, s.dim, s.role) for s in found.slices] == [(s.name, s.dim, s.role) for s in wanted.slices]
 
 
-def test_a_network_in_a_basis_is_saved_and_loaded(tmp_path):
+@pytest.mark.parametrize("init", ["standard", "orthonormal", "svd"])
+def test_a_network_in_a_basis_is_saved_and_loaded(tmp_path, init):
     def built() -> nn.Module:
         net = residual()[0]
-        prunus.interspace_(net, "medium")
+        prunus.interspace_(net, "medium", init)
         return net
 
     net = built()
@@ -280,6 +281,63 @@ def test_a_network_in_a_basis_is_saved_and_loaded(tmp_path):
     assert [(n, id(b) == id(first[0][3])) for n, *_, b in first] == [
         (n, id(b) == id(second[0][3])) for n, *_, b in second
     ]
+
+
+def test_a_network_that_was_cut_before_is_saved_too(tmp_path):
+    net, x = residual(8, 10)[0], torch.randn(2, 3, 6, 6)
+    prunus.prune_(net, x, criterion="l2", budget=prunus.Budget(params=0.7))
+    prunus.interspace_(net, init="orthonormal")
+    prunus.save(net, tmp_path / "net.safetensors")
+
+    def built() -> nn.Module:
+        fresh = residual(8, 10)[0]
+        prunus.interspace_(fresh)
+        return fresh
+
+    assert torch.equal(prunus.load(tmp_path / "net.safetensors", built).eval()(x), net.eval()(x))
+    with pytest.raises(prunus.FileError, match="weight_basis.vectors"):
+        prunus.load(tmp_path / "net.safetensors", lambda: residual(8, 10)[0])
+
+
+def test_linear_layers_in_blocks_are_cut_by_whole_blocks_and_by_positions_in_all_blocks():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+    prunus.interspace_(net, block=4, init="orthonormal")
+    x = torch.randn(4, 8)
+    for cut in (
+        ["0/heads"],
+        ["2/heads"],
+        ["0/head_dim", "2.weight_basis.vectors", "2/head_dim", "4.weight_basis.vectors"],
+    ):
+        one = copy.deepcopy(net)
+        groups = prunus.trace(one, x)
+        keep = torch.ones(groups.units, dtype=torch.bool)
+        for id in cut:
+            keep[groups[id].offset] = False
+        report = prunus.shrink_(one, groups, groups.plan(keep))
+        assert report.in_place and report.verified.max_relative_error < 1e-12
+        wanted = one(x)
+        prunus.fold_(one)
+        assert torch.allclose(one(x), wanted, atol=1e-6)
+        assert one[2].weight.shape[1] == (12 if cut != ["2/heads"] else 16)
+
+
+def test_channels_go_while_coefficients_train():
+    net, data = residual(8, 10)[0], batches()
+    prunus.interspace_(net)
+    optimizer = torch.optim.SGD(parameter_groups(net), lr=0.05, momentum=0.9)
+    pruner = prunus.Pruner(net, data[0][0], budget=prunus.Budget(params=0.6), schedule=lambda step: min(step / 4, 1.0))
+    pruner.attach(optimizer)
+    for x, y in data * 2:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    report = pruner.finish_()
+    assert report.in_place and len(list(interspaced(net))) == 3
+    assert report.after["params"] <= 0.6 * report.before["params"]
+    optimizer.zero_grad()
+    net(data[0][0]).sum().backward()
+    optimizer.step()
 
 
 def test_bad_input_says_what_to_do_and_changes_nothing():
