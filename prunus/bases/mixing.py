@@ -26,7 +26,7 @@ def mixing(model: nn.Module) -> Iterator[tuple[str, ...]]:
     Gives the names of the weights that run so; transposed convolutions, and the projections inside
     ``nn.MultiheadAttention``, are put together as ever.
 
-    >>> import prunus
+    >>> import prunus, torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3)).double()
     >>> x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     >>> report = prunus.interspace_(net, init="orthonormal")
