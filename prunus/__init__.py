@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from prunus.allocators import Sensitivity, allocate, sensitivity
+from prunus.bases import fold_, interspace_
 from prunus.core import (
     Budget,
     BudgetError,
@@ -59,8 +60,8 @@ from prunus.tracing.blocks import blocks
 from prunus.version import __version__
 
 _ROOMS = (
-    "data", "export", "integrations", "masks", "measure", "recipes", "recovery", "regularizers", "report", "schedules",
-    "train", "zoo",
+    "bases", "data", "export", "integrations", "masks", "measure", "recipes", "recovery", "regularizers", "report",
+    "schedules", "train", "zoo",
 )  # fmt: skip
 
 
@@ -97,7 +98,9 @@ __all__ = [
     "collect",
     "criterion",
     "drop_blocks_",
+    "fold_",
     "follow_",
+    "interspace_",
     "load",
     "load_",
     "mask_",

@@ -31,6 +31,7 @@ BELOW = {
     "masks": {"core", "observe", "criteria", "allocators", "schedules", "recovery"},
     "export": {"core", "runtime"},
     "data": {"core"},
+    "bases": {"core", "masks"},
     "zoo": {"core", "data"},
     "report": {"core"},
 }

@@ -101,7 +101,7 @@ def tensors(
     ([('0.weight', 8, 2)], '1.weight')
     """
     pattern = check_grain(grain, rows)
-    found = {name: (owner, p) for name, owner, p in _weights(model)}
+    found = {name: (owner, p) for name, owner, p in weights_of(model)}
     wanted, unwanted = ((p,) if isinstance(p, str) else tuple(p) for p in (only, skip))
     for glob in wanted + unwanted:
         if not any(under(name, glob) for name in found):
@@ -128,7 +128,7 @@ def tensors(
     return Tensors(tuple(members), (), {}, (), tuple(fixed), Inputs(()), least=0.0, weights=True, pattern=pattern)
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+def weights_of(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
     """Every weight once, by its first name, with the module that holds it."""
     embedded = {
         id(p) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for p in m.parameters(False)

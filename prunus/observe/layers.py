@@ -203,6 +203,6 @@ def as_parameter(rows: Tensor, layer: Layer, parameter: Tensor) -> Tensor:
 
 def transposed(layer: Layer, parameter: Tensor) -> bool:
     """Whether a parameter is stored as (in, out)."""
-    if layer.weight.shape != parameter.shape:
-        return True
-    return layer.weight.dim() == 2 and layer.weight.stride() != (parameter.shape[1], 1)
+    if layer.weight.dim() > 2:  # a convolution; one of kernel size 1 may read a longer kernel of a parameter by inputs
+        return False
+    return layer.weight.shape != parameter.shape or layer.weight.stride() != (parameter.shape[1], 1)
