@@ -67,8 +67,12 @@ class Context:
 
     def cost(self, model: nn.Module) -> dict[str, int]:
         """Parameters and multiply-adds per sample."""
+        from prunus.bases import fold_, interspaced
         from prunus.measure import macs, params
 
+        if any(interspaced(model)):  # what is run in the end are plain filters
+            model = copy.deepcopy(model)
+            fold_(model)
         return {"params": params(model), "macs": macs(model, self.example).total}
 
     def needed(self) -> Data:
@@ -81,7 +85,12 @@ class Context:
         """The network as stage number `index` left it (0: as the run began)."""
         from prunus.surgery import load as load_model
 
-        return load_model(self.network(index), self.origin.factory)
+        basis = basis_of(self.recipe.stages[:index])
+
+        def factory() -> nn.Module:
+            return in_basis_(self.origin.factory(), basis)
+
+        return load_model(self.network(index), factory)
 
     def network(self, index: int) -> Path:
         """The file of the network as stage number `index` left it."""
@@ -104,6 +113,20 @@ class Context:
         """`count` batches of training data, shuffled by the seed, without augmentation."""
         split = self.needed().train
         return islice(split.batches(size, self.preprocess, seed=self.recipe.seed, train=True, augment="none"), count)
+
+
+def basis_of(stages: Iterable[Any]) -> str:
+    """The basis that the network is in after these stages."""
+    return next((s.basis for s in stages if isinstance(s, Weights) and s.basis != "none"), "none")
+
+
+def in_basis_(model: nn.Module, basis: str) -> nn.Module:
+    """The network with its filters in a basis, if they are not yet."""
+    from prunus.bases import interspace_, interspaced
+
+    if basis != "none" and not any(interspaced(model)):
+        interspace_(model, sharing=basis)
+    return model
 
 
 def weights_in(model: nn.Module) -> int:

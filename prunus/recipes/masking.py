@@ -21,7 +21,7 @@ from prunus.masks import (
     shuffle,
     tensors,
 )
-from prunus.recipes.context import Context
+from prunus.recipes.context import Context, in_basis_
 from prunus.recipes.schema import Mask, SparseTrain, Stage, Tickets, Training
 from prunus.recipes.sparsity import Weights
 
@@ -31,7 +31,7 @@ Facts = dict[str, Any]
 
 def weights_of(model: nn.Module, stage: Weights) -> Tensors:
     """The weights that a stage is about."""
-    return tensors(model, stage.grain, only=stage.only, skip=stage.skip)
+    return tensors(in_basis_(model, stage.basis), stage.grain, only=stage.only, skip=stage.skip)
 
 
 def hold_zeros_(context: Context, stage: Stage, model: nn.Module) -> None:

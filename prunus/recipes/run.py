@@ -124,10 +124,14 @@ def _end(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
     folder = context.folder
     if not folder.writes:
         return {"stages": stages}
+    from prunus.bases import fold_, interspaced
     from prunus.report import html
     from prunus.surgery import save
 
-    save(context.load(len(stages)), folder.model, _metadata(context), compress=_masked(context))
+    model = context.load(len(stages))
+    if any(interspaced(model)):
+        fold_(model)  # a plain network, which every verb takes; the coefficients are in the last checkpoint
+    save(model, folder.model, _metadata(context), compress=_masked(context))
     gammas = [s["gammas"] for s in stages if "gammas" in s]
     if gammas:
         folder.write_json("gammas.json", gammas[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -22,6 +21,9 @@ BASES = ("none", "fine", "medium", "coarse")
 
 class Weights(Strict):
     """Which weights, and how many may stay: ``budget.density`` 0.05 keeps 5 %.
+
+    With a `basis` it is coefficients that are masked: filters share one in a layer (``fine``), in a stage (``medium``)
+    or in the whole network (``coarse``).
 
     `grain` is ``element``, ``kernel``, an N:M pattern such as ``2:4``, or a block of outputs and inputs, ``[4, 1]``.
     """
@@ -44,8 +46,6 @@ class Weights(Strict):
     def _known_basis(cls, name: str) -> str:
         if name not in BASES:
             raise UnknownNameError(f"there is no basis '{name}'.{did_you_mean(name, BASES)} Known: {', '.join(BASES)}.")
-        if name != "none" and find_spec("prunus.bases") is None:
-            raise InputError(f"basis: {name} needs prunus.bases, which this prunus does not have; use basis: none.")
         return name
 
     @field_validator("grain")
