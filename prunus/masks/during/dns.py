@@ -43,7 +43,9 @@ def dns(
         out = {}
         for id, kept in m.keep.items():
             w = m.magnitude(id).double()
-            t = m.memory.setdefault(f"threshold {id}", threshold(w))
+            if (key := f"threshold {id}") not in m.memory:
+                m.memory[key] = threshold(w)
+            t = m.memory[key]
             chosen = torch.where(w <= LOW * t, False, torch.where(w > HIGH * t, True, kept))
             out[id] = chosen if bool(chosen.any()) else kept
         return out
