@@ -28,11 +28,12 @@ class Collapse:
         return bool(self.dead or self.emptied)
 
     def __str__(self) -> str:
-        if not self:
-            return "every tensor is on a path from input to output"
-        dead = f"no path from input to output uses {len(self.dead)} tensors (first: '{self.dead[0]}')"
-        emptied = f"{len(self.emptied)} tensors are down to their last unit (first: '{self.emptied[0]}')"
-        return "; ".join(([dead] if self.dead else []) + ([emptied] if self.emptied else [])) if self else ""
+        said = []
+        if self.dead:
+            said.append(f"no path from input to output uses {len(self.dead)} tensors (first: '{self.dead[0]}')")
+        if self.emptied:
+            said.append(f"{len(self.emptied)} tensors are down to their last unit (first: '{self.emptied[0]}')")
+        return "; ".join(said) or "every tensor is on a path from input to output"
 
 
 def collapse(model: nn.Module, groups: Tensors, plan: Plan, data: Iterable[Any] | None = None) -> Collapse:

@@ -72,6 +72,7 @@ class Method:
         update: how.
         watch: called at every step, to keep something in `Moment.memory`.
         skip: whether the step at which masks are chosen changes no weight.
+        freeze: after how many steps the masks stay as they are, hard, cut down to the budget where they are above it.
         decay: weight decay of what the rule learns; None: as the optimizer has it.
     """
 
@@ -81,6 +82,7 @@ class Method:
     update: Update | None = None
     watch: Callable[[Moment], None] | None = None
     skip: bool = False
+    freeze: int | None = None
     decay: float | None = None
 
 

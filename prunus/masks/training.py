@@ -14,9 +14,10 @@ from prunus.core import Budget, FileError, InputError, Mask, Plan
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import score
+from prunus.masks.at_init import without
 from prunus.masks.mask import Masked, mask_
 from prunus.masks.moment import Method, Moment, methods
-from prunus.masks.rules import Covered, on_device
+from prunus.masks.rules import RULES, Covered, on_device
 from prunus.masks.tensors import Tensors
 
 
@@ -64,6 +65,7 @@ class MaskPruner:
     ) -> None:
         self.model, self.groups, self.seed = unwrapped(model), groups, seed
         self.method = made(method, density, steps, options)
+        self._rule = self.method.rule
         parameters = dict(self.model.named_parameters())
         wrong = next((g.id for g in groups if parameters.get(g.id) is not g.slices[0].tensor), None)
         if wrong is not None or not groups.weights:
@@ -71,6 +73,7 @@ class MaskPruner:
                 f"the groups are not the weights of this network (first: {wrong!r}): groups = prunus.tensors(model)."
             )
         self.step = 0
+        self.notes: tuple[str, ...] = ()
         self.memory: dict[str, Tensor] = {}
         self._budget = Budget(density=float(density))
         self.limit = self._budget.limits(groups.costs())["density"]
@@ -109,7 +112,7 @@ class MaskPruner:
             group |= {} if self.method.decay is None else {"weight_decay": self.method.decay}
             optimizers[0].add_param_group(group)
         with torch.no_grad():
-            self.method.rule.attach_(self.covered, optimizers)
+            self._rule.attach_(self.covered, optimizers)
         for one in optimizers:
             self._handles += [one.register_step_pre_hook(self._before), one.register_step_post_hook(self._after)]
         self._optimizers = optimizers
@@ -123,7 +126,7 @@ class MaskPruner:
     @torch.no_grad()
     def _begin(self) -> None:
         if not self._begun:
-            self.method.rule.begin_(self.covered)
+            self._rule.begin_(self.covered)
         self._begun = True
 
     def _masks(self) -> dict[str, Tensor]:
@@ -140,15 +143,18 @@ class MaskPruner:
     def _gradients_are_there(self) -> None:
         method = self.method
         self.covered.check()
-        method.rule.reveal_(self.covered)
-        due = method.update is not None and method.when(self.step)
+        if self.step == method.freeze:
+            self._freeze_()
+        self._rule.reveal_(self.covered)
+        frozen = method.freeze is not None and self.step >= method.freeze
+        due = method.update is not None and not frozen and method.when(self.step)
         if due or method.watch is not None:
             moment = self.moment()
             if method.watch is not None:
                 method.watch(moment)
             if due and method.update is not None:
                 self._choose(method.update(moment))
-        method.rule.hold_(self.covered)
+        self._rule.hold_(self.covered)
         if due and method.skip:
             for p in (p for one in self._optimizers for group in one.param_groups for p in group["params"]):
                 p.grad = None  # no optimizer moves a parameter that has no gradient
@@ -156,7 +162,7 @@ class MaskPruner:
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if optimizer is self._optimizers[-1] and not skipped(optimizer):
-            self.method.rule.conceal_(self.covered, self._optimizers)
+            self._rule.conceal_(self.covered, self._optimizers)
             self.step += 1
 
     def moment(self) -> Moment:
@@ -174,7 +180,7 @@ class MaskPruner:
         self.groups.check_proportions(chosen[0])
         self.keep = chosen[0]
         self.covered.masks = self._masks()
-        self.method.rule.mask_(self.covered)
+        self._rule.mask_(self.covered)
 
     @torch.no_grad()
     def finish_(self) -> Masked:
@@ -186,18 +192,33 @@ class MaskPruner:
         self.detach()
         for name, p in self.covered.parameters.items():
             p.masked_fill_(~self.covered.masks[name], 0)
-        alive = self.keep & self.groups.alive_weights() if self.covered.thresholds else self.keep
-        notes: tuple[str, ...] = ()
-        left = self.groups.costs(alive)["density"]
-        if left > self.limit:
-            scores = score(self.groups, "l1")
-            for g in self.groups:
-                scores[g.id][~alive[g.offset : g.offset + g.units]] = -1.0
-            alive = alive & self.groups.mask(allocate(self.groups, scores, self._budget))
-            notes = (f"{left - self.groups.costs(alive)['density']} weights were removed at the end, untrained.",)
+        alive, notes = self._within_budget()
         self.keep = alive
         done = mask_(self.model, self.groups, self.groups.plan(alive))
-        return Masked(done.model, done.plan, done.density, done.densities, 0, done.left_alone, done.notes + notes)
+        return Masked(done.model, done.plan, done.density, done.densities, 0, done.left_alone, self.notes + notes)
+
+    def _within_budget(self) -> tuple[Tensor, tuple[str, ...]]:
+        """The units that are there, or where they are too many the largest of them; and what was removed, in words."""
+        alive = self.keep & self.groups.alive_weights() if self.covered.thresholds else self.keep
+        left = self.groups.costs(alive)["density"]
+        if left <= self.limit:
+            return alive, ()
+        scores = without(self.groups, score(self.groups, "l1"), alive)
+        alive = alive & self.groups.mask(allocate(self.groups, scores, self._budget))
+        gone = left - self.groups.costs(alive)["density"]
+        return alive, (f"{gone:,} of {left:,} weights were removed at step {self.step:,}, to meet the budget.",)
+
+    def _freeze_(self) -> None:
+        """From what forward sees now on, hard masks."""
+        self.keep, self.notes = self._within_budget()
+        self.covered.masks = self._masks()
+        for s in self.covered.thresholds.values():
+            s.grad = None  # no optimizer moves a parameter that has no gradient
+        self._harden()
+        self._rule.attach_(self.covered, self._optimizers)
+
+    def _harden(self) -> None:
+        self._rule, self.covered.dense, self.covered.thresholds = RULES["hard"], {}, {}
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, text and tensors: with the state of network and optimizer, all that a run needs to go on to the bit.
@@ -208,7 +229,8 @@ class MaskPruner:
         thresholds = {name: t.detach().clone() for name, t in self.covered.thresholds.items()}
         tensors = {"dense": self.covered.dense, "memory": self.memory, "thresholds": thresholds}
         copied = {kind: {name: t.clone() for name, t in found.items()} for kind, found in tensors.items()}
-        return {"step": self.step, "masks": masks.to_json(), **copied}
+        frozen = self._rule is not self.method.rule
+        return {"step": self.step, "masks": masks.to_json(), "frozen": frozen, "notes": list(self.notes), **copied}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -218,6 +240,9 @@ class MaskPruner:
         """
         keep = self.groups.mask(Plan.from_json(state["masks"]))
         self._begin()
+        if state["frozen"]:
+            self._harden()
+        self.notes = tuple(state["notes"])
         own: dict[str, Mapping[str, Tensor]] = {"dense": self.covered.dense, "thresholds": self.covered.thresholds}
         for kind, tensors in own.items():
             if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in state[kind].items()}:

@@ -93,7 +93,7 @@ def sparse_train(context: Context, stage: SparseTrain, model: nn.Module) -> tupl
     """Train under masks that move."""
     settings = {"method": stage.method, "density": stage.density, "options": stage.options}
     history = _fit(context, stage, model, stage.name, sparse={**settings, "groups": weights_of(model, stage)})
-    return model, {"precision": history.precision, "device": history.device}
+    return model, {"precision": history.precision, "device": history.device, "notes": list(history.notes)}
 
 
 def tickets(context: Context, stage: Tickets, model: nn.Module) -> tuple[nn.Module, Facts]:

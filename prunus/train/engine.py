@@ -51,10 +51,9 @@ class Engine:
             self._masks = MaskPruner(self.model, groups, **sparse, **options, steps=steps, seed=self.settings.seed)
             self._masks.attach(self.optimizer)
 
-    def finish(self) -> None:
-        """Training is over: masks stay as they are."""
-        if self._masks is not None:
-            self._masks.finish_()
+    def finish(self) -> tuple[str, ...]:
+        """Training is over: masks stay as they are.  Returns what there is to say of them."""
+        return () if self._masks is None else self._masks.finish_().notes
 
     def start(self, groups: Groups | None) -> None:
         """Attach the regularizer and set up Fabric; after the state was restored, before the first step."""

@@ -36,6 +36,7 @@ class History:
     rows: tuple[Epoch, ...] = ()
     precision: str = "32"
     device: str = "cpu"
+    notes: tuple[str, ...] = ()  # of masks that moved; not of a stage that was finished before
 
     def __len__(self) -> int:
         return len(self.rows)

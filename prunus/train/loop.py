@@ -68,6 +68,7 @@ class Loop:
         self.meter = Meter(self.engine.device, self.engine.world)
         self.position, self.finished = Position(), False
         self.rows: tuple[Epoch, ...] = ()
+        self.notes: tuple[str, ...] = ()
         self._rng: dict[str, Any] | None = None
         self._want_save = self._want_stop = False
         self.fingerprint = settings.fingerprint(self.engine.precision, self.steps, self.engine.world, self.rate)
@@ -92,7 +93,7 @@ class Loop:
                 if self.interrupt.wanted is not None:  # too late to stop this stage, but not what comes after it
                     self.interrupt.leave()
         engine.fabric.barrier()
-        return History(self.rows, history.precision, history.device)
+        return History(self.rows, history.precision, history.device, self.notes)
 
     def _batches(self, epoch: int, start: int) -> Any:
         """The batches of this process."""
@@ -117,7 +118,7 @@ class Loop:
                 self._pause()
         self._take(self.meter.flush())
         if at.epoch + 1 == self.settings.epochs:
-            self.engine.finish()
+            self.notes = self.engine.finish()
         accuracy = self.engine.accuracy(getattr(self.data, "decide", None), self.preprocess)
         seconds = round(at.seconds + time.monotonic() - self._started, 3)
         step, loss_mean = (at.epoch + 1) * self.steps, at.loss_sum / at.samples

@@ -24,7 +24,8 @@ def dns(
     r"""Surgery: weights below $0.9\,t_l$ are masked, those above $1.1\,t_l$ come back; all train by feedback.
 
     $t_l = \max(\mu_l + c\,\sigma_l, 0)$ of $|w|$ at the first step (section 3.2).  Masks are revised at a step with
-    probability $(1 + \gamma t)^{-p}$, up to `stop` of the steps.
+    probability $(1 + \gamma t)^{-p}$, up to `stop` of the steps; from then on
+    the masks are fixed, the largest weights where they are above the budget.
 
     Args:
         rate: $c$; None: $t_l$ is the quantile of $|w|$ that leaves `density` at the first step.
@@ -43,9 +44,11 @@ def dns(
         out = {}
         for id, kept in m.keep.items():
             w = m.magnitude(id).double()
-            t = m.memory.setdefault(f"threshold {id}", threshold(w))
+            if (key := f"threshold {id}") not in m.memory:
+                m.memory[key] = threshold(w)
+            t = m.memory[key]
             chosen = torch.where(w <= LOW * t, False, torch.where(w > HIGH * t, True, kept))
             out[id] = chosen if bool(chosen.any()) else kept
         return out
 
-    return Method(rule=RULES["feedback"], when=when, update=update)
+    return Method(rule=RULES["feedback"], when=when, update=update, freeze=int(stop * steps))

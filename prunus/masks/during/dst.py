@@ -35,13 +35,14 @@ def masked_by_row(w: Tensor, t: Tensor) -> Tensor:
 
 
 @methods.register("dst", paper="Liu et al., Dynamic Sparse Training, ICLR 2020")
-def trained_thresholds(density: float, steps: int, *, strength: float = 1e-6) -> Method:
+def trained_thresholds(density: float, steps: int, *, strength: float = 1e-6, stop: float = 0.75) -> Method:
     r"""DST: forward sees $w \odot [|w| > t_r]$, a learned threshold a row, pushed up by $\alpha \sum e^{-t}$.
 
     A tensor down to 1 % starts again from $t = 0$.  The density comes from $\alpha$ (1e-6 on CIFAR, 5e-4 on MNIST);
-    where that leaves more than the budget, the rest goes at the end.
+    where that leaves more than the budget after `stop` of the steps, the least go, and the others train on under that
+    mask.
 
     Args: strength: $\alpha$.
     """
     rule = Learned(masked_by_row, lambda w: w.new_zeros(len(w)), lambda t: strength * (-t).exp().sum(), least=LEAST)
-    return Method(rule=rule, decay=0.0)
+    return Method(rule=rule, decay=0.0, freeze=int(stop * steps))

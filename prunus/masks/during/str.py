@@ -19,10 +19,13 @@ def soft(w: Tensor, s: Tensor) -> Tensor:
 
 
 @methods.register("str", paper="Kusupati et al., Soft Threshold Weight Reparameterization, ICML 2020")
-def soft_threshold(density: float, steps: int, *, initial: float = -5.0, decay: float = 5e-4) -> Method:
+def soft_threshold(
+    density: float, steps: int, *, initial: float = -5.0, decay: float = 5e-4, stop: float = 0.75
+) -> Method:
     r"""STR: forward sees $\mathrm{sign}(w)\,\mathrm{relu}(|w| - \sigma(s_l))$ with one learned $s_l$ a tensor (eq. 6).
 
     The density comes from `initial` and the weight decay of $s$ (ImageNet at 10 %: -3200 and 2.25e-5); where that
-    leaves more than the budget, the rest goes at the end.
+    leaves more than the budget after `stop` of the steps, the least go, and the others train on under that mask.
     """
-    return Method(rule=Learned(soft, lambda w: torch.full((), initial, dtype=w.dtype, device=w.device)), decay=decay)
+    rule = Learned(soft, lambda w: torch.full((), initial, dtype=w.dtype, device=w.device))
+    return Method(rule=rule, decay=decay, freeze=int(stop * steps))
