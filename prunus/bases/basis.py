@@ -67,15 +67,11 @@ def attach_(module: nn.Module, leaf: str, basis: Basis) -> None:
     module.add_module(leaf + SUFFIX, basis)
 
 
-@torch.no_grad()
-def detach_(module: nn.Module) -> list[nn.Parameter]:
-    """Turn the coefficients of a layer into its plain weight, and give it its own class back; returns them before."""
-    found = []
+def detach_(module: nn.Module) -> None:
+    """The inverse of `attach_`: the layer has its own class again, and its parameters stay as they are."""
     for leaf in _leaves(module):
-        found.append(coefficients(module, leaf))
         delattr(module, leaf + SUFFIX)
     module.__class__ = _own(type(module))
-    return found
 
 
 def coefficients(module: nn.Module, leaf: str = "weight") -> nn.Parameter:
