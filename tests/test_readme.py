@@ -67,7 +67,7 @@ def test_the_commands_run_in_order_and_the_quickstart_keeps_its_promise(folder: 
 
 
 def test_the_long_command_is_a_valid_recipe(folder: Path) -> None:
-    command, _ = commands("console")
+    command = commands("console")[0]
     assert command[:3] == ["prunus", "run", "network-slimming"]
     overrides = [a for a in command[3:] if "=" in a]
     resolved = json.loads(prunus(["validate", "network-slimming", *overrides, "--json"], folder))
@@ -77,13 +77,21 @@ def test_the_long_command_is_a_valid_recipe(folder: Path) -> None:
 
 def test_the_command_without_training_is_one(folder: Path) -> None:
     """On a smaller network without weights, and on digits."""
-    _, command = commands("console")
+    command = commands("console")[1]
     given = {"prunus:resnet56": "prunus:resnet20", "cifar10": "digits"}
     args = [given.get(a, a) for a in command[1:]]
     at, out = args.index("--weights"), args.index("--out")
     args = args[:at] + args[at + 2 : out] + ["--dry-run", "--json"]
     data = json.loads(prunus(args, folder))
     assert data["after"]["macs"] <= 0.5 * data["before"]["macs"]
+
+
+def test_the_command_of_single_weights_is_a_valid_recipe(folder: Path) -> None:
+    command = commands("console")[2]
+    assert command[:3] == ["prunus", "run", "pruning-at-init"]
+    resolved = json.loads(prunus(["validate", *command[2:], "--json"], folder))
+    mask = next(s for s in resolved["stages"] if s["do"] == "mask")
+    assert (mask["criterion"], mask["basis"], mask["budget"]["density"]) == ("synflow", "fine", 0.05)
 
 
 def test_every_file_linked_to_exists() -> None:
