@@ -29,6 +29,7 @@ BELOW = {
     "regularizers": {"core"},
     "recovery": {"core", "observe", "measure"},
     "masks": {"core", "observe", "criteria", "recovery"},
+    "runtime": {"core"},
     "export": {"core", "runtime"},
     "data": {"core"},
     "zoo": {"core", "data"},

@@ -1,0 +1,1 @@
+"""How does sparsity run fast?  Kernels made for this processor, in which every weight that is zero saves time."""
