@@ -5,8 +5,8 @@ runs through the list of its nonzero weights:
 
     y[o, t] += w * x[c, stride * t + (ky, kx)]        one broadcast, T multiply-adds from aligned memory.
 
-`together` output channels may share a list (their nonzeros' union): then each vector that was loaded is used that often.
-With all weights in it, that is the dense convolution.
+`together` output channels may share a list (their nonzeros' union): then each vector that was loaded is used that
+often.  With all weights in it, that is the dense convolution.
 """
 
 from __future__ import annotations
@@ -78,16 +78,18 @@ def emit(k: Kernel) -> str:
 
             def record(r: Any) -> None:
                 channel, start, end, flags = (e.number(e.offset(records, 4 * i), r, RECORD.itemsize) for i in range(4))
-                yo = [e.offset(ys, e.b.mul(e.b.add(channel, e.int(i)), e.int(k.y_plane))) for i in range(k.together)]
+                yo = [
+                    e.offset(ys, e.b.mul(e.b.add(channel, e.const(i)), e.const(k.y_plane))) for i in range(k.together)
+                ]
 
                 def begin() -> list[Any]:
-                    place = e.offset(bias, e.b.mul(channel, e.int(4)))
+                    place = e.offset(bias, e.b.mul(channel, e.const(4)))
                     return [b for i in range(k.together) for b in [e.broadcast(place, 4 * i)] * len(t_y)]
 
                 def resume() -> list[Any]:
                     return [e.load(yo[i], t) for i in range(k.together) for t in t_y]
 
-                first = e.b.icmp_signed("!=", e.b.and_(flags, e.int(FIRST)), e.int(0))
+                first = e.b.icmp_signed("!=", e.b.and_(flags, e.const(FIRST)), e.const(0))
                 sums = e.either(first, begin, resume)
                 sums += [e.floats(0.0)] * (len(sums) * (k.unroll - 1))
 
@@ -95,7 +97,7 @@ def emit(k: Kernel) -> str:
                     new = []
                     for u in range(k.unroll):
                         here = e.offset(e.offset(entries, at), u * k.entry)
-                        source = e.offset(xs, e.number(here, e.int(0), 1))
+                        source = e.offset(xs, e.number(here, e.const(0), 1))
                         weights = [e.broadcast(here, 4 + 4 * i) for i in range(k.together)]
                         loaded = [e.load(source, t) for t in t_x] if k.together > 1 else []
                         for i, w in enumerate(weights):
@@ -104,7 +106,7 @@ def emit(k: Kernel) -> str:
                                 new.append(e.call("fma", w, value, sums[(u * k.together + i) * len(t_x) + n]))
                     return new
 
-                scale = e.int(k.entry)
+                scale = e.const(k.entry)
                 sums = e.loop(e.b.mul(start, scale), e.b.mul(end, scale), nonzero, sums, step=k.entry * k.unroll)
                 size = len(t_y) * k.together
                 for u in range(1, k.unroll):
@@ -115,13 +117,13 @@ def emit(k: Kernel) -> str:
                     if k.residual:
                         assert rs is not None
                         for i in range(k.together):
-                            ro = e.offset(rs, e.b.mul(e.b.add(channel, e.int(i)), e.int(k.residual[1])))
+                            ro = e.offset(rs, e.b.mul(e.b.add(channel, e.const(i)), e.const(k.residual[1])))
                             for n, t in enumerate(t_r):
                                 at = i * len(t_r) + n
                                 done[at] = e.b.fadd(done[at], e.load(ro, t))
                     return [e.clamp(v, low, high) for v in done]
 
-                last = e.b.icmp_signed("!=", e.b.and_(flags, e.int(LAST)), e.int(0))
+                last = e.b.icmp_signed("!=", e.b.and_(flags, e.const(LAST)), e.const(0))
                 done = e.either(last, finish, lambda: sums[:size])
                 for i in range(k.together):
                     for n, t in enumerate(t_y):

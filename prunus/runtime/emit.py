@@ -30,7 +30,7 @@ class Emitter:
             self.b.ret_void()
         return str(self.module)
 
-    def int(self, value: int) -> Any:
+    def const(self, value: int) -> Any:
         """A constant int64."""
         return self.ir.Constant(self.i64, value)
 
@@ -44,12 +44,12 @@ class Emitter:
 
     def offset(self, pointer: Any, amount: Any) -> Any:
         """A pointer moved by a number of bytes."""
-        amount = self.int(amount) if isinstance(amount, int) else amount
+        amount = self.const(amount) if isinstance(amount, int) else amount
         return self.b.gep(pointer, [amount], source_etype=self.i8)
 
     def number(self, pointer: Any, index: Any, scale: int = 4) -> Any:
         """The int32 at ``pointer + scale * index``, as int64."""
-        place = self.offset(pointer, self.b.mul(index, self.int(scale)) if scale != 1 else index)
+        place = self.offset(pointer, self.b.mul(index, self.const(scale)) if scale != 1 else index)
         return self.b.sext(self.b.load(place, typ=self.i32, align=4), self.i64)
 
     def load(self, pointer: Any, amount: Any = 0) -> Any:
@@ -92,8 +92,8 @@ class Emitter:
         self, start: Any, end: Any, body: Callable[..., Sequence[Any] | None], state: Sequence[Any] = (), step: int = 1
     ) -> list[Any]:
         """``for i in range(start, end, step): state = body(i, *state)``; gives the last state.  May run no time."""
-        start = self.int(start) if isinstance(start, int) else start
-        end = self.int(end) if isinstance(end, int) else end
+        start = self.const(start) if isinstance(start, int) else start
+        end = self.const(end) if isinstance(end, int) else end
         before = self.b.block
         inside, after = self.function.append_basic_block(), self.function.append_basic_block()
         self.b.cbranch(self.b.icmp_signed("<", start, end), inside, after)
@@ -104,7 +104,7 @@ class Emitter:
         for phi, s in zip(running, state):
             phi.add_incoming(s, before)
         new = list(body(i, *running) or [])
-        following = self.b.add(i, self.int(step))
+        following = self.b.add(i, self.const(step))
         last = self.b.block
         i.add_incoming(following, last)
         for phi, s in zip(running, new):
@@ -136,6 +136,6 @@ class Emitter:
 
     def share(self, count: Any) -> tuple[Any, Any]:
         """This thread's part of ``range(count)``."""
-        count = self.int(count) if isinstance(count, int) else count
+        count = self.const(count) if isinstance(count, int) else count
         start = self.b.sdiv(self.b.mul(count, self.thread), self.threads)
-        return start, self.b.sdiv(self.b.mul(count, self.b.add(self.thread, self.int(1))), self.threads)
+        return start, self.b.sdiv(self.b.mul(count, self.b.add(self.thread, self.const(1))), self.threads)

@@ -63,8 +63,8 @@ def lanes_of(features: dict[str, bool], architecture: str) -> int:
     if features.get("avx2") and features.get("fma"):
         return 8
     raise InputError(
-        f"the sparse engine has kernels for AVX-512, AVX2 with FMA and NEON; this processor ({architecture}) has none of "
-        "them. Run the network in torch or ONNX Runtime instead."
+        f"the sparse engine has kernels for AVX-512, AVX2 with FMA and NEON; this processor ({architecture}) has none "
+        "of them. Run the network in torch or ONNX Runtime instead."
     )
 
 

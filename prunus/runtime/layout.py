@@ -59,7 +59,7 @@ class Layout:
 
     @property
     def plane(self) -> int:
-        """Bytes from channel to channel: an odd number of vectors, so that channels do not fall on the same cache set."""
+        """Bytes from channel to channel: an odd number of vectors, so that channels do not share a cache set."""
         return (self.vectors | 1) * self.lanes * FLOAT
 
     @property

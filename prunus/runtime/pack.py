@@ -173,8 +173,8 @@ def check_bounds(lists: Lists, table: np.ndarray, k: Kernel, sizes: tuple[int, i
     for what, least, most, size in spans:
         if least < 0 or most > size:
             raise InputError(
-                f"the kernel {k} would touch bytes {least} to {most} of its {what}, which has {size}. This is a fault of "
-                "prunus: please report the layer."
+                f"the kernel {k} would touch bytes {least} to {most} of its {what}, which has {size}. This is a fault "
+                "of prunus: please report the layer."
             )
     if len(lists.entries) and (reads % vector).any():
         raise InputError(f"the kernel {k} would read its input unaligned. This is a fault of prunus: please report it.")
