@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import fallback, kernels, pack
+from prunus.runtime import fallback, kernels, matrices, pack
 from prunus.runtime.choose import best
 from prunus.runtime.convolution import emit
 from prunus.runtime.graph import INFINITY, Graph, Node
@@ -17,6 +17,7 @@ from prunus.runtime.memory import ALIGN
 
 ROW = 64  # floats: rows of plain values are filled up to this many
 SPARSE_LINEAR = 0.25  # density below which a product with a matrix goes by its nonzeros
+SECOND_CACHE = 512 * 1024  # bytes: outputs beyond it are asked for ahead of their use
 ROUND = 4  # channels of a buffer come in so many: lists may be shared by as many
 
 
@@ -73,7 +74,7 @@ class Value:
 
 
 class Builder:
-    """Goes through a graph once; `steps`, `inputs` and `outputs` are the result."""
+    """Goes through a graph once; `steps`, `values` and the arena's `size` are the result."""
 
     def __init__(self, graph: Graph, *, lanes: int, registers: int, images: int, threads: int) -> None:
         self.graph, self.lanes, self.registers, self.images, self.threads = graph, lanes, registers, images, threads
@@ -88,11 +89,9 @@ class Builder:
                     self.demands[source].append(demand)
         for number, node in graph.nodes.items():
             getattr(self, "do_" + node.kind)(number, self.values[number])
-        self.inputs = [n for n, node in graph.nodes.items() if node.kind == "input"]
-        self.outputs = [(n, self.rows(n) if self.values[n].forms else None) for n in graph.outputs]
-        for buffer in (*(b for _, b in self.outputs), *(self.values[n].forms.get((None, 0.0)) for n in self.inputs)):
-            if buffer is not None:
-                buffer.dies = len(self.steps)  # inputs too: they may be outputs
+        for number in graph.outputs:
+            if self.values[number].forms:
+                self.rows(number).dies = len(self.steps)
         self.size = arrange(self.buffers)
 
     # what is wanted
@@ -186,20 +185,14 @@ class Builder:
         planes: np.ndarray | None = None,
     ) -> None:
         """Float by float: ``target[c, targets[i]] = source[planes[c], sources[i]]``, the fill where that is -1."""
-        places = np.arange(len(sources)) if targets is None else targets
-        pairs = np.stack([places, sources], axis=1).astype(np.int32)
-        planes = np.arange(value.channels) if planes is None else planes
-        arguments = [
-            source,
-            target,
-            pairs,
-            len(pairs),
-            planes.astype(np.int32),
-            len(planes),
-            source_plane,
-            target_plane,
-        ]
-        self.step(value.node.name, "layout", kernels.emit_copy(self.lanes), [*arguments, fill])
+        planes = (np.arange(value.channels) if planes is None else planes).astype(np.int32)
+        rest = [planes, len(planes), source_plane, target_plane, fill]
+        if targets is None and self.lanes == 16:
+            text, table, many = kernels.emit_gather(self.lanes), sources, len(sources) // self.lanes
+        else:
+            places = np.arange(len(sources)) if targets is None else targets
+            text, table, many = kernels.emit_copy(self.lanes), np.stack([places, sources], axis=1), len(sources)
+        self.step(value.node.name, "layout", text, [source, target, table.astype(np.int32), many, *rest])
 
     def move(
         self, value: Value, source: Buffer, known: Layout, target: Buffer | At, layout: Layout, fill: float = 0.0
@@ -211,7 +204,7 @@ class Builder:
         if found is None:
             flat = table.reshape(-1)
             kept = np.flatnonzero(flat != np.arange(len(flat))) if in_place else np.arange(len(flat))
-            self.copy(value, source, target, flat[kept], kept, known.plane, layout.plane, fill)
+            self.copy(value, source, target, flat[kept], kept if in_place else None, known.plane, layout.plane, fill)
             return
         kinds, pairs = found
         if kinds:
@@ -264,7 +257,10 @@ class Builder:
             fx, fy, fr = pack.flat(x), pack.flat(y), pack.flat(r) if r is not None else None
         choice = self.choose(node, weight, shape, fx, fy, fr)
         lists = pack.pack(weight, shape, fx, choice, self.threads)
-        table, k = pack.strips(fx, fy, fr, choice, shape), pack.kernel(fx, fy, fr, choice, shape)
+        table, k = (
+            pack.strips(fx, fy, fr, choice, shape),
+            pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE),
+        )
         pack.check_bounds(lists, table, k, (source.size, target.size, residual.size if residual else None))
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
@@ -322,17 +318,17 @@ class Builder:
         bias[:outputs] = node.tensors["bias"].detach().float().numpy()
         bounds = [float(node.numbers.get("low", -INFINITY)), float(node.numbers.get("high", INFINITY))]
         if (weight != 0).mean() < SPARSE_LINEAR:
-            entries, ends = kernels.rows_as_lists(weight)
+            entries, ends = matrices.rows_as_lists(weight)
             arguments = [source, target, entries, ends, bias, outputs, self.images, x_row, y_row, *bounds]
-            self.step(node.name, "sparse", kernels.emit_sparse_linear(self.lanes), arguments)
+            self.step(node.name, "sparse", matrices.emit_sparse_linear(self.lanes), arguments)
         else:
-            each = kernels.OUTPUTS * self.lanes
+            each = matrices.OUTPUTS * self.lanes
             blocks = value.row // each
             filled = np.zeros((blocks * each, inputs), dtype=np.float32)
             filled[:outputs] = weight
             packed = np.ascontiguousarray(filled.reshape(blocks, each, inputs).transpose(0, 2, 1))
             arguments = [source, target, packed, bias, blocks, self.images, x_row, y_row, *bounds]
-            self.step(node.name, "dense", kernels.emit_linear(self.lanes, inputs), arguments)
+            self.step(node.name, "dense", matrices.emit_linear(self.lanes, inputs), arguments)
 
     def do_pick(self, number: int, value: Value) -> None:
         node = value.node

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from prunus.runtime.layout import Layout
@@ -11,8 +9,8 @@ from prunus.runtime.pack import Choice, Shape
 
 FIRST_CACHE = 28 * 1024  # bytes of input that a strip may run over again and again: most of 32 KB
 LATENCY = 4  # of a multiply-add, and so the sums that have to be under way
-RECORD = 14.0  # cycles to begin and end a list, a mispredicted branch among them
-SPILL = 1.3  # cycles to load and store a vector of a sum that goes on in the next block
+RECORD = 20.0  # cycles to begin and end a list, a mispredicted branch among them
+SPILL = 1.6  # cycles to load and store a vector of a sum that goes on in the next block
 TOGETHER = (1, 2, 4)
 
 
@@ -25,9 +23,9 @@ def unions(weight: np.ndarray, together: int) -> int:
     return int(used.reshape(-1, together, used.shape[1]).any(1).sum())
 
 
-@lru_cache(maxsize=4096)
-def _starts(length: int, step: int) -> int:
-    return -(-length // step)
+def _seen(outputs: int, taps: int, shape: Shape, axis: int) -> int:
+    """Input pixels that so many outputs read along an axis."""
+    return outputs if taps == 1 else (outputs - 1) * shape.stride + (taps - 1) * shape.dilation[axis] + 1
 
 
 def candidates(
@@ -49,13 +47,11 @@ def candidates(
                 size = rows * columns
                 if size * together > registers - 2 - (together > 1) * 2:
                     continue
-                strips = _starts(height, rows) * _starts(width, columns)
+                strips = -(-height // rows) * -(-width // columns)
                 unroll = next(u for u in (1, 2, 4) if u * size * together >= LATENCY or u == 4)
                 loads = size + together if together > 1 else size + 1
                 each = max(size * together, loads, LATENCY / unroll) + 1.0 / unroll
-                seen = ((rows - 1) * shape.stride + (kernel[0] - 1) * shape.dilation[0] + 1) * (
-                    (columns - 1) * shape.stride + (kernel[1] - 1) * shape.dilation[1] + 1
-                )
+                seen = _seen(rows, kernel[0], shape, 0) * _seen(columns, kernel[1], shape, 1)
                 per_group = c_in // shape.groups
                 for budget in (FIRST_CACHE, 2 * FIRST_CACHE, 1 << 40):
                     channels = max(1, min(c_in, budget // (seen * 4 * y.lanes)))
@@ -63,10 +59,10 @@ def candidates(
                     channels = -(-c_in // blocks)
                     held = channels * seen * 4 * y.lanes
                     # what does not fit the first cache comes from the second at half the rate, if it is used again
-                    slow = 1.0 if held <= FIRST_CACHE else 1.15 if held <= 2 * FIRST_CACHE else 1.5
+                    slow = 1.0 if held <= FIRST_CACHE else 1.05 if held <= 2 * FIRST_CACHE else 1.5
                     touched = min(blocks if shape.groups == 1 else -(-per_group // channels), max(1.0, many / lists))
-                    cycles = many * (each * slow + (unroll - 1) * 0.0)
-                    cycles += lists * touched * (RECORD + (SPILL * size * together if touched > 1 else size * together))
+                    cycles = many * each * slow
+                    cycles += lists * touched * (RECORD + SPILL * size * together)
                     cycles += lists * touched * (unroll - 1) / 2 * each
                     found.append((cycles * strips, Choice(rows, columns, channels, together, unroll)))
     found.sort(key=lambda pair: pair[0])

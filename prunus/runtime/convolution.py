@@ -51,6 +51,7 @@ class Kernel:
     together: int = 1
     unroll: int = 1  # nonzeros at once, into sums of their own: hides the latency of short strips
     residual: tuple[int, int] | None = None  # its row and plane
+    ahead: bool = False  # ask for the next list's output and residual early: they are not in the second cache
 
     @property
     def entry(self) -> int:
@@ -81,6 +82,14 @@ def emit(k: Kernel) -> str:
                 yo = [
                     e.offset(ys, e.b.mul(e.b.add(channel, e.const(i)), e.const(k.y_plane))) for i in range(k.together)
                 ]
+
+                if k.ahead:
+                    after = e.number(records, e.b.add(r, e.const(1)), RECORD.itemsize)
+                    for base, plane, offsets in ((ys, k.y_plane, t_y), (rs, (k.residual or (0, 0))[1], t_r)):
+                        if base is not None:
+                            place = e.offset(base, e.b.mul(after, e.const(plane)))
+                            for t in offsets:
+                                e.prefetch(place, t, write=base is ys)
 
                 def begin() -> list[Any]:
                     place = e.offset(bias, e.b.mul(channel, e.const(4)))

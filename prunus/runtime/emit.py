@@ -72,6 +72,14 @@ class Emitter:
         """A vector of the float at a number of bytes from a pointer."""
         return self.splat(self.b.load(self.offset(pointer, amount), typ=self.f32, align=4))
 
+    def prefetch(self, pointer: Any, amount: int, *, write: bool) -> None:
+        """Asks for a line of the cache; no address is wrong."""
+        kind = self.ir.FunctionType(self.ir.VoidType(), [self.pointer, self.i32, self.i32, self.i32])
+        full = "llvm.prefetch.p0"
+        function = self.module.globals.get(full) or self.ir.Function(self.module, kind, full)
+        how = [self.ir.Constant(self.i32, v) for v in (int(write), 3, 1)]
+        self.b.call(function, [self.offset(pointer, amount), *how])
+
     def call(self, name: str, *values: Any) -> Any:
         """An intrinsic of LLVM on vectors, e.g. ``fma``, ``maxnum``."""
         kind = self.ir.FunctionType(self.vector, [self.vector] * len(values))

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
-from prunus.runtime import jit, kernels, memory
+from prunus.runtime import jit, memory
 from prunus.runtime.build import At, Buffer, Builder, Step, Value
 from prunus.runtime.capture import capture
 from prunus.runtime.graph import Graph
+from prunus.runtime.walk import emit_walk
 
 
 def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> CompiledNetwork:
@@ -71,10 +72,15 @@ class CompiledNetwork(nn.Module):
         self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         builder = Builder(graph, lanes=here.lanes, registers=here.registers, images=images, threads=threads)
         self.steps, self.values = builder.steps, builder.values
-        self.inputs, self.outputs = builder.inputs, builder.outputs
-        self.arena = memory.buffer(builder.size + memory.ALIGN)
+        self.inputs, self.outputs = graph.inputs(), graph.outputs
+        self.arena = memory.buffer(builder.size)
+        rows = [self.values[n].forms.get((None, 0.0)) for n in (*self.inputs, *self.outputs)]
+        views = [
+            None if b is None else self._view(b, self.values[n]) for n, b in zip((*self.inputs, *self.outputs), rows)
+        ]
+        self.given, self.made = views[: len(self.inputs)], views[len(self.inputs) :]
         self.kept: list[np.ndarray] = []
-        self.walk = memory.SIGNATURE(jit.address(kernels.emit_walk(here.lanes)))
+        self.walk = memory.SIGNATURE(jit.address(emit_walk(here.lanes)))
         self.gate = memory.buffer(8)
         self.segments = self._segments()
         self.size, self.weights = self.arena.size, sum(a.size for a in self.kept)
@@ -141,13 +147,10 @@ class CompiledNetwork(nn.Module):
 
     def _piece(self, args: list[Tensor]) -> list[Tensor]:
         objects: dict[int, Any] = {}
-        for number, given in zip(self.inputs, args):
-            value = self.values[number]
-            buffer = value.forms.get((None, 0.0))
-            if buffer is None:
+        for number, view, given in zip(self.inputs, self.given, args):
+            if view is None:
                 objects[number] = _to_batch(given, len(given), self.images)
                 continue
-            view = self._view(buffer, value)
             view[: len(given)].copy_(given)
             if len(given) < self.images:
                 view[len(given) :].zero_()
@@ -157,9 +160,8 @@ class CompiledNetwork(nn.Module):
                 segment.run(objects, self._view)
             else:
                 self._run(segment.ctypes.data)
-        return [
-            self._view(b, self.values[n]).contiguous().clone() if b is not None else objects[n] for n, b in self.outputs
-        ]
+        contiguous = torch.contiguous_format
+        return [objects[n] if v is None else v.clone(memory_format=contiguous) for n, v in zip(self.outputs, self.made)]
 
     def _run(self, arguments: int) -> None:
         self.gate[:] = 0

@@ -15,9 +15,9 @@ INFINITY = float("inf")
 class Node:
     """One operation: its kind, the nodes it reads, numbers (JSON), weights, and the shape of what it gives.
 
-    Kinds: ``input``, ``conv`` (stride, padding, dilation, groups, low, high; a second input is added before the bounds),
-    ``linear``, ``add``, ``pool`` (max or mean), ``mean``, ``flatten``, ``pick`` (channels and pixels by index), ``cat``,
-    and ``torch`` for everything else: an ATen operator by its name, with its arguments.
+    Kinds: ``input``, ``conv`` (stride, padding, dilation, groups, low, high; a second input is added before bounds),
+    ``linear``, ``add``, ``pool`` (max or mean), ``mean``, ``flatten``, ``pick`` (channels and pixels by index),
+    ``cat``, and ``torch`` for everything else: an ATen operator by its name, with its arguments.
     """
 
     kind: str
@@ -40,6 +40,10 @@ class Graph:
     nodes: dict[int, Node]
     outputs: list[int]
     tree: Any = None  # how the outputs are put together; None: as one tensor, or a tuple
+
+    def inputs(self) -> list[int]:
+        """The numbers of what the network is given."""
+        return [number for number, node in self.nodes.items() if node.kind == "input"]
 
     def users(self) -> dict[int, list[int]]:
         """The nodes that read each node; an output of the network is read by -1."""
@@ -89,13 +93,12 @@ def _fold_affine(graph: Graph) -> None:
             continue
         before = graph.nodes[node.inputs[0]]
         scale, shift = node.tensors["scale"], node.tensors["shift"]
-        if before.kind in ("conv", "linear") and "low" not in before.numbers and len(before.inputs) == 1:
-            if len(graph.users()[node.inputs[0]]) == 1:
-                weight = before.tensors["weight"].double()
-                before.tensors["weight"] = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
-                before.tensors["bias"] = before.tensors["bias"].double() * scale + shift
-                _absorb(graph, number)
-                continue
+        plain = before.kind == "conv" and "low" not in before.numbers and len(before.inputs) == 1
+        if plain and len(graph.users()[node.inputs[0]]) == 1:
+            before.tensors["weight"] = before.tensors["weight"].double() * scale.reshape(-1, 1, 1, 1)
+            before.tensors["bias"] = before.tensors["bias"].double() * scale + shift
+            _absorb(graph, number)
+            continue
         node.kind, channels = "conv", len(scale)
         node.numbers |= {"stride": 1, "padding": [0, 0], "dilation": [1, 1], "groups": channels}
         node.tensors = {"weight": scale.reshape(-1, 1, 1, 1), "bias": shift}

@@ -14,7 +14,6 @@ from prunus.runtime.emit import Emitter
 from prunus.runtime.layout import FLOAT, Layout
 
 PATTERNS = 24  # most kinds of shuffles in one kernel; beyond, floats are copied one by one
-OUTPUTS = 4  # vectors of outputs that a product with a matrix makes at once
 
 
 def each_channel(e: Emitter, channels: Any, source_plane: int, target_plane: int, body: Any) -> None:
@@ -97,6 +96,42 @@ def emit_copy(lanes: int) -> str:
             there = e.b.select(none, e.const(0), there)
             value = e.b.load(e.offset(xs, e.b.mul(there, e.const(FLOAT))), typ=e.f32)
             e.b.store(e.b.select(none, fill, value), e.offset(ys, e.b.mul(here, e.const(FLOAT))))
+
+        e.loop(0, count, move)
+
+    e.loop(*e.share(channels), plane)
+    return str(e)
+
+
+def emit_gather(lanes: int) -> str:
+    """`emit_copy` to whole vectors one after the other, with AVX-512's gather: 2 is a table of int32 sources alone.
+
+    0 x, 1 y, 2 sources (-1: fill), 3 their vectors, 4 planes, 5 channels, 6 and 7 bytes of planes, 8 fill (a float).
+    """
+    e = Emitter(lanes)
+    x, y, table, count, planes = e.slot(0), e.slot(1), e.slot(2), e.slot(3, e.i64), e.slot(4)
+    channels, x_plane, y_plane, fill = (
+        e.slot(5, e.i64),
+        e.slot(6, e.i64),
+        e.slot(7, e.i64),
+        e.broadcast(e.arguments, 64),
+    )
+    indices, bits = e.ir.VectorType(e.i32, lanes), e.ir.VectorType(e.ir.IntType(1), lanes)
+    kind = e.ir.FunctionType(e.vector, [e.vector, e.pointer, indices, bits, e.i32])
+    gather = e.ir.Function(e.module, kind, "llvm.x86.avx512.mask.gather.dps.512")
+    none = e.ir.Constant(indices, [-1] * lanes)
+
+    def plane(c: Any) -> None:
+        source = e.number(planes, c)
+        empty = e.b.icmp_signed("<", source, e.const(0))
+        xs = e.offset(x, e.b.mul(e.b.select(empty, e.const(0), source), x_plane))
+        ys = e.offset(y, e.b.mul(c, y_plane))
+
+        def move(i: Any) -> None:
+            at = e.b.mul(i, e.const(lanes * FLOAT))
+            index = e.b.select(empty, none, e.b.load(e.offset(table, at), typ=indices, align=lanes * FLOAT))
+            valid = e.b.icmp_signed(">", index, none)
+            e.store(e.b.call(gather, [fill, xs, index, valid, e.ir.Constant(e.i32, FLOAT)]), ys, at)
 
         e.loop(0, count, move)
 
@@ -189,122 +224,3 @@ def emit_mean(x: Layout) -> str:
 
     e.loop(*e.share(e.slot(2, e.i64)), plane)
     return str(e)
-
-
-def emit_linear(lanes: int, inputs: int) -> str:
-    """A dense product, lanes are outputs.
-
-    0 x, 1 y, 2 weights (outputs / (OUTPUTS * lanes), inputs, OUTPUTS * lanes), 3 bias, 4 such blocks of outputs,
-    5 rows, 6 and 7 bytes of a row of x and of y, 8 low, 9 high (floats).
-    """
-    e = Emitter(lanes)
-    x, y, weights, bias, blocks, rows, x_row, y_row = (
-        e.slot(i, e.i64 if i in (4, 5, 6, 7) else None) for i in range(8)
-    )
-    low, high = e.broadcast(e.arguments, 64), e.broadcast(e.arguments, 72)
-    width = OUTPUTS * lanes * FLOAT
-
-    def block(j: Any) -> None:
-        w = e.offset(weights, e.b.mul(j, e.const(width * inputs)))
-        column = e.b.mul(j, e.const(width))
-
-        def row(n: Any) -> None:
-            xs, ys = e.offset(x, e.b.mul(n, x_row)), e.offset(y, e.b.add(e.b.mul(n, y_row), column))
-
-            def entry(i: Any, *sums: Any) -> list[Any]:
-                value, line = e.broadcast(xs, e.b.mul(i, e.const(FLOAT))), e.offset(w, e.b.mul(i, e.const(width)))
-                return [e.call("fma", value, e.load(line, 4 * lanes * k), s) for k, s in enumerate(sums)]
-
-            start = [e.load(e.offset(bias, column), 4 * lanes * k) for k in range(OUTPUTS)]
-            for k, s in enumerate(e.loop(0, inputs, entry, start)):
-                e.store(e.clamp(s, low, high), ys, 4 * lanes * k)
-
-        e.loop(0, rows, row)
-
-    e.loop(*e.share(blocks), block)
-    return str(e)
-
-
-def emit_sparse_linear(lanes: int, unroll: int = 4) -> str:
-    """A sparse product, one output at a time.
-
-    0 x, 1 y, 2 entries (int32 offset, float weight), 3 ends (outputs + 1, multiples of `unroll`), 4 bias, 5 outputs,
-    6 rows, 7 and 8 bytes of a row of x and of y, 9 low, 10 high (floats).
-    """
-    e = Emitter(lanes)
-    x, y, entries, ends, bias = (e.slot(i) for i in range(5))
-    outputs, rows, x_row, y_row = (e.slot(i, e.i64) for i in range(5, 9))
-    low, high = (e.b.load(e.offset(e.arguments, at), typ=e.f32) for at in (72, 80))
-
-    def output(o: Any) -> None:
-        start, end = e.number(ends, o), e.number(e.offset(ends, 4), o)
-        at = e.b.mul(o, e.const(FLOAT))
-
-        def row(n: Any) -> None:
-            xs = e.offset(x, e.b.mul(n, x_row))
-
-            def entry(i: Any, *sums: Any) -> list[Any]:
-                new = []
-                for u, s in enumerate(sums):
-                    here = e.offset(entries, e.b.add(e.b.mul(i, e.const(8)), e.const(8 * u)))
-                    value = e.b.load(e.offset(xs, e.number(here, e.const(0), 1)), typ=e.f32)
-                    new.append(e.b.fadd(s, e.b.fmul(e.b.load(e.offset(here, 4), typ=e.f32), value)))
-                return new
-
-            zero = e.ir.Constant(e.f32, 0.0)
-            sums = e.loop(start, end, entry, [e.b.load(e.offset(bias, at), typ=e.f32)] + [zero] * (unroll - 1), unroll)
-            while len(sums) > 1:
-                sums = [e.b.fadd(p, q) for p, q in zip(sums[::2], sums[1::2])]
-            e.b.store(e.clamp(sums[0], low, high), e.offset(y, e.b.add(e.b.mul(n, y_row), at)))
-
-        e.loop(0, rows, row)
-
-    e.loop(*e.share(outputs), output)
-    return str(e)
-
-
-class _Function:
-    """A pointer as llvmlite wants what is called to look."""
-
-    def __init__(self, pointer: Any, kind: Any) -> None:
-        self.function_type, self.type, self.get_reference = kind, pointer.type, pointer.get_reference
-
-
-def emit_walk(lanes: int) -> str:
-    """Runs a table of kernels in turn, threads waiting for each other after every one.
-
-    0 table (address of the kernel, address of its arguments), 1 its length, 2 an int64 that is zero at the start.
-    """
-    e = Emitter(lanes)
-    table, count, gate = e.slot(0), e.slot(1, e.i64), e.slot(2)
-    kind = e.ir.FunctionType(e.ir.VoidType(), [e.pointer, e.i64, e.i64])
-    several = e.b.icmp_signed(">", e.threads, e.const(1))
-
-    def step(i: Any) -> None:
-        entry = e.offset(table, e.b.mul(i, e.const(16)))
-        kernel, arguments = e.b.load(entry, typ=e.pointer), e.b.load(e.offset(entry, 8), typ=e.pointer)
-        e.b.call(_Function(kernel, kind), [arguments, e.thread, e.threads])
-        with e.b.if_then(several):
-            e.b.atomic_rmw("add", gate, e.const(1), "seq_cst")
-            all_here = e.b.mul(e.b.add(i, e.const(1)), e.threads)
-            wait, after = e.function.append_basic_block(), e.function.append_basic_block()
-            e.b.branch(wait)
-            e.b.position_at_end(wait)
-            seen = e.b.load_atomic(gate, "seq_cst", 8, typ=e.i64)
-            e.b.cbranch(e.b.icmp_signed(">=", seen, all_here), after, wait)
-            e.b.position_at_end(after)
-
-    e.loop(0, count, step)
-    return str(e)
-
-
-def rows_as_lists(weight: np.ndarray, unroll: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix (outputs, inputs) as `emit_sparse_linear` reads it: entries (n, 2) int32 and ends (outputs + 1)."""
-    o, i = np.nonzero(weight)
-    count = np.bincount(o, minlength=len(weight))
-    ends = np.concatenate([[0], np.cumsum(-(-count // unroll) * unroll)])
-    entries = np.zeros((ends[-1], 2), dtype=np.int32)
-    place = ends[o] + np.arange(len(o)) - np.concatenate([[0], np.cumsum(count)])[o]
-    entries[place, 0] = i * FLOAT
-    entries[place, 1] = weight[o, i].astype(np.float32).view(np.int32)
-    return entries, ends.astype(np.int32)

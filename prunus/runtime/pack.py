@@ -87,18 +87,18 @@ def pack(weight: np.ndarray, shape: Shape, x: Layout, choice: Choice, threads: i
     sizes = steps[at_block, at_group] * choice.unroll
     # lists of a length follow each other, so that the end of the inner loop is foretold
     order = np.lexsort((at_group, sizes, owner[at_group], at_block))
-    records = np.zeros(len(order), dtype=RECORD)
+    records = np.zeros(len(order) + 1, dtype=RECORD)  # one more than are run, for the kernel that looks ahead
     ends = np.cumsum(sizes[order])
-    records["channel"] = at_group[order] * k
-    records["start"], records["end"] = ends - sizes[order], ends
+    records["channel"][:-1] = at_group[order] * k
+    records["start"][:-1], records["end"][:-1] = ends - sizes[order], ends
     first, last = present.argmax(0), blocks - 1 - present[::-1].argmax(0)
-    records["flags"] = FIRST * (at_block == first[at_group])[order] + LAST * (at_block == last[at_group])[order]
+    records["flags"][:-1] = FIRST * (at_block == first[at_group])[order] + LAST * (at_block == last[at_group])[order]
     segment = (at_block * threads + owner[at_group])[order]
     segments = np.searchsorted(segment, np.arange(blocks * threads + 1)).astype(np.int32)
 
     # lists are filled up to the kernel's step with zero weights of a place that is read anyway
     where = np.zeros((blocks, many), dtype=np.int64)
-    where[at_block[order], at_group[order]] = records["start"]
+    where[at_block[order], at_group[order]] = records["start"][:-1]
     run = np.argsort(cell, kind="stable")
     within = np.empty(len(cell), dtype=np.int64)
     within[run] = np.arange(len(cell)) - np.searchsorted(cell[run], cell[run])
@@ -132,7 +132,7 @@ def _starts(length: int, step: int) -> list[int]:
     return [min(i, length - step) for i in range(0, length, step)]
 
 
-def kernel(x: Layout, y: Layout, residual: Layout | None, choice: Choice, shape: Shape) -> Kernel:
+def kernel(x: Layout, y: Layout, residual: Layout | None, choice: Choice, shape: Shape, ahead: bool = False) -> Kernel:
     """The kernel that the lists of `pack` are for."""
     return Kernel(
         lanes=x.lanes,
@@ -145,6 +145,7 @@ def kernel(x: Layout, y: Layout, residual: Layout | None, choice: Choice, shape:
         together=choice.together,
         unroll=choice.unroll,
         residual=(residual.row, residual.plane) if residual else None,
+        ahead=ahead,
     )
 
 

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llvmlite", reason="the sparse engine's compiler is not installed")
 
-from tests.runtime.one_layer import error, expected, run  # noqa: E402
-
-from prunus.core.errors import InputError  # noqa: E402
-from prunus.runtime import convolution, jit, pack  # noqa: E402
-from prunus.runtime.layout import Layout  # noqa: E402
+from prunus.core.errors import InputError
+from prunus.runtime import convolution, jit, pack
+from prunus.runtime.layout import Layout
+from tests.runtime.one_layer import error, expected, run
 
 CLOSE = 2e-6
 
