@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from prunus.core.errors import TraceError
 from prunus.core.inputs import Inputs
 from prunus.core.running import undisturbed
-from prunus.runtime.graph import Graph, Node, fuse
+from prunus.runtime.graph import Graph, Node, Ref, fuse
 from prunus.runtime.operators import READERS, SAME, Call
 
 
@@ -76,9 +76,9 @@ def _read(program: Any) -> Graph:
     stored |= getattr(signature, "inputs_to_lifted_tensor_constants", {})
     held = {**dict(program.state_dict), **dict(program.constants)}
     nodes: dict[int, Node] = {}
-    known: dict[fx.Node, Any] = {}  # the number of a node, or a constant tensor
+    known: dict[Any, Any] = {}  # the number of a node, or a constant tensor
     outputs: list[int] = []
-    for number, item in enumerate(program.graph.nodes):
+    for number, item in ((Ref(i), item) for i, item in enumerate(program.graph.nodes)):
         if item.op == "placeholder":
             if item.name in stored:
                 known[item] = held[stored[item.name]].detach()
@@ -96,8 +96,8 @@ def _read(program: Any) -> Graph:
     return Graph(nodes, outputs, len(outputs) > 1)
 
 
-def _operator(number: int, item: fx.Node, known: dict[fx.Node, Any], nodes: dict[int, Node]) -> Any:
-    value = item.meta.get("val")
+def _operator(number: Ref, item: fx.Node, known: dict[Any, Any], nodes: dict[int, Node]) -> Any:
+    value: Any = item.meta.get("val")
     overload = isinstance(item.target, torch._ops.OpOverload)
     target = str(item.target) if overload else getattr(item.target, "__name__", "?")
     if _writes(item):
@@ -111,7 +111,7 @@ def _operator(number: int, item: fx.Node, known: dict[fx.Node, Any], nodes: dict
     args = fx.map_arg(item.args, lambda n: known[n])
     kwargs = fx.map_arg(item.kwargs, lambda n: known[n])
     call = Call(nodes, shape, name)
-    if name in SAME and isinstance(args[0], int):
+    if name in SAME and isinstance(args[0], Ref):
         return args[0]
     floating = isinstance(value, Tensor) and value.dtype == torch.float32
     if name in READERS and floating:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
 from prunus.runtime import jit, memory
-from prunus.runtime.build import At, Buffer, Builder, Step, Value
+from prunus.runtime.build import Builder
 from prunus.runtime.capture import capture
+from prunus.runtime.forms import At, Buffer, Step, Value
 from prunus.runtime.graph import Graph
 from prunus.runtime.walk import emit_walk
 
@@ -23,8 +24,8 @@ from prunus.runtime.walk import emit_walk
 def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> CompiledNetwork:
     """`model` as kernels made for this processor, in which weights that are zero take no time.
 
-    The network is exported, batch norms are folded, bounds and sums are fused into convolutions, and every layer
-    is run sparse or dense, whichever takes fewer cycles.  What there is no kernel for is run by torch; `report` lists it.
+    The network is exported, batch norms are folded, bounds and sums are fused into convolutions, and every layer is
+    run sparse or dense, whichever takes fewer cycles.  What has no kernel is run by torch; `report` lists it.
     Batches of any size are run, in pieces of as many samples as `example_inputs` has (a power of two, at most a
     vector's floats).  Weights are copied: compile again after changing them.
 
@@ -141,8 +142,8 @@ class CompiledNetwork(nn.Module):
         if not fits or not given or any(g[0] != given[0][0] for g in given) or not given[0][0]:
             shapes = ", ".join(str(("n", *w[1:])).replace("'", "") for w in wanted)
             raise InputError(
-                f"the network was compiled for inputs of shapes {shapes}; it was given {', '.join(map(str, given)) or '-'}. "
-                "Compile it with example_inputs of the size that it will get."
+                f"the network was compiled for inputs of shapes {shapes}; it was given "
+                f"{', '.join(map(str, given)) or 'none'}. Compile it with example_inputs of the size that it will get."
             )
 
     def _piece(self, args: list[Tensor]) -> list[Tensor]:

@@ -11,6 +11,10 @@ from torch import Tensor
 INFINITY = float("inf")
 
 
+class Ref(int):
+    """The number of a node, where it stands among numbers of other meanings."""
+
+
 @dataclass
 class Node:
     """One operation: its kind, the nodes it reads, numbers (JSON), weights, and the shape of what it gives.

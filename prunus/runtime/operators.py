@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prunus.runtime.graph import INFINITY, Node
+from prunus.runtime.graph import INFINITY, Node, Ref
 
 Reader = Callable[..., "Node | int | None"]  # None: leave it to torch; an int: the same as that node
 READERS: dict[str, Reader] = {}
@@ -49,7 +49,7 @@ def _conv(
     call: Call, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *rest: Any
 ) -> Node | int | None:
     transposed = len(rest) > 1 and rest[0]
-    if isinstance(weight, int) or isinstance(bias, int) or len(call.shape) != 4 or transposed:
+    if isinstance(weight, Ref) or isinstance(bias, Ref) or len(call.shape) != 4 or transposed:
         return None
     kernel, dilation, stride = list(weight.shape[2:]), pair(dilation), pair(stride)
     if isinstance(padding, str):
@@ -75,14 +75,14 @@ def _batch_norm(call: Call, x: Any, weight: Any, bias: Any, mean: Any, var: Any,
 
 @reads("linear")
 def _linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Node | int | None:
-    if isinstance(weight, int) or len(call.shape) != 2:
+    if isinstance(weight, Ref) or len(call.shape) != 2:
         return None
     return call.node("linear", [x], weight=weight, bias=bias if bias is not None else weight.new_zeros(len(weight)))
 
 
 @reads("addmm")
 def _addmm(call: Call, bias: Any, x: Any, weight: Any) -> Node | int | None:
-    return None if isinstance(weight, int) or isinstance(bias, int) else _linear(call, x, weight.t(), bias)
+    return None if isinstance(weight, Ref) or isinstance(bias, Ref) else _linear(call, x, weight.t(), bias)
 
 
 @reads("relu")
@@ -103,7 +103,7 @@ def _clamp(call: Call, x: Any, low: Any = -1.0, high: Any = 1.0) -> Node | int |
 
 @reads("add")
 def _add(call: Call, a: Any, b: Any, alpha: Any = 1) -> Node | int | None:
-    plain = isinstance(a, int) and isinstance(b, int) and alpha == 1 and len(call.shape) == 4
+    plain = isinstance(a, Ref) and isinstance(b, Ref) and alpha == 1 and len(call.shape) == 4
     return call.node("add", [a, b]) if plain and call.shape_of(a) == call.shape_of(b) else None
 
 
@@ -114,10 +114,10 @@ def _pool(call: Call, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, *
     kind, kernel, padding = "max" if "max" in call.name else "mean", pair(kernel), pair(padding)
     stride = pair(stride) if stride else kernel
     if kind == "max":
-        dilation, ceil = (*rest, *(1, False)[len(rest) :])
+        dilation, ceil = list(rest) + [1, False][len(rest) :]
         odd = pair(dilation) != [1, 1]
     else:
-        ceil, counted, divisor = (*rest, *(False, True, None)[len(rest) :])
+        ceil, counted, divisor = list(rest) + [False, True, None][len(rest) :]
         odd = (not counted and any(padding)) or divisor is not None
     whole = [(n + 2 * p - k) // stride[0] + 1 for n, p, k in zip(call.shape_of(x)[2:], padding, kernel)]
     if stride[0] != stride[1] or odd or (ceil and list(call.shape[2:]) != whole):
@@ -155,7 +155,7 @@ def _flatten(call: Call, x: Any, *_: Any) -> Node | int | None:
 
 @reads("cat")
 def _cat(call: Call, parts: Any, axis: Any = 0) -> Node | int | None:
-    plain = all(isinstance(p, int) for p in parts) and len(call.shape) == 4 and axis % 4 == 1
+    plain = all(isinstance(p, Ref) for p in parts) and len(call.shape) == 4 and axis % 4 == 1
     return call.node("cat", parts) if plain else None
 
 
