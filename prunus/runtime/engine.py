@@ -133,7 +133,7 @@ class CompiledNetwork(nn.Module):
             for start in range(0, many, self.images):
                 parts.append(self._piece([a[start : start + self.images] for a in args]))
         whole = [torch.cat([p[i] for p in parts])[:many] if many else p for i, p in enumerate(parts[0])]
-        return tuple(whole) if self.graph.tree else whole[0]
+        return tuple(whole) if self.graph.several else whole[0]
 
     def _check(self, args: tuple[Tensor, ...]) -> None:
         wanted = [self.graph.nodes[n].shape for n in self.inputs]

@@ -24,9 +24,10 @@ def resolve(node: Node) -> Callable[[Sequence[Any]], Any]:
         space, *path = name.split(".")
         packet = getattr(torch.ops.aten, path[0], None) if space == "aten" and len(path) == 2 else None
         function = getattr(packet, path[1], None) if packet is not None else None
-        if not isinstance(function, torch._ops.OpOverload):
+        if not isinstance(function, torch._ops.OpOverload) or not _computes(function):
             raise FileError(
-                f"'{name}' ({node.name}) is no operator of ATen that this torch knows. Compile the model again."
+                f"'{name}' ({node.name}) is no operator of ATen that computes tensors from tensors. Compile the "
+                "model again."
             )
 
     def decode(argument: Any, values: Sequence[Any]) -> Any:
@@ -43,6 +44,12 @@ def resolve(node: Node) -> Callable[[Sequence[Any]], Any]:
         return function(*args, **{k: decode(v, values) for k, v in node.numbers["kwargs"].items()})
 
     return run
+
+
+def _computes(function: torch._ops.OpOverload) -> bool:
+    """Whether an operator reads a tensor and writes none."""
+    schema = function._schema
+    return not schema.is_mutable and any("Tensor" in str(a.type) for a in schema.arguments)
 
 
 def _constant(text: str, node: Node) -> Any:

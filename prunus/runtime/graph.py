@@ -43,7 +43,7 @@ class Graph:
 
     nodes: dict[int, Node]
     outputs: list[int]
-    tree: Any = None  # how the outputs are put together; None: as one tensor, or a tuple
+    several: bool = False  # whether they come as a tuple
 
     def inputs(self) -> list[int]:
         """The numbers of what the network is given."""
