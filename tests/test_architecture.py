@@ -29,6 +29,7 @@ BELOW = {
     "regularizers": {"core"},
     "recovery": {"core", "observe", "measure"},
     "masks": {"core", "observe", "criteria", "allocators", "schedules", "recovery"},
+    "runtime": {"core"},
     "export": {"core", "runtime"},
     "data": {"core"},
     "bases": {"core", "masks"},

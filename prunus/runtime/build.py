@@ -1,0 +1,164 @@
+"""From a graph to steps: which kernel makes every value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from prunus.runtime import fallback, kernels, matrices, pack
+from prunus.runtime.choose import best
+from prunus.runtime.convolution import emit
+from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, shape_of
+from prunus.runtime.graph import INFINITY, Graph, Node
+from prunus.runtime.layout import FLOAT, Layout, pixels, places
+
+SPARSE_LINEAR = 0.25  # density below which a product with a matrix goes by its nonzeros
+SECOND_CACHE = 512 * 1024  # bytes: outputs beyond it are asked for ahead of their use
+
+
+class Builder(Forms):
+    """Goes through a graph once, a method a kind of node; `steps`, `values` and the arena's `size` are the result."""
+
+    def __init__(self, graph: Graph, *, lanes: int, registers: int, images: int, threads: int) -> None:
+        super().__init__(graph, lanes=lanes, registers=registers, images=images, threads=threads)
+        for number, node in graph.nodes.items():
+            getattr(self, "do_" + node.kind)(number, self.values[number])
+        for number in graph.outputs:
+            if self.values[number].forms:
+                self.rows(number).dies = len(self.steps)
+        self.size = arrange(self.buffers)
+
+    def do_input(self, number: int, value: Value) -> None:
+        if value.node.numbers["plain"]:
+            value.forms[None, 0.0] = self.buffer(self.images * value.row * FLOAT)
+
+    def do_torch(self, number: int, value: Value) -> None:
+        node = value.node
+        given = [(i, self.rows(i) if self.values[i].forms else None) for i in node.inputs]
+        target = None
+        if node.numbers["plain"] and any(n < 0 or self.graph.nodes[n].kind != "torch" for n in self.users[number]):
+            target = value.forms[None, 0.0] = self.buffer(self.images * value.row * FLOAT)
+        held = [b for _, b in given if b is not None] + ([target] if target is not None else [])
+        self.step(node.name, "torch", "", held)
+        operator = fallback.resolve(node)
+
+        def run(objects: dict[int, Any], view: Callable[[Buffer, Value], Any]) -> None:
+            read = [objects[i] if b is None else view(b, self.values[i]).contiguous() for i, b in given]
+            objects[number] = operator(read)
+            if target is not None:
+                view(target, value).copy_(objects[number])
+
+        self.steps[-1].run = run
+
+    def do_conv(self, number: int, value: Value) -> None:
+        node, shape = value.node, shape_of(value.node)
+        weight = node.tensors["weight"].detach().float().numpy()
+        (wanted, _), *rest = [d for d in self.demand(node) if d is not None]
+        x, source = self.want(node.inputs[0], wanted)
+        r, residual = self.want(node.inputs[1], rest[0][0]) if rest else (None, None)
+        y = self.primary(number)
+        target = self.tiles(value, y)
+        fx, fy, fr = x, y, r
+        pointwise = weight.shape[2:] == (1, 1) and shape.stride == 1 and shape.padding == (0, 0)
+        if pointwise and not (x.halo or y.halo or (r is not None and r.halo)):
+            fx, fy, fr = pack.flat(x), pack.flat(y), pack.flat(r) if r is not None else None
+        choice = self.choose(node, weight, shape, fx, fy, fr)
+        lists = pack.pack(weight, shape, fx, choice, self.threads)
+        table, k = (
+            pack.strips(fx, fy, fr, choice, shape),
+            pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE),
+        )
+        pack.check_bounds(lists, table, k, (source.size, target.size, residual.size if residual else None))
+        bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
+        bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
+        low, high = float(node.numbers.get("low", -INFINITY)), float(node.numbers.get("high", INFINITY))
+        data = [bias, lists.entries, lists.records, lists.segments, table, len(table), lists.blocks, low, high]
+        kind = "dense" if choice.together == ROUND else "sparse"
+        self.step(node.name, kind, emit(k), [source, target, residual or 0, *data])
+        self.finish(number, y)
+
+    def choose(
+        self, node: Node, weight: np.ndarray, shape: pack.Shape, x: Layout, y: Layout, r: Layout | None
+    ) -> pack.Choice:
+        """How a layer is run: as noted in the node, else by the model of the inner loop, and noted."""
+        if "choice" not in node.numbers:
+            choice = best(weight, shape, y, self.registers)[0][1]
+            node.numbers["choice"] = [choice.rows, choice.columns, choice.channels, choice.together, choice.unroll]
+        return pack.Choice(*node.numbers["choice"])
+
+    def do_pool(self, number: int, value: Value) -> None:
+        node, shape = value.node, shape_of(value.node)
+        ((wanted, fill),) = [d for d in self.demand(node) if d is not None]
+        x, source = self.want(node.inputs[0], wanted, fill)
+        y = self.primary(number)
+        target = self.tiles(value, y)
+        text = kernels.emit_pool(x, y, tuple(node.numbers["kernel"]), shape.stride, shape.padding, node.numbers["of"])
+        self.step(node.name, "pool", text, [source, target, value.channels])
+        self.finish(number, y)
+
+    def do_add(self, number: int, value: Value) -> None:
+        node = value.node
+        (a, source), (b, other) = (self.want(i, self.canonical(node.shape)) for i in node.inputs)
+        y = self.primary(number)
+        target = self.tiles(value, y)
+        bounds = [float(node.numbers.get("low", -INFINITY)), float(node.numbers.get("high", INFINITY))]
+        self.step(node.name, "add", kernels.emit_add(a, b, y), [source, target, other, *bounds, value.channels])
+        self.finish(number, y)
+
+    def do_mean(self, number: int, value: Value) -> None:
+        x, source = self.want(value.node.inputs[0], self.canonical(self.graph.nodes[value.node.inputs[0]].shape))
+        target = value.forms[None, 0.0] = self.buffer(self.images * value.row * FLOAT)
+        arguments = [source, target, value.channels, value.row * FLOAT]
+        self.step(value.node.name, "mean", kernels.emit_mean(x), arguments)
+
+    def do_flatten(self, number: int, value: Value) -> None:
+        value.forms[None, 0.0] = self.rows(value.node.inputs[0])
+
+    def do_linear(self, number: int, value: Value) -> None:
+        node = value.node
+        source = self.rows(node.inputs[0])
+        x_row, y_row = self.values[node.inputs[0]].row * FLOAT, value.row * FLOAT
+        target = value.forms[None, 0.0] = self.buffer(self.images * y_row)
+        weight = node.tensors["weight"].detach().float().numpy()
+        outputs, inputs = weight.shape
+        bias = np.zeros(value.row, dtype=np.float32)
+        bias[:outputs] = node.tensors["bias"].detach().float().numpy()
+        bounds = [float(node.numbers.get("low", -INFINITY)), float(node.numbers.get("high", INFINITY))]
+        if (weight != 0).mean() < SPARSE_LINEAR:
+            entries, ends = matrices.rows_as_lists(weight)
+            arguments = [source, target, entries, ends, bias, outputs, self.images, x_row, y_row, *bounds]
+            self.step(node.name, "sparse", matrices.emit_sparse_linear(self.lanes), arguments)
+        else:
+            each = matrices.OUTPUTS * self.lanes
+            blocks = value.row // each
+            filled = np.zeros((blocks * each, inputs), dtype=np.float32)
+            filled[:outputs] = weight
+            packed = np.ascontiguousarray(filled.reshape(blocks, each, inputs).transpose(0, 2, 1))
+            arguments = [source, target, packed, bias, blocks, self.images, x_row, y_row, *bounds]
+            self.step(node.name, "dense", matrices.emit_linear(self.lanes, inputs), arguments)
+
+    def do_pick(self, number: int, value: Value) -> None:
+        node = value.node
+        before = self.values[node.inputs[0]]
+        channels, ys, xs = (np.array(k, dtype=np.int64) for k in node.numbers["kept"])
+        x, source = self.want(
+            node.inputs[0], next((f for f, _ in before.forms if f), self.canonical(before.node.shape))
+        )
+        y = self.primary(number)
+        target = self.tiles(value, y)
+        pixel = np.where((ys[:, None] >= 0) & (xs >= 0), ys[:, None] * x.width + xs, -1).reshape(-1)
+        of = np.where(pixel >= 0, pixel + np.arange(self.images)[:, None] * x.height * x.width, -1).reshape(-1)
+        index = pixels(y)
+        table = np.where(index >= 0, of[index], -1)
+        table = np.where(table >= 0, places(x)[table], -1).reshape(-1)
+        self.copy(value, source, target, table, None, x.plane, y.plane, planes=channels)
+
+    def do_cat(self, number: int, value: Value) -> None:
+        y = self.primary(number)
+        parts = [self.want(i, self.canonical(self.graph.nodes[i].shape)) for i in value.node.inputs]
+        target, start = self.tiles(value, y), 0
+        for i, (x, source) in zip(value.node.inputs, parts):
+            self.move(self.values[i], source, x, At(target, start * y.plane), y)
+            start += self.values[i].channels

@@ -1,0 +1,77 @@
+"""Which strip, which block of input channels, and sparse or dense: a model of the inner loop, in cycles."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunus.runtime.layout import Layout
+from prunus.runtime.pack import Choice, Shape
+
+FIRST_CACHE = 28 * 1024  # bytes of input that a strip may run over again and again: most of 32 KB
+LATENCY = 4  # of a multiply-add, and so the sums that have to be under way
+RECORD = 20.0  # cycles to begin and end a list, a mispredicted branch among them
+SPILL = 1.6  # cycles to load and store a vector of a sum that goes on in the next block
+TOGETHER = (1, 2, 4)
+
+
+def unions(weight: np.ndarray, together: int) -> int:
+    """Entries of the lists when so many output channels share one."""
+    used = (weight != 0).reshape(len(weight), -1)
+    rest = -len(weight) % together
+    if rest:
+        used = np.concatenate([used, np.zeros((rest, used.shape[1]), dtype=bool)])
+    return int(used.reshape(-1, together, used.shape[1]).any(1).sum())
+
+
+def _seen(outputs: int, taps: int, shape: Shape, axis: int) -> int:
+    """Input pixels that so many outputs read along an axis."""
+    return outputs if taps == 1 else (outputs - 1) * shape.stride + (taps - 1) * shape.dilation[axis] + 1
+
+
+def candidates(
+    kernel: tuple[int, int],
+    shape: Shape,
+    c_in: int,
+    c_out: int,
+    entries: dict[int, int],
+    y: Layout,
+    registers: int,
+) -> list[tuple[float, Choice]]:
+    """(cycles, choice), the cheapest first, for a layer with so many `entries` by the channels that share lists."""
+    found = []
+    height, width = y.tile
+    for together, many in entries.items():
+        lists = -(-c_out // together)
+        for rows in range(1, min(height, 8) + 1):
+            for columns in range(1, min(width, 30) + 1):
+                size = rows * columns
+                if size * together > registers - 2 - (together > 1) * 2:
+                    continue
+                strips = -(-height // rows) * -(-width // columns)
+                unroll = next(u for u in (1, 2, 4) if u * size * together >= LATENCY or u == 4)
+                loads = size + together if together > 1 else size + 1
+                each = max(size * together, loads, LATENCY / unroll) + 1.0 / unroll
+                seen = _seen(rows, kernel[0], shape, 0) * _seen(columns, kernel[1], shape, 1)
+                per_group = c_in // shape.groups
+                for budget in (FIRST_CACHE, 2 * FIRST_CACHE, 1 << 40):
+                    channels = max(1, min(c_in, budget // (seen * 4 * y.lanes)))
+                    blocks = -(-c_in // channels)
+                    channels = -(-c_in // blocks)
+                    held = channels * seen * 4 * y.lanes
+                    # what does not fit the first cache comes from the second at half the rate, if it is used again
+                    slow = 1.0 if held <= FIRST_CACHE else 1.05 if held <= 2 * FIRST_CACHE else 1.5
+                    touched = min(blocks if shape.groups == 1 else -(-per_group // channels), max(1.0, many / lists))
+                    cycles = many * each * slow
+                    cycles += lists * touched * (RECORD + SPILL * size * together)
+                    cycles += lists * touched * (unroll - 1) / 2 * each
+                    found.append((cycles * strips, Choice(rows, columns, channels, together, unroll)))
+    found.sort(key=lambda pair: pair[0])
+    return found
+
+
+def best(weight: np.ndarray, shape: Shape, y: Layout, registers: int) -> list[tuple[float, Choice]]:
+    """`candidates` for a layer's weights (C_out, C_in / groups, kh, kw)."""
+    c_out, c_in, kh, kw = weight.shape
+    shares = TOGETHER if shape.groups == 1 else (1,)
+    entries = {k: unions(weight, k) for k in shares}
+    return candidates((kh, kw), shape, c_in * shape.groups, c_out, entries, y, registers)

@@ -1,0 +1,186 @@
+"""The compiled network: called like the model it was made from."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunus.core.errors import InputError
+from prunus.core.inputs import Inputs
+from prunus.runtime import jit, memory
+from prunus.runtime.build import Builder
+from prunus.runtime.capture import capture
+from prunus.runtime.forms import At, Buffer, Step, Value
+from prunus.runtime.graph import Graph
+from prunus.runtime.walk import emit_walk
+
+
+def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> CompiledNetwork:
+    """`model` as kernels made for this processor, in which weights that are zero take no time.
+
+    The network is exported, batch norms are folded, bounds and sums are fused into convolutions, and every layer is
+    run sparse or dense, whichever takes fewer cycles.  What has no kernel is run by torch; `report` lists it.
+    Batches of any size are run, in pieces of as many samples as `example_inputs` has (a power of two, at most a
+    vector's floats).  Weights are copied: compile again after changing them.
+
+    `example_inputs`: what forward takes.  Raises `TraceError` when the model cannot be exported, `InputError` where
+    the processor has no vectors, `MissingExtraError` without llvmlite.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    >>> x = torch.randn(1, 3, 9, 9)
+    >>> torch.allclose(compile(model, x)(x), model(x), atol=1e-5)
+    True
+    """
+    if threads < 1:
+        raise InputError(f"threads={threads}: the engine needs at least one. Give threads=1.")
+    inputs = Inputs.of(example_inputs)
+    here = jit.machine()
+    first = next((a for a in inputs.args if isinstance(a, Tensor)), None)
+    if first is None or first.dim() < 2 or not len(first):
+        raise InputError(
+            "the engine needs example_inputs whose first is a tensor of samples, e.g. torch.randn(1, 3, 224, 224)."
+        )
+    images = min(here.lanes, 1 << (len(first) - 1).bit_length())
+    sized = [_to_batch(a, len(first), images) for a in inputs.args]
+    graph = capture(model, Inputs(tuple(sized), inputs.kwargs))
+    return CompiledNetwork(graph, images=images, threads=threads)
+
+
+def _to_batch(value: Any, before: int, after: int) -> Any:
+    """A batch of another size, samples repeated."""
+    if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != before or before == after:
+        return value
+    return value[torch.arange(after) % before].contiguous()
+
+
+class CompiledNetwork(nn.Module):
+    """What `compile` gives: an `nn.Module` whose forward runs the kernels; it has no parameters.
+
+    `report()` says what runs where; `size` is the bytes of activations, `weights` of weights.
+    """
+
+    def __init__(self, graph: Graph, *, images: int, threads: int) -> None:
+        super().__init__()
+        self.graph, self.images, self.threads = graph, images, threads
+        here = jit.machine()
+        self.lock = threading.Lock()
+        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+        builder = Builder(graph, lanes=here.lanes, registers=here.registers, images=images, threads=threads)
+        self.steps, self.values = builder.steps, builder.values
+        self.inputs, self.outputs = graph.inputs(), graph.outputs
+        self.arena = memory.buffer(builder.size)
+        rows = [self.values[n].forms.get((None, 0.0)) for n in (*self.inputs, *self.outputs)]
+        views = [
+            None if b is None else self._view(b, self.values[n]) for n, b in zip((*self.inputs, *self.outputs), rows)
+        ]
+        self.given, self.made = views[: len(self.inputs)], views[len(self.inputs) :]
+        self.kept: list[np.ndarray] = []
+        self.walk = memory.SIGNATURE(jit.address(emit_walk(here.lanes)))
+        self.gate = memory.buffer(8)
+        self.segments = self._segments()
+        self.size, self.weights = self.arena.size, sum(a.size for a in self.kept)
+
+    def _segments(self) -> list[np.ndarray | Step]:
+        """Kernels that follow each other as arguments of `emit_walk`; the steps of torch between them."""
+        found: list[np.ndarray | Step] = []
+        run: list[int] = []
+        for step in (*self.steps, None):
+            if step is not None and step.run is None:
+                arguments = self._keep(memory.slots([self._resolve(a) for a in step.arguments]))
+                run += [jit.address(step.text), arguments.ctypes.data]
+                continue
+            if run:
+                table = self._keep(memory.aligned(np.array(run, dtype=np.int64)))
+                found.append(self._keep(memory.slots([table, len(run) // 2, self.gate])))
+                run = []
+            if step is not None:
+                found.append(step)
+        return found
+
+    def _keep(self, array: np.ndarray) -> np.ndarray:
+        self.kept.append(array)
+        return array
+
+    def _resolve(self, argument: Any) -> Any:
+        """A buffer's address, an array's copy, or the number itself."""
+        if isinstance(argument, At):
+            return self.arena.ctypes.data + argument.buffer.offset + argument.offset
+        if isinstance(argument, Buffer):
+            return self.arena.ctypes.data + argument.offset
+        if isinstance(argument, np.ndarray):
+            return self._keep(memory.aligned(argument))
+        return argument
+
+    def _view(self, buffer: Buffer, value: Value) -> Tensor:
+        """A buffer of rows as the tensor that torch would have."""
+        floats = self.images * value.row
+        flat = torch.from_numpy(self.arena[buffer.offset : buffer.offset + 4 * floats].view(np.float32))
+        held = value.channels * value.area
+        return flat.view(self.images, value.row)[:, :held].unflatten(1, value.node.shape[1:])
+
+    def forward(self, *args: Tensor) -> Any:
+        """The outputs, as the model's forward gives them, for a batch of any size."""
+        self._check(args)
+        many = len(args[0])
+        parts = []
+        with self.lock, torch.no_grad():
+            for start in range(0, many, self.images):
+                parts.append(self._piece([a[start : start + self.images] for a in args]))
+        whole = [torch.cat([p[i] for p in parts])[:many] if many else p for i, p in enumerate(parts[0])]
+        return tuple(whole) if self.graph.several else whole[0]
+
+    def _check(self, args: tuple[Tensor, ...]) -> None:
+        wanted = [self.graph.nodes[n].shape for n in self.inputs]
+        given = [tuple(getattr(a, "shape", ())) for a in args]
+        fits = len(given) == len(wanted) and all(g[1:] == w[1:] and len(g) == len(w) for g, w in zip(given, wanted))
+        if not fits or not given or any(g[0] != given[0][0] for g in given) or not given[0][0]:
+            shapes = ", ".join(str(("n", *w[1:])).replace("'", "") for w in wanted)
+            raise InputError(
+                f"the network was compiled for inputs of shapes {shapes}; it was given "
+                f"{', '.join(map(str, given)) or 'none'}. Compile it with example_inputs of the size that it will get."
+            )
+
+    def _piece(self, args: list[Tensor]) -> list[Tensor]:
+        objects: dict[int, Any] = {}
+        for number, view, given in zip(self.inputs, self.given, args):
+            if view is None:
+                objects[number] = _to_batch(given, len(given), self.images)
+                continue
+            view[: len(given)].copy_(given)
+            if len(given) < self.images:
+                view[len(given) :].zero_()
+        for segment in self.segments:
+            if isinstance(segment, Step):
+                assert segment.run is not None
+                segment.run(objects, self._view)
+            else:
+                self._run(segment.ctypes.data)
+        contiguous = torch.contiguous_format
+        return [objects[n] if v is None else v.clone(memory_format=contiguous) for n, v in zip(self.outputs, self.made)]
+
+    def _run(self, arguments: int) -> None:
+        self.gate[:] = 0
+        if self.pool is None:
+            self.walk(arguments, 0, 1)
+            return
+        others = [self.pool.submit(self.walk, arguments, i, self.threads) for i in range(1, self.threads)]
+        self.walk(arguments, 0, self.threads)
+        for other in others:
+            other.result()
+
+    def report(self) -> dict[str, list[str]]:
+        """The names of the operations by what runs them: ``sparse``, ``dense``, ``layout``, ..., and ``torch``."""
+        found: dict[str, list[str]] = {}
+        for step in self.steps:
+            found.setdefault(step.kind, []).append(step.name)
+        return found
+
+    def extra_repr(self) -> str:
+        """How many operations run how."""
+        return ", ".join(f"{kind}: {n}" for kind, n in Counter(step.kind for step in self.steps).items())

@@ -1,0 +1,92 @@
+"""A compiled network as a file: the graph as JSON, the weights as tensors.  No code, no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunus.core.errors import FileError
+from prunus.runtime.engine import CompiledNetwork
+from prunus.runtime.graph import Graph, Node
+
+KEY, DIGEST = "prunus_engine", "prunus_engine_digest"
+
+
+def save(network: CompiledNetwork, path: str | Path) -> None:
+    """Writes a compiled network to one safetensors file, atomically.
+
+    Kernels are not in it: `load` takes them from this machine's cache, or makes them for the processor it runs on.
+    Raises `OSError` when the disk does not take it.
+
+    >>> from prunus.runtime import compile
+    >>> network = compile(torch.nn.Conv2d(3, 4, 3), torch.randn(1, 3, 9, 9))
+    >>> save(network, "/tmp/engine.safetensors")
+    >>> x = torch.randn(1, 3, 9, 9)
+    >>> torch.equal(load("/tmp/engine.safetensors")(x), network(x))
+    True
+    """
+    path = Path(path)
+    graph = network.graph
+    nodes = [
+        [number, n.kind, n.inputs, list(n.shape), n.numbers, sorted(n.tensors), n.name]
+        for number, n in graph.nodes.items()
+    ]
+    tensors = {f"{number}.{name}": _stored(t) for number, n in graph.nodes.items() for name, t in n.tensors.items()}
+    whole = {"nodes": nodes, "outputs": graph.outputs, "several": graph.several, "images": network.images}
+    text = json.dumps(whole)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, {KEY: text, DIGEST: _digest(text, tensors)})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | Path, *, threads: int = 1) -> CompiledNetwork:
+    """The compiled network that `save` wrote, for this processor and so many threads.
+
+    Raises `FileError` when the file is missing, truncated, edited, or something else.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    except FileNotFoundError:
+        raise FileError(f"there is no file '{path}'. Write it first: prunus.runtime.save(network, path).") from None
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path}: the file is truncated or is not a safetensors file ({error}).") from None
+    if KEY not in header:
+        raise FileError(f"{path} is no compiled network. Write one with prunus.runtime.save(network, path).")
+    if header.get(DIGEST) != _digest(header[KEY], tensors):
+        raise FileError(f"{path}: the checksum is wrong, so the file was damaged or edited. Save the network again.")
+    whole = json.loads(header[KEY])
+    nodes = {
+        number: Node(kind, inputs, tuple(shape), numbers, {name: tensors[f"{number}.{name}"] for name in names}, title)
+        for number, kind, inputs, shape, numbers, names, title in whole["nodes"]
+    }
+    return CompiledNetwork(Graph(nodes, whole["outputs"], whole["several"]), images=whole["images"], threads=threads)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    single = tensor.float() if tensor.dtype == torch.float64 else tensor
+    return single.detach().contiguous().clone()
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

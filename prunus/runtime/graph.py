@@ -1,0 +1,163 @@
+"""What a network computes, as data: a list of nodes, constants folded and chains fused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INFINITY = float("inf")
+
+
+class Ref(int):
+    """The number of a node, where it stands among numbers of other meanings."""
+
+
+@dataclass
+class Node:
+    """One operation: its kind, the nodes it reads, numbers (JSON), weights, and the shape of what it gives.
+
+    Kinds: ``input``, ``conv`` (stride, padding, dilation, groups, low, high; a second input is added before bounds),
+    ``linear``, ``add``, ``pool`` (max or mean), ``mean``, ``flatten``, ``pick`` (channels and pixels by index),
+    ``cat``, and ``torch`` for everything else: an ATen operator by its name, with its arguments.
+    """
+
+    kind: str
+    inputs: list[int]
+    shape: tuple[int, ...]
+    numbers: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    name: str = ""
+
+    @property
+    def low(self) -> float:
+        """The lower bound of what it gives."""
+        return self.numbers.get("low", -INFINITY)
+
+
+@dataclass
+class Graph:
+    """Nodes by number, in order of execution, and the numbers of what the network gives."""
+
+    nodes: dict[int, Node]
+    outputs: list[int]
+    several: bool = False  # whether they come as a tuple
+
+    def inputs(self) -> list[int]:
+        """The numbers of what the network is given."""
+        return [number for number, node in self.nodes.items() if node.kind == "input"]
+
+    def users(self) -> dict[int, list[int]]:
+        """The nodes that read each node; an output of the network is read by -1."""
+        found: dict[int, list[int]] = {number: [] for number in self.nodes}
+        for number, node in self.nodes.items():
+            for source in node.inputs:
+                found[source].append(number)
+        for number in self.outputs:
+            found[number].append(-1)
+        return found
+
+
+def fuse(graph: Graph) -> Graph:
+    """Folds scale and shift into the convolution before, then bounds and sums into what makes them; drops the unread.
+
+    A sum goes into a convolution that nothing else reads, and takes its place in the order: all it reads is there.
+    """
+    for step in (_fold_affine, _fuse_bounds, _fuse_sums, _fuse_bounds, _lone_bounds):
+        step(graph)
+    users = graph.users()
+    for number in reversed(list(graph.nodes)):
+        if not users[number] and graph.nodes[number].kind != "input":
+            node = graph.nodes.pop(number)
+            for source in node.inputs:
+                users[source].remove(number)
+    return graph
+
+
+def _replace(graph: Graph, old: int, new: int) -> None:
+    for node in graph.nodes.values():
+        node.inputs = [new if i == old else i for i in node.inputs]
+    graph.outputs = [new if i == old else i for i in graph.outputs]
+
+
+def _absorb(graph: Graph, number: int) -> None:
+    """Puts the first input of a node in its place."""
+    source = graph.nodes[number].inputs[0]
+    made = graph.nodes[source]
+    made.name = made.name or graph.nodes[number].name
+    _replace(graph, number, source)
+    del graph.nodes[number]
+
+
+def _fold_affine(graph: Graph) -> None:
+    for number, node in list(graph.nodes.items()):
+        if node.kind != "affine":
+            continue
+        before = graph.nodes[node.inputs[0]]
+        scale, shift = node.tensors["scale"], node.tensors["shift"]
+        plain = before.kind == "conv" and "low" not in before.numbers and len(before.inputs) == 1
+        if plain and len(graph.users()[node.inputs[0]]) == 1:
+            before.tensors["weight"] = before.tensors["weight"].double() * scale.reshape(-1, 1, 1, 1)
+            before.tensors["bias"] = before.tensors["bias"].double() * scale + shift
+            _absorb(graph, number)
+            continue
+        node.kind, channels = "conv", len(scale)
+        node.numbers |= {"stride": 1, "padding": [0, 0], "dilation": [1, 1], "groups": channels}
+        node.tensors = {"weight": scale.reshape(-1, 1, 1, 1), "bias": shift}
+
+
+def _fuse_bounds(graph: Graph) -> None:
+    for number, node in list(graph.nodes.items()):
+        if node.kind != "bounds":
+            continue
+        source = node.inputs[0]
+        before = graph.nodes[source]
+        if before.kind in ("conv", "linear", "add") and "low" not in before.numbers and len(graph.users()[source]) == 1:
+            before.numbers |= {k: node.numbers[k] for k in ("low", "high")}
+            _absorb(graph, number)
+
+
+def _fuse_sums(graph: Graph) -> None:
+    for number, node in list(graph.nodes.items()):
+        if node.kind != "add" or node.inputs[0] == node.inputs[1]:
+            continue
+        order = list(graph.nodes)
+        users = graph.users()
+        able = [
+            i
+            for i in node.inputs
+            if graph.nodes[i].kind == "conv"
+            and len(graph.nodes[i].inputs) == 1
+            and "low" not in graph.nodes[i].numbers
+            and users[i] == [number]
+        ]
+        if not able:
+            continue
+        chosen = max(able, key=order.index)
+        (other,) = [i for i in node.inputs if i != chosen]
+        made = graph.nodes.pop(chosen)
+        made.inputs.append(other)
+        made.numbers |= node.numbers
+        graph.nodes[number] = made  # in the place of the sum
+
+
+def _lone_bounds(graph: Graph) -> None:
+    """Bounds that nothing took in become a convolution with one: that has bounds."""
+    for node in graph.nodes.values():
+        if node.kind == "bounds":
+            if len(node.shape) != 4:
+                node.kind = "torch"
+                node.numbers = {"operator": "aten.clamp.default", "plain": True, **_clamp_arguments(node.numbers)}
+                continue
+            channels = node.shape[1]
+            node.kind = "conv"
+            node.numbers |= {"stride": 1, "padding": [0, 0], "dilation": [1, 1], "groups": channels}
+            node.tensors = {"weight": torch.ones(channels, 1, 1, 1), "bias": torch.zeros(channels)}
+
+
+def _clamp_arguments(numbers: dict[str, Any]) -> dict[str, Any]:
+    low, high = numbers["low"], numbers["high"]
+    bounds = [None if abs(b) == INFINITY else b for b in (low, high)]
+    return {"args": [{"node": 0}, *bounds], "kwargs": {}}
