@@ -28,9 +28,10 @@ def save(network: CompiledNetwork, path: str | Path) -> None:
 
     >>> from prunus.runtime import compile
     >>> network = compile(torch.nn.Conv2d(3, 4, 3), torch.randn(1, 3, 9, 9))
-    >>> save(network, "/tmp/engine.safetensors")
     >>> x = torch.randn(1, 3, 9, 9)
-    >>> torch.equal(load("/tmp/engine.safetensors")(x), network(x))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(network, folder + "/network.safetensors")
+    ...     torch.equal(load(folder + "/network.safetensors")(x), network(x))
     True
     """
     path = Path(path)
