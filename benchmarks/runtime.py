@@ -71,7 +71,7 @@ def openvino(path: Path, x: Any, threads: int) -> Callable[[], Any]:
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], seconds: float, clock: Callable[[], float]) -> dict[str, float]:
-    """The median milliseconds of a call, each engine having turns of at least `TURN` seconds, warm from a first call."""
+    """The median milliseconds of a call, each engine having turns of at least `TURN` seconds, warm."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(max(LEAST, int(seconds / TURN))):
         for name, call in calls.items():

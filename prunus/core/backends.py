@@ -18,7 +18,8 @@ from prunus.core.registry import Entry, Registry
 
 Backend = Callable[[nn.Module | str | Path, Inputs, int], Callable[[], Any]]
 
-HOMES = ("prunus.measure", "prunus.export", "prunus.runtime")  # rooms that register backends, imported when a name is first looked up
+# rooms that register backends, imported when a name is first looked up
+HOMES = ("prunus.measure", "prunus.export", "prunus.runtime")
 
 
 class Backends(Registry[Backend]):

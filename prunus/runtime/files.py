@@ -28,9 +28,10 @@ def save(network: CompiledNetwork, path: str | Path) -> None:
 
     >>> from prunus.runtime import compile
     >>> network = compile(torch.nn.Conv2d(3, 4, 3), torch.randn(1, 3, 9, 9))
-    >>> save(network, "/tmp/engine.safetensors")
     >>> x = torch.randn(1, 3, 9, 9)
-    >>> torch.equal(load("/tmp/engine.safetensors")(x), network(x))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(network, folder + "/network.safetensors")
+    ...     torch.equal(load(folder + "/network.safetensors")(x), network(x))
     True
     """
     path = Path(path)
@@ -88,5 +89,5 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
