@@ -198,12 +198,12 @@ class MaskPruner:
         return Masked(done.model, done.plan, done.density, done.densities, 0, done.left_alone, self.notes + notes)
 
     def _within_budget(self) -> tuple[Tensor, tuple[str, ...]]:
-        """The units that are there, or where they are too many the largest of them; and what was removed, in words."""
+        """The units that are there, where they are too many those with the highest LAMP scores; what went, in words."""
         alive = self.keep & self.groups.alive_weights() if self.covered.thresholds else self.keep
         left = self.groups.costs(alive)["density"]
         if left <= self.limit:
             return alive, ()
-        scores = without(self.groups, score(self.groups, "l1"), alive)
+        scores = without(self.groups, score(self.groups, "lamp"), alive)  # no layer is emptied
         alive = alive & self.groups.mask(allocate(self.groups, scores, self._budget))
         gone = left - self.groups.costs(alive)["density"]
         return alive, (f"{gone:,} of {left:,} weights were removed at step {self.step:,}, to meet the budget.",)

@@ -25,7 +25,7 @@ def dns(
 
     $t_l = \max(\mu_l + c\,\sigma_l, 0)$ of $|w|$ at the first step (section 3.2).  Masks are revised at a step with
     probability $(1 + \gamma t)^{-p}$, up to `stop` of the steps; from then on
-    the masks are fixed, the largest weights where they are above the budget.
+    the masks are fixed, by LAMP scores where they are above the budget.
 
     Args:
         rate: $c$; None: $t_l$ is the quantile of $|w|$ that leaves `density` at the first step.
