@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,7 +40,12 @@ def kmeans(group: Group) -> Tensor:
 
 def filters(group: Group) -> Tensor:
     """What makes every unit, in float64: filters, biases and norms side by side, each over its mean norm."""
-    rows = [s.weight.double().cpu() for s in group.slices]  # (units, fan) each
+    return beside([s.weight for s in group.slices])
+
+
+def beside(weights: Sequence[Tensor]) -> Tensor:
+    """Rows of several weights, each ``(units, fan)``, side by side, each over its mean norm, in float64."""
+    rows = [weight.detach().double().cpu() for weight in weights]
     return torch.cat([r / r.norm(dim=1).mean().clamp(min=torch.finfo(r.dtype).tiny) for r in rows], 1)
 
 

@@ -1,7 +1,7 @@
 """How is sparsity trained in?  One file a regularizer; every file here is imported, so that it registers itself.
 
 >>> sorted(entry.name for entry in regularizers)
-['bn-gamma']
+['bn-gamma', 'centripetal']
 """
 
 from importlib import import_module

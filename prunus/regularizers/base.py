@@ -15,6 +15,7 @@ from prunus.regularizers.targets import Target, targets
 
 Gradient = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Proximal = Callable[[Sequence[Tensor], float], Sequence[Tensor]]
+Start = Callable[[Sequence[Tensor]], tuple[Gradient, Gradient]]
 
 
 class Regularizer(NamedTuple):
@@ -26,12 +27,15 @@ class Regularizer(NamedTuple):
         proximal: (weights, learning rate) -> new weights, applied after the step.
         kind: ``"element"``: the functions act element by element and get all weights at once, in any shape;
             ``"group"``: they get the slices of one group, each as ``(units, fan)``.
+        start: for kind ``"group"`` in place of `gradient`: called once a group with its weights, when it is attached;
+            gives a linear map of the loss's gradients, whose values take their place, and the penalty gradient.
     """
 
     roles: frozenset[str]
     gradient: Gradient | None = None
     proximal: Proximal | None = None
     kind: str = "element"
+    start: Start | None = None
 
 
 regularizers: Registry[Callable[..., Regularizer]] = Registry("regularizer")
@@ -57,6 +61,10 @@ class Attached:
     def __init__(self, regularizer: Regularizer, aims: Sequence[Sequence[Target]], optimizer: Optimizer) -> None:
         self._regularizer = regularizer
         self._targets = aims
+        self._rules: list[tuple[Gradient | None, Gradient | None]] = [
+            regularizer.start([t.read() for t in joint]) if regularizer.start else (None, regularizer.gradient)
+            for joint in aims
+        ]
         self._handles = [optimizer.register_step_pre_hook(self._before)]
         if regularizer.proximal is not None:
             self._handles.append(optimizer.register_step_post_hook(self._after))
@@ -75,12 +83,14 @@ class Attached:
 
     @torch.no_grad()
     def _add_gradient(self, optimizer: Optimizer) -> None:
-        if self._regularizer.gradient is None:
-            return
         scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler for fused optimizers: gradients still scaled
-        for joint in self._live(_learning_rates(optimizer)):
-            penalty = self._regularizer.gradient([t.read() for t in joint])
-            shaped = [t.shape_like_grad(p) for t, p in zip(joint, penalty, strict=True)]
+        for joint, (merge, gradient) in self._live(_learning_rates(optimizer)):
+            if merge is not None:
+                for t, merged in zip(joint, merge([t.read_grad() for t in joint]), strict=True):
+                    t.write_grad(merged)
+            if gradient is None:
+                continue
+            shaped = [t.shape_like_grad(p) for t, p in zip(joint, gradient([t.read() for t in joint]), strict=True)]
             if scale is not None:
                 shaped = list(torch._foreach_mul(shaped, scale.to(shaped[0].device)))
             torch._foreach_add_([t.grad for t in joint], shaped)
@@ -91,20 +101,22 @@ class Attached:
         if self._regularizer.proximal is None or skipped(optimizer):
             return
         rates = _learning_rates(optimizer)
-        for joint in self._live(rates):
+        for joint, _ in self._live(rates):
             for rate in dict.fromkeys(rates[id(t.tensor)] for t in joint):
                 same = [t for t in joint if rates[id(t.tensor)] == rate]
                 new = self._regularizer.proximal([t.read() for t in same], rate)
                 for t, values in zip(same, new, strict=True):
                     t.write(values)
 
-    def _live(self, stepped: dict[int, float]) -> Iterable[list[Target]]:
-        """The weights that this step moves: in the optimizer, not frozen, with a gradient."""
-        for joint in self._targets:
+    def _live(
+        self, stepped: dict[int, float]
+    ) -> Iterable[tuple[list[Target], tuple[Gradient | None, Gradient | None]]]:
+        """The weights that this step moves: in the optimizer, not frozen, with a gradient; and their rule."""
+        for joint, rule in zip(self._targets, self._rules, strict=True):
             moved = (t for t in joint if id(t.tensor) in stepped)
             live = [t for t in moved if t.tensor.requires_grad and t.tensor.grad is not None]
             if live:
-                yield live
+                yield live, rule
 
 
 def attach(regularizer: Regularizer, groups: Groups, optimizer: Optimizer) -> Attached:
@@ -118,7 +130,7 @@ def attach(regularizer: Regularizer, groups: Groups, optimizer: Optimizer) -> At
     Returns a handle with `remove()`.
     Raises: `InputError` when no group has a slice of the regularizer's roles, or none of these is in the optimizer.
     """
-    if regularizer.gradient is None and regularizer.proximal is None:
+    if regularizer.gradient is None and regularizer.proximal is None and regularizer.start is None:
         raise InputError("this regularizer has neither a gradient nor a proximal map: it does nothing.")
     aims = targets(groups, regularizer.roles, joint=regularizer.kind == "group")
     roles = " or ".join(sorted(regularizer.roles))

@@ -35,6 +35,14 @@ class Target:
         weight = self.tensor.detach()
         return weight if self.view is None else self.view.view(weight)
 
+    def read_grad(self) -> Tensor:
+        """The loss's gradient, as the regularizer sees weights."""
+        return self.grad if self.view is None else self.view.view(self.grad)
+
+    def write_grad(self, values: Tensor) -> None:
+        """Put another gradient where there is pressure."""
+        self._put(self.grad, values)
+
     def shape_like_grad(self, penalty: Tensor) -> Tensor:
         """A penalty gradient in the shape of the parameter, zero where there is no pressure."""
         if self.view is not None:
@@ -43,8 +51,11 @@ class Target:
 
     def write(self, values: Tensor) -> None:
         """Put new weights where there is pressure."""
+        self._put(self.tensor, values)
+
+    def _put(self, to: Tensor, values: Tensor) -> None:
         new = values if self.view is None else self.view.scatter(values)
-        self.tensor.copy_(new if self.mask is None else torch.where(self._mask(), new, self.tensor))
+        to.copy_(new if self.mask is None else torch.where(self._mask(), new, to))
 
     def _mask(self) -> Tensor:
         assert self.mask is not None
