@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.func import functional_call
 
 from prunus.core.errors import InputError, PrunusError
 from prunus.core.inputs import Inputs
+
+
+def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> Any:
+    """What forward gives with other parameters and buffers, by name; the model keeps its own.
+
+    As `torch.func.functional_call`, which leaves the other tensors in a module that has several names.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> with_tensors(nn.Sequential(layer, layer), {"0.weight": torch.full((1, 1), 3.0)}, Inputs.of(torch.ones(1, 1)))
+    tensor([[9.]])
+    >>> bool(layer.weight == 3)
+    False
+    """
+    first = dict(model.named_parameters()) | dict(model.named_buffers())
+    given = {id(t): tensors[name] for name, t in first.items() if name in tensors}
+    swapped = {
+        f"{path}.{leaf}".lstrip("."): given[id(t)]
+        for path, module in model.named_modules()  # every module once
+        for leaf, t in (*module._parameters.items(), *module._buffers.items())
+        if t is not None and id(t) in given
+    }
+    return functional_call(model, swapped, inputs.args, dict(inputs.kwargs), tie_weights=False)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from prunus.core import Edit, Groups, Inputs, Operator, TensorPlan, VerificationError
 from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.places import set_place
-from prunus.core.running import has_values
+from prunus.core.running import has_values, with_tensors
 from prunus.tracing.decisions import decided
 
 
@@ -145,7 +144,7 @@ def run(
     with unchanged(model), evaluating(model):
         empty_caches(model)
         with watch or nullcontext():
-            out = functional_call(model, tensors, inputs.args, dict(inputs.kwargs), tie_weights=True, strict=False)
+            out = with_tensors(model, tensors, inputs)
     return list(output_tensors(out))
 
 
