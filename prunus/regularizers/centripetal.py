@@ -11,9 +11,7 @@ from prunus.core import InputError
 from prunus.criteria.clustering import MAKES, beside, clusters
 from prunus.regularizers.base import Gradient, Regularizer, regularizers
 
-PAPER = (
-    "Ding et al., Centripetal SGD for Pruning Very Deep Convolutional Networks, CVPR 2019"
-)
+PAPER = "Ding et al., Centripetal SGD for Pruning Very Deep Convolutional Networks, CVPR 2019"
 ON_VECTORS = 0.1  # of the strength: biases, scales and shifts
 
 
