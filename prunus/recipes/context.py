@@ -17,7 +17,7 @@ from prunus.data import Data, Preprocess, load
 from prunus.recipes.folder import START, Folder
 from prunus.recipes.inputs import function, inputs_like, measure_of, parse_input
 from prunus.recipes.load import expand
-from prunus.recipes.schema import Prune, Recipe
+from prunus.recipes.schema import DropBlocks, Prune, Recipe
 from prunus.recipes.sparsity import Weights
 from prunus.zoo import Model, build
 
@@ -100,7 +100,7 @@ class Context:
     @property
     def unpruned(self) -> int:
         """The stage whose network is the measure of all: the start if it had weights, else what the first cut got."""
-        cuts = [i for i, stage in enumerate(self.recipe.stages) if isinstance(stage, (Prune, Weights))]
+        cuts = [i for i, stage in enumerate(self.recipe.stages) if isinstance(stage, (Prune, DropBlocks, Weights))]
         return 0 if self.recipe.weights or not cuts else cuts[0]
 
     def index(self, teacher: str) -> int:

@@ -16,7 +16,7 @@ from prunus.recipes.context import Context
 from prunus.recipes.folder import START, Folder, choose, read_json
 from prunus.recipes.masking import check_density, density
 from prunus.recipes.result import accuracy, compose
-from prunus.recipes.schema import Export, Prune, Recipe, Stage
+from prunus.recipes.schema import DropBlocks, Export, Prune, Recipe, Stage
 from prunus.recipes.sparsity import Weights
 from prunus.recipes.stages import carry_out, cut
 
@@ -60,10 +60,12 @@ def run(
 def rehearse(context: Context) -> list[Report]:
     """Make every cut, one after the other, on a copy of the network as it is now: a budget out of reach shows at once.
 
-    Cuts whose criterion looks at data are left out.
+    Cuts whose criterion looks at data are left out, and all after blocks that go, since which go depends on data.
     """
     model, reports = copy.deepcopy(context.origin.module), []
     for stage in context.recipe.stages:
+        if isinstance(stage, DropBlocks):
+            break
         if isinstance(stage, Prune) and not of_data(stage.criterion):
             reports.append(cut(context, stage, model, verify=False))
             model = reports[-1].model

@@ -82,6 +82,21 @@ class Prune(Stage):
         return allocators[name].name
 
 
+class DropBlocks(Stage):
+    """Remove whole residual blocks: `n` of them, or all but `keep` (a number, or a share below 1)."""
+
+    do: Literal["drop-blocks"]
+    n: int | None = Field(None, ge=1)
+    keep: int | float | None = Field(None, gt=0)
+    method: Literal["shortgpt", "contiguous"] = "shortgpt"
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> DropBlocks:
+        if (self.n is None) == (self.keep is None):
+            raise InputError("give n: how many blocks go, or keep: how many (or which share below 1) stay.")
+        return self
+
+
 class Recalibrate(Stage):
     """Set the batch-norm statistics anew from training data."""
 
@@ -109,6 +124,7 @@ class Export(Stage):
 STAGES: dict[str, type[Stage]] = {
     "sparsify": Sparsify,
     "prune": Prune,
+    "drop-blocks": DropBlocks,
     "finetune": Finetune,
     "recalibrate": Recalibrate,
     "export": Export,
@@ -117,7 +133,8 @@ STAGES: dict[str, type[Stage]] = {
     "tickets": Tickets,
 }
 AnyStage = Annotated[
-    Sparsify | Prune | Finetune | Recalibrate | Export | Mask | SparseTrain | Tickets, Field(discriminator="do")
+    Sparsify | Prune | DropBlocks | Finetune | Recalibrate | Export | Mask | SparseTrain | Tickets,
+    Field(discriminator="do"),
 ]
 STAGE_KEYS = frozenset(key for kind in STAGES.values() for key in kind.model_fields) - {"do", "name"}
 
@@ -154,7 +171,11 @@ class Recipe(Strict):
                 hint = did_you_mean(teacher, names)
                 raise UnknownNameError(f"stage '{stage.name}': no earlier stage is named '{teacher}'.{hint}")
             names.append(stage.name)
-        needy = [s.name for s in self.stages if isinstance(s, (Training, Recalibrate)) or getattr(s, "repair", False)]
+        needy = [
+            s.name
+            for s in self.stages
+            if isinstance(s, (Training, Recalibrate, DropBlocks)) or getattr(s, "repair", False)
+        ]
         needy += [s.name for s in self.stages if isinstance(s, Mask) and s.looks_at_data]
         if self.data is None and needy:
             raise InputError(f"stage '{needy[0]}' needs data; give data: (a folder, Parquet files, or a name).")

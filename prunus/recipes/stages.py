@@ -12,7 +12,18 @@ from prunus.core import Groups, Report
 from prunus.criteria import of_data
 from prunus.recipes.context import Context
 from prunus.recipes.masking import hold_zeros_, mask, sparse_train, tickets
-from prunus.recipes.schema import Export, Finetune, Mask, Prune, Recalibrate, SparseTrain, Sparsify, Stage, Tickets
+from prunus.recipes.schema import (
+    DropBlocks,
+    Export,
+    Finetune,
+    Mask,
+    Prune,
+    Recalibrate,
+    SparseTrain,
+    Sparsify,
+    Stage,
+    Tickets,
+)
 
 CALIBRATION = 16  # batches of 64 that criteria and repair are given
 
@@ -105,6 +116,15 @@ def cut(context: Context, stage: Prune, model: nn.Module, *, verify: bool) -> Re
     )
 
 
+def _drop_blocks(context: Context, stage: DropBlocks, model: nn.Module) -> Outcome:
+    """Remove whole residual blocks, those that change least what flows through them."""
+    from prunus.depth import drop_blocks_
+
+    data = list(context.batches(64, CALIBRATION))
+    report = drop_blocks_(model, context.example, data=data, n=stage.n, keep=stage.keep, method=stage.method)
+    return Outcome(report.model, _facts(report))
+
+
 def _facts(report: Report) -> dict[str, Any]:
     """A report as plain data."""
     verified = None
@@ -169,6 +189,7 @@ VERBS: dict[type[Stage], Callable[[Context, Any, nn.Module], Outcome]] = {
     Sparsify: _train,
     Finetune: _train,
     Prune: _prune,
+    DropBlocks: _drop_blocks,
     Recalibrate: _recalibrate,
     Export: _export,
     Mask: _weights(mask),
