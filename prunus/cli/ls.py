@@ -37,7 +37,7 @@ def plain(line: str) -> str:
     >>> plain(r"Sum of the absolute weights, $s_u = \\sum_w |w|$ (section 3).")
     'Sum of the absolute weights (section 3).'
     """
-    return re.sub(r",?\s*\$[^$]*\$", "", line)
+    return re.sub(r"[,:]?\s*\$[^$]*\$", "", line)
 
 
 def _criteria() -> list[Row]:

@@ -11,7 +11,7 @@ PAPER = "Wang, Zhang, Grosse, Picking Winning Tickets Before Training by Preserv
 
 @criterion("grasp", roles=ROLES, prefer=NORM, needs={"hessian-gradient"}, paper=PAPER)
 def grasp(s: Slice) -> Tensor:
-    r"""What goes of $\tfrac12 \|g\|^2$ with a unit, to first order: $\sum_w w \, (Hg)_w$ (eq. 8 with the sign turned).
+    r"""Fall of the gradient's squared norm without a unit, halved: $\sum_w w \, (Hg)_w$ (eq. 8, sign turned).
 
     `s.weight`: (units, fan) -> the same shape.  The paper removes the largest $-w\,(Hg)_w$, as is done here.  Negative:
     without the unit the gradient is larger, so that it goes before one that does nothing.  Made for untrained
