@@ -14,7 +14,7 @@ from prunus.criteria.base import criterion
 
 @criterion("random", kind="group", roles=ROLES, seeded=True, weights="none")
 def random(group: Group, *, seed: int) -> Tensor:
-    """Random numbers, uniform in [0, 1), a pure function of seed, name of the group and unit: ``(units,)``.
+    """Random numbers, uniform in [0, 1), a pure function of seed, group and unit.  Gives ``(units,)``.
 
     Equal on every rank, machine and torch version, whatever was drawn before.
     """
