@@ -26,7 +26,7 @@ BELOW = {
     "criteria": {"core", "observe"},
     "allocators": {"core", "measure", "surgery"},  # sensitivity silences units
     "schedules": set(),
-    "regularizers": {"core"},
+    "regularizers": {"core", "criteria"},  # the clusters of k-means
     "recovery": {"core", "observe", "measure"},
     "masks": {"core", "observe", "criteria", "allocators", "schedules", "recovery"},
     "runtime": {"core"},
@@ -40,7 +40,7 @@ LIBRARY = set(BELOW) - {"report"}
 BELOW["pruner"] = BELOW["prune"] = BELOW["depth"] = LIBRARY - MODELS
 BELOW["integrations"] = {"core", "tracing", "surgery", "pruner"}
 BELOW["train"] = LIBRARY | {"prune", "pruner"}
-BELOW["recipes"] = BELOW["train"] | {"train", "report"}
+BELOW["recipes"] = BELOW["train"] | {"train", "report", "depth"}
 BELOW["cli"] = BELOW["recipes"] | {"recipes"}
 
 

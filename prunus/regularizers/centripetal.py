@@ -33,6 +33,7 @@ def centripetal(keep: float = 0.5, strength: float = 3e-3) -> Regularizer:
 
     Raises: `InputError` unless 0 < `keep` < 1 and `strength` is a finite number >= 0.
 
+    >>> import torch
     >>> merge, penalty = centripetal(0.5, strength=0.5).start([torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 9.0]])])
     >>> merge([torch.tensor([[2.0, 4.0], [0.0, 0.0], [1.0, 1.0]])])[0]
     tensor([[1., 2.],

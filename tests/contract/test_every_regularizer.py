@@ -1,6 +1,7 @@
 """Every regularizer acts the same whoever writes the loop: plain, closure, accumulation, GradScaler, Lightning."""
 
 import importlib
+import inspect
 import warnings
 
 import pytest
@@ -17,8 +18,10 @@ LR = 0.1
 
 def variants():
     for entry in regularizers:
-        yield pytest.param(lambda call=entry.call: call(strength=STRENGTH), id=entry.name)
-        yield pytest.param(lambda call=entry.call: call(strength=STRENGTH, proximal=True), id=f"{entry.name}-proximal")
+        ways = [{}, {"proximal": True}] if "proximal" in inspect.signature(entry.call).parameters else [{}]
+        for way in ways:
+            id = "-".join([entry.name, *way])
+            yield pytest.param(lambda call=entry.call, way=way: call(strength=STRENGTH, **way), id=id)
 
 
 every = pytest.mark.parametrize("make", list(variants()))
@@ -152,6 +155,8 @@ def test_clipping_comes_before_the_penalty(make):
     reference, other, handle = setup(make)
     handle.remove()
     regularizer = make()
+    if regularizer.start is not None:
+        pytest.skip("its own closed form has clipped gradients")
     gammas = [p for n, p in reference.named_parameters() if n in ("bn.weight", "bn_b.weight", "bn_a.weight")]
     for batch in batches(STEPS):
         for m, o in ((model, optimizer), (reference, other)):
