@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -38,6 +38,34 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def given(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """While this is open, the parameters and buffers of these names are other tensors.
+
+    Wherever a tensor is used, under all of its names, and in modules that the network holds in several places, where
+    `torch.func.functional_call` would leave the other tensor behind.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> twice = nn.Sequential(layer, layer)
+    >>> with given(twice, {"0.weight": torch.ones(1, 2, dtype=torch.float64)}):
+    ...     twice[1].weight.dtype
+    torch.float64
+    >>> twice[1].weight.dtype, isinstance(twice[0].weight, nn.Parameter)
+    (torch.float32, True)
+    """
+    names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    others = {id(tensor): tensors[name] for name, tensor in names if name in tensors}
+    stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+    places = [(s, leaf, t) for s in stores for leaf, t in s.items() if t is not None and id(t) in others]
+    try:
+        for store, leaf, tensor in places:
+            store[leaf] = others[id(tensor)]  # type: ignore[assignment]
+        yield
+    finally:
+        for store, leaf, tensor in places:
+            store[leaf] = tensor
 
 
 def has_values(tensor: Tensor) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from prunus.core import InputError
-from prunus.core.running import with_batch
+from prunus.core.running import given, with_batch
 from prunus.observe.average import parameters_of
 from prunus.observe.base import Seen, collectors, inputs_of
 
@@ -31,7 +30,8 @@ def flow(seen: Seen) -> dict[str, Tensor]:
     ones = with_batch(example, 1).map(
         lambda t: (torch.ones_like(t, dtype=torch.float64) if t.is_floating_point() else t).to(place)
     )
-    output = functional_call(seen.model, {**weights, **buffers}, ones.args, dict(ones.kwargs))
+    with given(seen.model, weights | buffers):
+        output = ones(seen.model)
     total = torch.stack([t.sum() for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]).sum()
     names = {id(p): name for name, p in seen.model.named_parameters()}
     parameters = {name: weights[names[id(t)]] for name, t in parameters_of(seen.groups).items()}
