@@ -55,15 +55,18 @@ def collapse(model: nn.Module, groups: Tensors, plan: Plan, data: Iterable[Any] 
     weights = {g.id: g.slices[0].weight.double().abs() for g in groups}
     with masked(model, groups, keep):
         flow = collect(model, groups, data or (), {"flow"}).kinds["flow"]
-    dead, emptied = [], []
+    dead = []
     for g in groups:
         kept = keep[g.offset : g.offset + g.units]
         through = weights[g.id] * g.slices[0].view(flow[g.id])
         if not bool((through.sum(1).cpu() * kept).sum() > 0):
             dead.append(g.id)
-        if int(kept.sum()) <= g.floor < g.units:
-            emptied.append(g.id)
-    return Collapse(tuple(dead), tuple(emptied))
+    return Collapse(tuple(dead), emptied(groups, keep))
+
+
+def emptied(groups: Tensors, keep: Tensor) -> tuple[str, ...]:
+    """The tensors of which a keep mask ``(units,)`` leaves no more than the last unit that every tensor keeps."""
+    return tuple(g.id for g in groups if int(keep[g.offset : g.offset + g.units].sum()) <= g.floor < g.units)
 
 
 def safe_sparsity(groups: Tensors, scores: Mapping[str, Tensor]) -> tuple[float, str]:

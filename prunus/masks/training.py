@@ -15,6 +15,7 @@ from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import score
 from prunus.masks.at_init import without
+from prunus.masks.collapse import Collapse, emptied
 from prunus.masks.mask import Masked, mask_
 from prunus.masks.moment import Method, Moment, methods
 from prunus.masks.rules import RULES, Covered, on_device
@@ -186,7 +187,8 @@ class MaskPruner:
     def finish_(self) -> Masked:
         """Hold the masks for good, whatever trains the network next; where too many weights are left, the least go.
 
-        Returns: what `prunus.mask_` returns.  The optimizer goes on with what is left.
+        Returns: what `prunus.mask_` returns, with a note where a tensor is down to its last unit.  The optimizer goes
+        on with what is left.
         """
         self._begin()
         self.detach()
@@ -195,6 +197,8 @@ class MaskPruner:
         alive, notes = self._within_budget()
         self.keep = alive
         done = mask_(self.model, self.groups, self.groups.plan(alive))
+        if empty := Collapse(emptied=emptied(self.groups, alive)):
+            notes += (f"layer collapse: {empty}; allocator='uniform' or 'erk', or a higher density, leaves them more.",)
         return Masked(done.model, done.plan, done.density, done.densities, 0, done.left_alone, self.notes + notes)
 
     def _within_budget(self) -> tuple[Tensor, tuple[str, ...]]:
