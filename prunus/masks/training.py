@@ -15,7 +15,6 @@ from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import score
 from prunus.masks.at_init import without
-from prunus.masks.collapse import Collapse, emptied
 from prunus.masks.mask import Masked, mask_
 from prunus.masks.moment import Method, Moment, methods
 from prunus.masks.rules import RULES, Covered, on_device
@@ -187,8 +186,7 @@ class MaskPruner:
     def finish_(self) -> Masked:
         """Hold the masks for good, whatever trains the network next; where too many weights are left, the least go.
 
-        Returns: what `prunus.mask_` returns, with a note where a tensor is down to its last unit.  The optimizer goes
-        on with what is left.
+        Returns: what `prunus.mask_` returns.  The optimizer goes on with what is left.
         """
         self._begin()
         self.detach()
@@ -197,9 +195,8 @@ class MaskPruner:
         alive, notes = self._within_budget()
         self.keep = alive
         done = mask_(self.model, self.groups, self.groups.plan(alive))
-        if empty := Collapse(emptied=emptied(self.groups, alive)):
-            notes += (f"layer collapse: {empty}; allocator='uniform' or 'erk', or a higher density, leaves them more.",)
-        return Masked(done.model, done.plan, done.density, done.densities, 0, done.left_alone, self.notes + notes)
+        notes = self.notes + notes + done.notes
+        return Masked(done.model, done.plan, done.density, done.densities, 0, done.left_alone, notes)
 
     def _within_budget(self) -> tuple[Tensor, tuple[str, ...]]:
         """The units that are there, where they are too many those with the highest LAMP scores; what went, in words."""
