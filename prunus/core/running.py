@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +58,11 @@ def given(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """
     names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     others = {id(tensor): tensors[name] for name, tensor in names if name in tensors}
-    stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+    stores: list[Any] = [store for m in model.modules() for store in (m._parameters, m._buffers)]
     places = [(s, leaf, t) for s in stores for leaf, t in s.items() if t is not None and id(t) in others]
     try:
         for store, leaf, tensor in places:
-            store[leaf] = others[id(tensor)]  # type: ignore[assignment]
+            store[leaf] = others[id(tensor)]
         yield
     finally:
         for store, leaf, tensor in places:
