@@ -1,92 +1,58 @@
-"""One-shot masks of single weights, without any training: what selects, what is repaired, and the accuracy left.
+"""What masked training costs beside dense training: a step's ratio of medians, in turns, in one process.
 
-    python benchmarks/masks.py --out masks.jsonl --densities 0.5 0.2 0.1
-
-Masks a trained network of CIFAR-10 to a density of its weights, looking at --images of the training part, and writes a
-line of JSON a trial: accuracy on the first --test images of the test part, and the seconds taken.  Goes on where it
-stopped.  Needs the folder named by PRUNUS_SHARED (default ../shared).
+python benchmarks/masks.py --model resnet20 --batch 64 --steps 15
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import os
+import statistics
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
 
 import prunus
-from prunus.criteria import needs
-from prunus.data import load
-from prunus.train.evaluation import count_correct
+from prunus.masks import MaskPruner, methods
 from prunus.zoo import build
 
-SHARED = Path(os.environ.get("PRUNUS_SHARED", "../shared"))
-METHODS: dict[str, tuple[str, str, str | bool, Any]] = {  # criterion, allocator, repair, settings of `tensors`
-    "magnitude": ("l1", "global", False, {}),
-    "magnitude, uniform": ("l1", "uniform", False, {}),
-    "lamp": ("lamp", "global", False, {}),
-    "magnitude, erk": ("l1", "erk", False, {}),
-    "wanda": ("wanda", "uniform", False, {"rows": True}),
-    "magnitude + repair": ("l1", "global", "exact", {}),
-    "lamp + repair": ("lamp", "global", "exact", {}),
-    "wanda + repair": ("wanda", "uniform", "exact", {"rows": True}),
-    "sparsegpt": ("l1", "uniform", "sparsegpt", {}),
-    "sparsegpt, magnitude's densities": ("l1", "global", "sparsegpt", {}),
-    "obc, uniform": ("l1", "uniform", "obc", {}),
-    "obc, magnitude's densities": ("l1", "global", "obc", {}),
-    "obc": ("obc", "global", "exact", {}),
-    "2:4 magnitude": ("l1", "uniform", False, {"grain": "2:4"}),
-    "2:4 wanda": ("wanda", "uniform", False, {"grain": "2:4"}),
-    "2:4 sparsegpt": ("l1", "uniform", "sparsegpt", {"grain": "2:4"}),
-}
+
+def stepper(model: str, batch: int, method: str | None, steps: int) -> Callable[[], None]:
+    """One training step of a network of its own."""
+    net = build(f"prunus:{model}", seed=0).module.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+    if method is not None:
+        MaskPruner(net, prunus.tensors(net), method, density=0.1, steps=100 * steps).attach(optimizer)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+    return step
 
 
 def main() -> None:
-    """Every trial that is not yet in the file."""
+    """A line a method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--densities", type=float, nargs="+", default=[0.5, 0.2, 0.1])
-    parser.add_argument("--methods", nargs="*", default=list(METHODS))
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--methods", nargs="*", default=[entry.name for entry in methods])
     args = parser.parse_args()
-    model = build(f"prunus:{args.model}", weights=SHARED / "models/cifar10" / f"{args.model}.safetensors")
-    data = load(str(SHARED / "data/cifar10"), preprocess=model.preprocess, seed=0)
-    calibration: list[Any] = []
-    for batch in data.train.batches(128, model.preprocess, seed=0, train=True, augment="none"):
-        calibration.append(batch)
-        if 128 * len(calibration) >= args.images:
-            break
-    test = list(data.test.batches(500, model.preprocess))[: -(-args.test // 500)]
-    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    tried = {(t["model"], t["method"], t["density"]) for t in done}
-    for density in args.densities:
-        for method in args.methods:
-            if (args.model, method, density) not in tried and not (method.startswith("2:4") and density != 0.5):
-                trial = {"model": args.model, "method": method, "density": density, "images": args.images}
-                trial |= attempt(copy.deepcopy(model.module), METHODS[method], density, calibration, test)
-                print(json.dumps(trial), flush=True)
-                with args.out.open("a") as file:
-                    file.write(json.dumps(trial) + "\n")
-
-
-def attempt(module: Any, method: Any, density: float, calibration: Any, test: Any) -> dict[str, Any]:
-    """One masking: its accuracy, the density, and the seconds it took."""
-    criterion, allocator, repair, settings = method
-    start = time.perf_counter()
-    groups = prunus.tensors(module, **settings)
-    stats = prunus.collect(module, groups, calibration, needs(criterion))
-    scores = prunus.score(groups, criterion, stats)
-    budget = density if groups.pattern is None else int(groups.costs()["density"] * density) + 1
-    plan = prunus.allocate(groups, scores, prunus.Budget(density=budget), allocator=allocator)
-    report = prunus.mask_(module, groups, plan, repair=repair, data=calibration)
-    seconds = time.perf_counter() - start
-    correct, total = count_correct(module, test)
-    return {"accuracy": correct / total, "left": round(report.density, 4), "seconds": round(seconds, 1)}
+    for method in args.methods:
+        sides = [stepper(args.model, args.batch, name, args.steps) for name in (None, method)]
+        taken: list[list[float]] = [[], []]
+        for i in range(args.steps + 2):
+            for side, step in enumerate(sides):
+                start = time.process_time()
+                step()
+                if i > 1:
+                    taken[side].append(time.process_time() - start)
+        dense, masked = (statistics.median(t) for t in taken)
+        print(f"{method:6s} {masked / dense:6.3f} x the dense step of {dense * 1e3:.1f} ms", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,15 +55,27 @@ def collapse(model: nn.Module, groups: Tensors, plan: Plan, data: Iterable[Any] 
     weights = {g.id: g.slices[0].weight.double().abs() for g in groups}
     with masked(model, groups, keep):
         flow = collect(model, groups, data or (), {"flow"}).kinds["flow"]
-    dead, emptied = [], []
+    dead = []
     for g in groups:
         kept = keep[g.offset : g.offset + g.units]
         through = weights[g.id] * g.slices[0].view(flow[g.id])
         if not bool((through.sum(1).cpu() * kept).sum() > 0):
             dead.append(g.id)
-        if int(kept.sum()) <= g.floor < g.units:
-            emptied.append(g.id)
-    return Collapse(tuple(dead), tuple(emptied))
+    return Collapse(tuple(dead), emptied(groups, keep))
+
+
+def lost(groups: Tensors, keep: Tensor) -> tuple[str, ...]:
+    """What there is to say of tensors that a keep mask ``(units,)`` has taken all of."""
+    found = Collapse(emptied=emptied(groups, keep))
+    how = "a higher density, or allocator='uniform' or 'erk', leaves them more; a ranking by"
+    return (
+        f"layer collapse: {found}; {how} `scores` does up to `prunus.masks.safe_sparsity(groups, scores)`.",
+    ) * bool(found)
+
+
+def emptied(groups: Tensors, keep: Tensor) -> tuple[str, ...]:
+    """The tensors of which a keep mask ``(units,)`` leaves no more than the last unit that every tensor keeps."""
+    return tuple(g.id for g in groups if int(keep[g.offset : g.offset + g.units].sum()) <= g.floor < g.units)
 
 
 def safe_sparsity(groups: Tensors, scores: Mapping[str, Tensor]) -> tuple[float, str]:

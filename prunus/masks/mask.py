@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunus.core import Fixed, InputError, Mask, Plan
+from prunus.masks.collapse import lost
 from prunus.masks.hold import hold_
 from prunus.masks.repair import check_choice, outputs, solve_
 from prunus.masks.solve import repairs
@@ -19,7 +20,10 @@ from prunus.observe.moments import LARGEST
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    """What `mask_` did: the network, the plan as carried out, the fraction of weights left, in all and by tensor."""
+    """What `mask_` did: the network, the plan as carried out, the fraction of weights left, in all and by tensor.
+
+    `notes` say what was not repaired, and which tensors are down to their last unit.
+    """
 
     model: nn.Module
     plan: Plan
@@ -95,7 +99,7 @@ def mask_(
     kept, total = sum(int(k.sum()) for k in keep.values()), sum(k.numel() for k in keep.values())
     densities = {name: float(k.double().mean()) for name, k in keep.items()}
     plan = Plan(masks={name: Mask.of(k) for name, k in keep.items()})
-    return Masked(model, plan, kept / total, densities, count, groups.fixed, notes)
+    return Masked(model, plan, kept / total, densities, count, groups.fixed, notes + lost(groups, groups.mask(plan)))
 
 
 def _repair(

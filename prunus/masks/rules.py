@@ -44,6 +44,20 @@ class Covered:
                     if isinstance(value, Tensor) and value.shape == p.shape:
                         value.masked_fill_(removed, 0)
 
+    def calm_(self) -> None:
+        r"""No gradient of a filter that forward sees as zero is longer than those of the others on average.
+
+        The norm behind it divides by the standard deviation of a constant, so that its gradient is $1 / \sqrt\epsilon$
+        times too long: one step would make its masked weights the largest of all.  Filters lie along dimension 0.
+        """
+        for p in self.parameters.values():
+            if p.grad is not None:
+                alive = p.flatten(1).any(1)  # (filters,)
+                lengths = p.grad.flatten(1).norm(dim=1)
+                usual = (lengths * alive).sum() / alive.sum().clamp(min=1)
+                factors = torch.where(alive | (lengths <= usual), 1, usual / lengths)
+                p.grad.mul_(factors.view(-1, *[1] * (p.dim() - 1)))
+
     def clear_gradients_(self) -> None:
         """Zero the gradients where masked."""
         for name, p in self.parameters.items():
@@ -99,7 +113,8 @@ class Hard(Rule):
 class Feedback(Rule):
     r"""Forward sees $w \odot m$; its gradient there updates all of $w$: $w \leftarrow w - \eta\, g(w \odot m)$.
 
-    Weight decay and momentum act on the dense $w$, which lies in `Covered.dense` between steps.
+    Weight decay and momentum act on the dense $w$, which lies in `Covered.dense` between steps.  The gradients of
+    filters that are masked as a whole are kept as short as the others are (`Covered.calm_`).
     """
 
     def begin_(self, w: Covered) -> None:
@@ -107,6 +122,7 @@ class Feedback(Rule):
         w.clear_()
 
     def reveal_(self, w: Covered) -> None:
+        w.calm_()
         for name, p in w.parameters.items():
             p.copy_(w.dense[name])
 

@@ -34,6 +34,7 @@ class Learned(Rule):
         self._show_(w)
 
     def reveal_(self, w: Covered) -> None:
+        w.calm_()
         for name, p in w.parameters.items():
             p.copy_(w.dense[name])
             if p.grad is None:

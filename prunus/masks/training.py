@@ -195,7 +195,8 @@ class MaskPruner:
         alive, notes = self._within_budget()
         self.keep = alive
         done = mask_(self.model, self.groups, self.groups.plan(alive))
-        return Masked(done.model, done.plan, done.density, done.densities, 0, done.left_alone, self.notes + notes)
+        notes = self.notes + notes + done.notes
+        return Masked(done.model, done.plan, done.density, done.densities, 0, done.left_alone, notes)
 
     def _within_budget(self) -> tuple[Tensor, tuple[str, ...]]:
         """The units that are there, where they are too many those with the highest LAMP scores; what went, in words."""

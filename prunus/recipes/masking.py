@@ -81,8 +81,8 @@ def mask(context: Context, stage: Mask, model: nn.Module) -> tuple[nn.Module, Fa
     if stage.control == "redraw":
         redraw_(groups, seed)
     done = mask_(model, groups, plan, repair=stage.repair, data=data if stage.repair else None, seed=seed)
-    notes = list(done.notes)
-    if found:
+    notes = [note for note in done.notes if not note.startswith("layer collapse")]
+    if found:  # all that there is to say of it
         safe, name = safe_sparsity(groups, chosen.scores)
         last = f"up to a sparsity of {safe:.2%} the last ranking leaves every tensor more, '{name}' the least"
         notes.append(f"layer collapse: {found}" + (f"; {last}." if found.emptied else "."))
