@@ -86,7 +86,8 @@ def _read(program: Any) -> Graph:
                 known[item] = number
                 value = item.meta["val"]
                 plain = isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() >= 2
-                nodes[number] = Node("input", [], tuple(getattr(value, "shape", ())), {"plain": plain}, name=item.name)
+                numbers = {"plain": plain, "dtype": str(getattr(value, "dtype", ""))}
+                nodes[number] = Node("input", [], tuple(getattr(value, "shape", ())), numbers, name=item.name)
         elif item.op == "call_function":
             known[item] = _operator(number, item, known, nodes)
             if _writes(item):
