@@ -43,6 +43,11 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> Compi
     inputs = Inputs.of(example_inputs)
     from prunus.runtime.plain import network_of  # which is a network of this kind
 
+    if inputs.kwargs:
+        raise InputError(
+            f"the engine takes inputs by position; {', '.join(inputs.kwargs)} came by keyword. Wrap the model in a "
+            "module whose forward takes them in order."
+        )
     first = next((a for a in inputs.args if isinstance(a, Tensor)), None)
     if first is None or first.dim() < 2 or not len(first):
         raise InputError(
@@ -50,7 +55,7 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> Compi
         )
     images = min(jit.lanes(), 1 << (len(first) - 1).bit_length())
     sized = [_to_batch(a, len(first), images) for a in inputs.args]
-    graph = capture(model, Inputs(tuple(sized), inputs.kwargs))
+    graph = capture(model, Inputs(tuple(sized)))
     return network_of(graph, images=images, threads=threads)
 
 

@@ -82,7 +82,7 @@ def load(path: str | Path, *, threads: int = 1) -> CompiledNetwork:
     images, here = whole["images"], jit.lanes()
     if images > here:
         raise FileError(
-            f"{path}: the network was compiled for {images} samples at a time; a vector of this processor holds {here}. "
+            f"{path}: the network was compiled for {images} samples at a time; a vector here holds {here}. "
             f"Compile the model again, here or with example_inputs of at most {here} samples."
         )
     if whole.get("lanes") != here:  # how a layer is best run was chosen for another processor
