@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
 from prunus.runtime import jit, memory
+from prunus.runtime.bases import mix
 from prunus.runtime.build import Builder
 from prunus.runtime.capture import capture
 from prunus.runtime.forms import At, Buffer, Step, Value
@@ -55,7 +56,7 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> Compi
         )
     images = min(jit.lanes(), 1 << (len(first) - 1).bit_length())
     sized = [_to_batch(a, len(first), images) for a in inputs.args]
-    graph = capture(model, Inputs(tuple(sized)))
+    graph = mix(capture(model, Inputs(tuple(sized))), images)
     return network_of(graph, images=images, threads=threads)
 
 

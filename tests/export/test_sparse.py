@@ -50,7 +50,9 @@ def in_a_basis() -> nn.Module:
 def rewritten() -> nn.Module:
     torch.manual_seed(0)
     net = digits_net().eval()
-    return prunus.rewrite(net, torch.randn(1, 1, 8, 8)) if hasattr(prunus, "rewrite") else net
+    groups = prunus.trace(net, torch.randn(1, 1, 8, 8), in_place=False)
+    plan = prunus.allocate(groups, prunus.score(groups, "l1"), prunus.Budget(macs=0.5))
+    return prunus.shrink_(net, groups, plan).model
 
 
 @pytest.mark.parametrize("make", [masked, cut, in_a_basis, rewritten])
