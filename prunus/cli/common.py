@@ -25,7 +25,7 @@ Input = Annotated[
     typer.Option(help="Shape of the inputs: 1,3,224,224; text: 1,16:int64<1000; several joined by +. "
                       "Default: the model's own."),
 ]  # fmt: skip
-Weights = Annotated[str | None, typer.Option(help="A file of weights (.safetensors, .pt).")]
+Weights = Annotated[str | None, typer.Option(help="A file of weights (.safetensors, .pt), or of prunus.save.")]
 Classes = Annotated[int | None, typer.Option(help="The number of outputs, where the model can be told.")]
 
 
@@ -56,13 +56,16 @@ def target(name: str, *, input: str | None = None, weights: str | None = None, c
     """
     from prunus.core.running import check_runs
     from prunus.recipes.inputs import parse_input
+    from prunus.surgery.files import is_saved, reopen
     from prunus.zoo import build
 
     if (Path(name) / "recipe.yaml").is_file() or (Path(name).is_dir() and weights is None):
         found = _of_run(Path(name), input)
     else:
-        model = build(name, weights=weights, classes=classes, seed=0)
-        found = Target(name, model.module, parse_input(input) if input else Inputs.of(model.example(1)))
+        cut = weights is not None and is_saved(weights)  # by prunus.save: the plan, or the operators, are in it
+        model = build(name, weights=None if cut else weights, classes=classes, seed=0)
+        module = reopen(str(weights), model.factory) if cut else model.module
+        found = Target(name, module, parse_input(input) if input else Inputs.of(model.example(1)))
     check_runs(found.module, found.example)
     return found
 

@@ -120,10 +120,11 @@ def _error(model: nn.Module, inputs: Inputs, path: Path) -> float:
     given = runner.run(None, feed(runner, inputs))
     if not expected or len(expected) != len(given):
         return float("inf")
-    return max(_relative(torch.from_numpy(a), b.cpu()) for a, b in zip(given, expected))
+    return max(relative(torch.from_numpy(a), b.cpu()) for a, b in zip(given, expected))
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
+def relative(a: Tensor, b: Tensor) -> float:
+    """``max|a - b| / max|b|``; infinite when shapes differ, or where the one is finite and the other is not."""
     if a.shape != b.shape:
         return float("inf")
     a, b = a.double(), b.double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -127,19 +127,34 @@ class DataSpec(Strict):
 
 
 class MeasureSpec(Strict):
-    """What is timed at the end: every backend at every batch size."""
+    """What is timed at the end: every backend at every batch size.
 
-    backends: list[str] = ["torch", "onnxruntime"]
+    ``auto``: torch and ONNX Runtime; where the run leaves zeros, OpenVINO too if it is installed, and prunus's engine.
+    """
+
+    backends: list[str] | Literal["auto"] = "auto"
     batches: list[Annotated[int, Field(ge=1)]] = [1, 64]
     threads: int = Field(1, ge=1)
     seconds: float = Field(0.5, gt=0)
 
     @field_validator("backends")
     @classmethod
-    def _known(cls, names: list[str]) -> list[str]:
-        import prunus.export  # noqa: F401 (registers its backends)
-        from prunus.measure import backends
+    def _known(cls, names: list[str] | Literal["auto"]) -> list[str] | Literal["auto"]:
+        from prunus.core.backends import backends
 
-        for name in names:
+        for name in names if isinstance(names, list) else ():
             backends[name]
         return names
+
+    def chosen(self, *, zeros: bool) -> list[str]:
+        """The names of the backends, for a run that leaves zeros or does not."""
+        if isinstance(self.backends, list):
+            return self.backends
+        from prunus.export.openvino import installed
+
+        return [
+            "torch",
+            "onnxruntime",
+            *(["openvino"] if zeros and installed() else []),
+            *(["sparse"] if zeros else []),
+        ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from prunus.recipes.context import Context
 from prunus.recipes.masking import density
 
 SCHEMA = 1
+READ_ONNX = ("onnxruntime", "openvino")
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "lightning")
 
 
@@ -43,7 +44,9 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
         side: {**_side(context, model, context.network(index[side])), "accuracy": top1[side]}
         for side, model in models.items()
     }
-    times, failed = _latency(context, models)
+    left, whole = sides["after"]["density"], sides["before"]["density"]
+    zeros = left is not None and whole is not None and left < whole
+    times, failed = _latency(context, models, context.recipe.measure.chosen(zeros=zeros))
     for key, both in times.items():
         for side, ms in both.items():
             sides[side]["latency_ms"][key] = ms
@@ -77,7 +80,9 @@ def _side(context: Context, model: nn.Module, file: Path) -> dict[str, Any]:
     return {**side, "latency_ms": {}}
 
 
-def _latency(context: Context, models: Mapping[str, nn.Module]) -> tuple[dict[str, dict[str, float]], list[str]]:
+def _latency(
+    context: Context, models: Mapping[str, nn.Module], backends: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Median milliseconds by ``backend,b<batch>,t<threads>`` and side, both sides timed in turns.
 
     Also returns, in words, the backends that could not run the network: a finished run is not lost over a timing.
@@ -87,9 +92,9 @@ def _latency(context: Context, models: Mapping[str, nn.Module]) -> tuple[dict[st
 
     m, times, failed = context.recipe.measure, {}, []
     with tempfile.TemporaryDirectory() as folder:
-        for backend in m.backends:
+        for backend in backends:
             try:
-                ready = _as_files(context, models, Path(folder)) if backend == "onnxruntime" else models
+                ready = _as_files(context, models, Path(folder)) if backend in READ_ONNX else models
                 for n in m.batches:
                     raced = race(ready, context.example, backend=backend, batch=n, threads=m.threads, seconds=m.seconds)
                     times[key(backend, n, m.threads)] = {side: round(t.median_ms, 6) for side, t in raced.items()}
@@ -102,9 +107,11 @@ def _as_files(context: Context, models: Mapping[str, nn.Module], folder: Path) -
     """The networks as ONNX files, written once and not for every batch size."""
     from prunus.export import to_onnx
 
+    paths = {side: folder / f"{side}.onnx" for side in models}
     for side, model in models.items():
-        to_onnx(model, context.example, folder / f"{side}.onnx", verify=False)
-    return {side: folder / f"{side}.onnx" for side in models}
+        if not paths[side].is_file():
+            to_onnx(model, context.example, paths[side], verify=False)
+    return dict(paths)
 
 
 def verified(stages: list[dict[str, Any]]) -> dict[str, Any] | None:

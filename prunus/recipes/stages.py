@@ -148,15 +148,16 @@ def _recalibrate(context: Context, stage: Recalibrate, model: nn.Module) -> Outc
 
 
 def _export(context: Context, stage: Export, model: nn.Module) -> Outcome:
-    """Write ``model.onnx`` and the like into the run folder, each compared with the network."""
+    """Write ``model.onnx``, ``model.sparse`` and the like into the run folder, each compared with the network."""
     from prunus.export import exporters
 
-    errors = {}
+    errors, notes = {}, []
     for name in stage.to:
         if context.folder.writes:
             path = context.folder.path / f"model.{name}"
             errors[name] = exporters[name].call(model, context.example, path, verify=True)
-    return Outcome(model, {"exported": errors})
+            notes += [f"model.{name}: {note}" for note in exporters[name].declares.get("notes", lambda path: [])(path)]
+    return Outcome(model, {"exported": errors, "notes": notes})
 
 
 def _groups(context: Context, model: nn.Module) -> Groups:

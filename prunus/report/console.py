@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunus.report import reading, words
+from prunus.report import reading, times, words
 from prunus.report.naming import some
 from prunus.report.reading import read_result
 
@@ -56,10 +56,10 @@ def before_after(result: Mapping[str, Any]) -> Table:
         if old is not None or new is not None:
             show = words.size if key == "size_bytes" else _exact
             shown.add_row(name, show(old), show(new), _left(words.left(old, new)))
-    if words.sparse(result):
+    if times.sparse(result):
         old, new = before.get("density"), after.get("density")
         shown.add_row("weights that are not zero", words.percent(old), words.percent(new), _left(words.left(old, new)))
-    for t in words.timings(result):
+    for t in times.timings(result):
         change = "" if t.ratio is None else f"{t.ratio:.2f}x faster" if t.ratio >= 1 else f"{1 / t.ratio:.2f}x slower"
         shown.add_row(plain(t.where), words.milliseconds(t.before), words.milliseconds(t.after), change)
     shown.add_row(plain(words.quality(result)[0]), *words.quality_text(result))
@@ -109,7 +109,7 @@ def _column(result: Mapping[str, Any]) -> dict[str, str]:
     column = {"recipe": str(result["recipe"]), "model": words.short_name(str(result["model"]))}
     for name, key in (("parameters", "params"), ("multiply-adds", "macs")):
         column[name] = f"{words.short(after.get(key))}, {_left(words.left(before.get(key), after.get(key)))}"
-    for t in words.timings(result):
+    for t in times.timings(result):
         column[t.where] = f"{words.milliseconds(t.after)}" + ("" if t.ratio is None else f", {t.ratio:.2f}x faster")
     name, (_, new, change) = words.quality(result)[0], words.quality_text(result)
     column[name] = f"{new}, {change}" if change else new

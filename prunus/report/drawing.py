@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunus.report import reading, words
+from prunus.report import reading, times, words
 from prunus.report.reading import read_result
 
 BEFORE, AFTER, INK, SOFT = "#b9a7b4", "#8a2f66", "#231a21", "#665a63"
@@ -45,7 +45,7 @@ def _draw_costs(axes: Any, result: Mapping[str, Any]) -> None:
         old, new = result["before"].get(key), result["after"].get(key)
         show = words.size if key == "size_bytes" else words.short
         rows.append((name, words.left(old, new), f"{show(old)} → {show(new)}"))
-    for t in words.timings(result):
+    for t in times.timings(result):
         text = f"{words.milliseconds(t.before)} → {words.milliseconds(t.after)}"
         rows.append((f"time, {t.backend}\nbatch {t.batch}", words.left(t.before, t.after), text))
     rows = [row for row in rows if row[1] is not None][::-1]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunus.report import charts, reading, words
+from prunus.report import charts, reading, times, words
 from prunus.report.reading import Run, read
 
 SMALL = 0.01  # a scale below this fraction of the largest one is called close to zero
@@ -103,7 +103,7 @@ def cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, hint, key, show in costs
         if key != "size_bytes" or before.get(key) is not None or after.get(key) is not None
     ]
-    timing = words.main_timing(result)
+    timing = times.main_timing(result)
     if timing is not None:
         card = _cost_card("Time", timing.where, timing.before, timing.after, words.milliseconds)
         ratio = timing.ratio or 1.0
@@ -211,7 +211,7 @@ def curves(run: Run) -> list[dict[str, str]]:
 def timings(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Latency bars: every backend and batch has its own scale, because they differ by orders of magnitude."""
     out = []
-    for t in words.timings(result):
+    for t in times.timings(result):
         longest = max(t.before or 0, t.after or 0) or 1
         change, mood = ("", "even") if t.ratio is None else (words.faster(t.ratio), _mood(t.ratio - 1, 0.03))
         bars = [("before", t.before), ("after", t.after)]

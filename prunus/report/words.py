@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-BACKENDS = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "sparse": "prunus sparse"}
-
+from prunus.report.times import main_timing, skipped_zeros, sparse
 
 VECTOR = 16  # channels in a vector register: the step that every CPU runtime's speed moves in
 
@@ -75,11 +73,6 @@ def left(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None or before <= 0 else after / before
 
 
-def times(before: float | None, after: float | None) -> float | None:
-    """How many times faster: old time over new time."""
-    return None if before is None or after is None or after <= 0 else before / after
-
-
 def faster(ratio: float) -> str:
     """A speed-up in words; within 3 % counts as equal.
 
@@ -109,55 +102,6 @@ def points(before: float, after: float) -> str:
     return f"{abs(change):.2f} point{'' if abs(change) == 1 else 's'} {'higher' if change > 0 else 'lower'}"
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One latency before and after, in one backend at one batch size."""
-
-    backend: str
-    batch: int
-    threads: int
-    before: float | None
-    after: float | None
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times faster."""
-        return times(self.before, self.after)
-
-    @property
-    def where(self) -> str:
-        """For people: ``ONNX Runtime, batch 1, 1 thread``."""
-        return f"{self.backend}, batch {self.batch}, {self.threads} thread{'s' if self.threads > 1 else ''}"
-
-
-def timings(result: Mapping[str, Any]) -> list[Timing]:
-    """Every latency of a result, ordered by backend, threads and batch.
-
-    >>> timings({"before": {"latency_ms": {"torch,b1,t2": 4.0}}, "after": {"latency_ms": {"torch,b1,t2": 2.0}}})
-    [Timing(backend='PyTorch', batch=1, threads=2, before=4.0, after=2.0)]
-    """
-    before = result["before"].get("latency_ms") or {}
-    after = result["after"].get("latency_ms") or {}
-    out = []
-    for key in {**before, **after}:
-        backend, batch, threads = _parts(key)
-        out.append(Timing(BACKENDS.get(backend, backend), batch, threads, before.get(key), after.get(key)))
-    return sorted(out, key=lambda t: (t.backend != "ONNX Runtime", t.backend, t.threads, t.batch))
-
-
-def _parts(key: str) -> tuple[str, int, int]:
-    """``"torch,b1,t2"`` taken apart; a key of another form is a backend of batch 1 and one thread."""
-    name, *rest = key.split(",")
-    numbers = {part[:1]: int(part[1:]) for part in rest if part[1:].isdigit()}
-    return name, numbers.get("b", 1), numbers.get("t", 1)
-
-
-def main_timing(result: Mapping[str, Any]) -> Timing | None:
-    """The latency to speak of first: a deployment runtime before PyTorch, one sample before many."""
-    known = [t for t in timings(result) if t.ratio is not None]
-    return min(known, key=lambda t: (t.backend == "PyTorch", t.batch, t.threads), default=None)
-
-
 def quality(result: Mapping[str, Any]) -> tuple[str, float | None, float | None]:
     """The name of what is scored, and its value before and after: accuracy, else the user's own metric."""
     before, after = result["before"], result["after"]
@@ -179,12 +123,6 @@ def quality_text(result: Mapping[str, Any]) -> tuple[str, str, str]:
     return shown[0], shown[1], change
 
 
-def sparse(result: Mapping[str, Any]) -> bool:
-    """Whether single weights were masked: more zeros than the network began with."""
-    before, after = (result[side].get("density") for side in ("before", "after"))
-    return before is not None and after is not None and after < before and not result.get("plan")
-
-
 def verdict(result: Mapping[str, Any]) -> list[str]:
     """What happened, in sentences for a person who knows nothing of pruning."""
     name, model = quality(result)[0], short_name(str(result["model"]))
@@ -200,6 +138,8 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     timing = main_timing(result)
     if timing is not None and timing.ratio is not None:
         sentences.append(f"It runs {faster(timing.ratio)} ({timing.where}).")
+        if timing == skipped_zeros(result):
+            sentences.append("Only an engine that skips zeros gains by them; in the others it takes as long as before.")
         sentences += _odd_widths(result, kept["macs"], timing.ratio)
     else:
         sentences.append("How long it takes was not measured.")

@@ -3,5 +3,6 @@
 import prunus.runtime.backend  # noqa: F401  registers itself
 from prunus.runtime.engine import CompiledNetwork, compile
 from prunus.runtime.files import load, save
+from prunus.runtime.profile import profile
 
-__all__ = ["CompiledNetwork", "compile", "load", "save"]
+__all__ = ["CompiledNetwork", "compile", "load", "profile", "save"]

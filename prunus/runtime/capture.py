@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from prunus.core.errors import TraceError
 from prunus.core.inputs import Inputs
 from prunus.core.running import undisturbed
+from prunus.runtime.bases import Factors, attach_factors, note_factors
 from prunus.runtime.graph import Graph, Node, Ref, fuse
 from prunus.runtime.operators import READERS, SAME, Call
 
@@ -77,6 +78,7 @@ def _read(program: Any) -> Graph:
     held = {**dict(program.state_dict), **dict(program.constants)}
     nodes: dict[int, Node] = {}
     known: dict[Any, Any] = {}  # the number of a node, or a constant tensor
+    factors: Factors = {}
     outputs: list[int] = []
     for number, item in ((Ref(i), item) for i, item in enumerate(program.graph.nodes)):
         if item.op == "placeholder":
@@ -86,14 +88,32 @@ def _read(program: Any) -> Graph:
                 known[item] = number
                 value = item.meta["val"]
                 plain = isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() >= 2
-                nodes[number] = Node("input", [], tuple(getattr(value, "shape", ())), {"plain": plain}, name=item.name)
+                numbers = {"plain": plain, "dtype": str(getattr(value, "dtype", ""))}
+                nodes[number] = Node("input", [], tuple(getattr(value, "shape", ())), numbers, name=item.name)
         elif item.op == "call_function":
+            if _constant(item, known):
+                known[item] = item.target(*fx.map_arg(item.args, known.get), **fx.map_arg(item.kwargs, known.get))
+                note_factors(item, known, factors)
+                continue
             known[item] = _operator(number, item, known, nodes)
+            if number in nodes and nodes[number].kind == "conv" and item.args[1] in factors:
+                attach_factors(nodes[number], *factors[item.args[1]])
             if _writes(item):
                 known[item.args[0]] = known[item]
         elif item.op == "output":
             outputs = [known[i] for i in item.args[0]]
     return Graph(nodes, outputs, len(outputs) > 1)
+
+
+def _constant(item: fx.Node, known: dict[Any, Any]) -> bool:
+    """Whether an operator reads nothing but constants: a weight that is computed."""
+    read = item.all_input_nodes
+    return (
+        bool(read)
+        and not _writes(item)
+        and _schema(item) is not None
+        and all(isinstance(known[n], Tensor) for n in read)
+    )
 
 
 def _operator(number: Ref, item: fx.Node, known: dict[Any, Any], nodes: dict[int, Node]) -> Any:

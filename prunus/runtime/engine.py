@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
 from prunus.runtime import jit, memory
+from prunus.runtime.bases import mix
 from prunus.runtime.build import Builder
 from prunus.runtime.capture import capture
 from prunus.runtime.forms import At, Buffer, Step, Value
@@ -25,12 +26,13 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> Compi
     """`model` as kernels made for this processor, in which weights that are zero take no time.
 
     The network is exported, batch norms are folded, bounds and sums are fused into convolutions, and every layer is
-    run sparse or dense, whichever takes fewer cycles.  What has no kernel is run by torch; `report` lists it.
+    run sparse or dense, whichever takes fewer cycles.  What has no kernel is run by torch; `report` lists it, and
+    `prunus.runtime.profile` says what it costs.  A processor without vectors gets torch for all, and a warning.
     Batches of any size are run, in pieces of as many samples as `example_inputs` has (a power of two, at most a
     vector's floats).  Weights are copied: compile again after changing them.
 
-    `example_inputs`: what forward takes.  Raises `TraceError` when the model cannot be exported, `InputError` where
-    the processor has no vectors, `MissingExtraError` without llvmlite.
+    `example_inputs`: what forward takes.  Raises `TraceError` when the model cannot be exported, `InputError` for
+    inputs without samples, `MissingExtraError` without llvmlite.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
     >>> x = torch.randn(1, 3, 9, 9)
@@ -40,16 +42,22 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> Compi
     if threads < 1:
         raise InputError(f"threads={threads}: the engine needs at least one. Give threads=1.")
     inputs = Inputs.of(example_inputs)
-    here = jit.machine()
+    from prunus.runtime.plain import network_of  # which is a network of this kind
+
+    if inputs.kwargs:
+        raise InputError(
+            f"the engine takes inputs by position; {', '.join(inputs.kwargs)} came by keyword. Wrap the model in a "
+            "module whose forward takes them in order."
+        )
     first = next((a for a in inputs.args if isinstance(a, Tensor)), None)
     if first is None or first.dim() < 2 or not len(first):
         raise InputError(
             "the engine needs example_inputs whose first is a tensor of samples, e.g. torch.randn(1, 3, 224, 224)."
         )
-    images = min(here.lanes, 1 << (len(first) - 1).bit_length())
+    images = min(jit.lanes(), 1 << (len(first) - 1).bit_length())
     sized = [_to_batch(a, len(first), images) for a in inputs.args]
-    graph = capture(model, Inputs(tuple(sized), inputs.kwargs))
-    return CompiledNetwork(graph, images=images, threads=threads)
+    graph = mix(capture(model, Inputs(tuple(sized))), images)
+    return network_of(graph, images=images, threads=threads)
 
 
 def _to_batch(value: Any, before: int, after: int) -> Any:

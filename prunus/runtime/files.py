@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunus.core.errors import FileError
+from prunus.runtime import jit
 from prunus.runtime.engine import CompiledNetwork
 from prunus.runtime.graph import Graph, Node
+from prunus.runtime.plain import network_of
 
 KEY, DIGEST = "prunus_engine", "prunus_engine_digest"
 
@@ -42,6 +44,7 @@ def save(network: CompiledNetwork, path: str | Path) -> None:
     ]
     tensors = {f"{number}.{name}": _stored(t) for number, n in graph.nodes.items() for name, t in n.tensors.items()}
     whole = {"nodes": nodes, "outputs": graph.outputs, "several": graph.several, "images": network.images}
+    whole["lanes"] = jit.lanes()
     text = json.dumps(whole)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
@@ -76,7 +79,16 @@ def load(path: str | Path, *, threads: int = 1) -> CompiledNetwork:
         number: Node(kind, inputs, tuple(shape), numbers, {name: tensors[f"{number}.{name}"] for name in names}, title)
         for number, kind, inputs, shape, numbers, names, title in whole["nodes"]
     }
-    return CompiledNetwork(Graph(nodes, whole["outputs"], whole["several"]), images=whole["images"], threads=threads)
+    images, here = whole["images"], jit.lanes()
+    if images > here:
+        raise FileError(
+            f"{path}: the network was compiled for {images} samples at a time; a vector here holds {here}. "
+            f"Compile the model again, here or with example_inputs of at most {here} samples."
+        )
+    if whole.get("lanes") != here:  # how a layer is best run was chosen for another processor
+        for node in nodes.values():
+            node.numbers.pop("choice", None)
+    return network_of(Graph(nodes, whole["outputs"], whole["several"]), images=images, threads=threads)
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ def _fold_affine(graph: Graph) -> None:
         scale, shift = node.tensors["scale"], node.tensors["shift"]
         plain = before.kind == "conv" and "low" not in before.numbers and len(before.inputs) == 1
         if plain and len(graph.users()[node.inputs[0]]) == 1:
-            before.tensors["weight"] = before.tensors["weight"].double() * scale.reshape(-1, 1, 1, 1)
+            for name in before.tensors.keys() & {"weight", "coefficients"}:
+                before.tensors[name] = before.tensors[name].double() * scale.reshape(-1, 1, 1, 1)
             before.tensors["bias"] = before.tensors["bias"].double() * scale + shift
             _absorb(graph, number)
             continue

@@ -64,7 +64,7 @@ def lanes_of(features: dict[str, bool], architecture: str) -> int:
         return 8
     raise InputError(
         f"the sparse engine has kernels for AVX-512, AVX2 with FMA and NEON; this processor ({architecture}) has none "
-        "of them. Run the network in torch or ONNX Runtime instead."
+        "of them."
     )
 
 
@@ -75,6 +75,14 @@ def machine() -> Machine:
     features = binding.get_host_cpu_features()
     lanes = lanes_of(dict(features), platform.machine())
     return Machine(binding.get_process_triple(), binding.get_host_cpu_name(), features.flatten(), lanes)
+
+
+def lanes() -> int:
+    """Floats in a vector of this processor; the most there can be where it has none that kernels are made for."""
+    try:
+        return machine().lanes
+    except InputError:
+        return 16
 
 
 def target(of: Machine) -> Any:

@@ -97,6 +97,11 @@ def load(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> nn
     return model
 
 
+def reopen(path: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
+    """`load`, with the factory only where the file needs one."""
+    return load(path, None if GRAPH in _read(path)[2] else factory)
+
+
 def load_(model: nn.Module, path: str | Path) -> None:
     """Cut a freshly built original by the plan in the file and load the weights: same outputs to the bit.
 
@@ -124,6 +129,15 @@ def load_(model: nn.Module, path: str | Path) -> None:
     if header.get(FORMAT) == "channels_last":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     replace_(model, plan)
+
+
+def is_saved(path: str | Path) -> bool:
+    """Whether `save` wrote this file; False for a file that is missing, damaged or something else."""
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -1,0 +1,82 @@
+"""A network as one file of prunus's own engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from prunus.core import Inputs, VerificationError
+from prunus.core.running import undisturbed, with_batch
+from prunus.export.onnx import TOLERANCE, like, relative
+from prunus.export.registry import exporters
+
+
+def notes(path: str | Path) -> list[str]:
+    """What to know of a file of the engine: which operators are left to torch, and their share of the time."""
+    from prunus.runtime import load
+    from prunus.runtime.profile import by_torch
+
+    said = by_torch(load(path))
+    return [said] if said else []
+
+
+@exporters.register("sparse", notes=notes)
+def to_sparse(model: nn.Module, example_inputs: Any, path: str | Path, *, verify: bool = True) -> float | None:
+    """Write `model` compiled for prunus's own engine, in which weights that are zero take no time.
+
+    The file holds graph and weights, no code: `prunus.runtime.load` reads it on any processor.  It is first written
+    beside `path`, read again, and moved there only when the engine gives what torch gives, at batch sizes 1 and 3, on
+    random inputs like the example.
+
+    Args:
+        model: any module that `torch.export` can follow, with zeros, cut, or neither; it is left as it was.
+        example_inputs: what forward takes, all by position; compiled for one sample at a time, whatever the batch.
+        path: where to write; an older file there is replaced, or kept when something goes wrong.
+        verify: compare with torch.
+
+    Returns: the largest relative error ``max|a - b| / max|b|`` over outputs and batch sizes; None without `verify`.
+
+    Raises: `TraceError` when forward cannot be exported, `VerificationError` when the error is above 1e-4 (nothing is
+        written), `InputError` for inputs by keyword.
+
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     error = to_sparse(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 9, 9), folder + "/net")
+    >>> error < 1e-6
+    True
+    """
+    from prunus.runtime import compile, load, save
+
+    path, inputs = Path(path), Inputs.of(example_inputs)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save(compile(model, with_batch(inputs, 1)), partial)
+        error = _error(model, inputs, load(partial)) if verify else None
+        if error is not None and not error <= TOLERANCE:
+            raise VerificationError(
+                f"the engine and torch differ by {error:.1e} (relative) on this network; at most {TOLERANCE:.0e} is "
+                f"accepted, so '{path}' was not written. Does forward depend on the data, or on randomness?"
+            )
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return error
+
+
+def _error(model: nn.Module, inputs: Inputs, network: nn.Module) -> float:
+    """The largest difference between the engine and torch; infinite when shapes or not-a-numbers differ."""
+    worst = 0.0
+    with undisturbed(model):
+        for batch in (1, 3):
+            some = like(inputs, batch)
+            wanted = [leaf for leaf in tree_leaves(some(model)) if isinstance(leaf, Tensor)]
+            given = [leaf for leaf in tree_leaves(network(*some.args)) if isinstance(leaf, Tensor)]
+            if not wanted or len(wanted) != len(given):
+                return float("inf")
+            worst = max(worst, *(relative(a, b.cpu()) for a, b in zip(given, wanted)))
+    return worst

@@ -1,0 +1,102 @@
+"""A graph run by torch alone: where the processor has no vectors that kernels are made for."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunus.core.errors import InputError
+from prunus.runtime import fallback, jit
+from prunus.runtime.engine import CompiledNetwork
+from prunus.runtime.forms import Step
+from prunus.runtime.graph import INFINITY, Graph, Node
+
+
+def network_of(graph: Graph, *, images: int, threads: int) -> CompiledNetwork:
+    """A graph as kernels, or with a warning as operators of torch where the processor has no vectors for them."""
+    try:
+        jit.machine()
+    except InputError as error:
+        warnings.warn(f"{error} Torch runs this one, and zeros save no time.", stacklevel=3)
+        return PlainNetwork(graph, images=images, threads=threads)
+    return CompiledNetwork(graph, images=images, threads=threads)
+
+
+class PlainNetwork(CompiledNetwork):
+    """A `CompiledNetwork` every step of which is torch's."""
+
+    def __init__(self, graph: Graph, *, images: int, threads: int) -> None:
+        nn.Module.__init__(self)
+        self.graph, self.images, self.threads, self.lock = graph, images, threads, threading.Lock()
+        self.inputs, self.outputs = graph.inputs(), graph.outputs
+        self.given, self.made = [None] * len(self.inputs), [None] * len(self.outputs)
+        self.steps = [_step(number, node) for number, node in graph.nodes.items() if node.kind != "input"]
+        self.segments = [*self.steps]
+        self.values, self.kept, self.size = {}, [], 0
+        self.weights = sum(t.numel() * t.element_size() for n in graph.nodes.values() for t in n.tensors.values())
+
+
+def _step(number: int, node: Node) -> Step:
+    function = fallback.resolve(node) if node.kind == "torch" else KINDS[node.kind](node)
+    low, high = node.numbers.get("low", -INFINITY), node.numbers.get("high", INFINITY)
+    bounded = node.kind != "torch" and (low > -INFINITY or high < INFINITY)
+
+    def run(objects: dict[int, Any], view: Any) -> None:
+        made = function([objects[i] for i in node.inputs])
+        objects[number] = made.clamp(low, high) if bounded else made
+
+    return Step(node.name, "torch", run=run)
+
+
+Operator = Callable[[Sequence[Tensor]], Tensor]
+
+
+def _conv(node: Node) -> Operator:
+    n, (weight, bias) = node.numbers, (node.tensors[k].float() for k in ("weight", "bias"))
+
+    def run(x: Sequence[Tensor]) -> Tensor:
+        made = F.conv2d(x[0], weight, bias, n["stride"], n["padding"], n["dilation"], n["groups"])
+        return made + x[1] if len(x) > 1 else made
+
+    return run
+
+
+def _linear(node: Node) -> Operator:
+    weight, bias = (node.tensors[k].float() for k in ("weight", "bias"))
+    return lambda x: F.linear(x[0], weight, bias)
+
+
+def _pool(node: Node) -> Operator:
+    n, pool = node.numbers, F.max_pool2d if node.numbers["of"] == "max" else F.avg_pool2d
+    return lambda x: pool(x[0], n["kernel"], n["stride"], n["padding"])
+
+
+def _pick(node: Node) -> Operator:
+    kept = [torch.tensor(k) for k in node.numbers["kept"]]
+
+    def run(x: Sequence[Tensor]) -> Tensor:
+        made = x[0]
+        for axis, index in enumerate(kept, 1):
+            shape = [-1 if i == axis else 1 for i in range(4)]
+            made = made.index_select(axis, index.clamp(min=0)) * (index >= 0).to(made.dtype).reshape(shape)
+        return made
+
+    return run
+
+
+KINDS: dict[str, Callable[[Node], Operator]] = {
+    "conv": _conv,
+    "linear": _linear,
+    "pool": _pool,
+    "pick": _pick,
+    "add": lambda node: lambda x: x[0] + x[1],
+    "mean": lambda node: lambda x: x[0].mean((2, 3), keepdim=len(node.shape) == 4),
+    "flatten": lambda node: lambda x: x[0].flatten(1),
+    "cat": lambda node: lambda x: torch.cat(list(x), 1),
+}
