@@ -103,7 +103,7 @@ def realised(model: nn.Module, batches: Iterable[Any]) -> Realised:
     ...     _ = gate.count.fill_(gate.outputs // 2)
     >>> said = realised(net, [x])
     >>> said.macs.shape, said.gates
-    (torch.Size([4]), 27648)
+    (torch.Size([4]), 29696)
     """
     model = unwrapped(model)
     placement, found = _of(model).placement, gates(model)
