@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from prunus.core.errors import InputError
 from prunus.runtime.emit import Emitter
+from prunus.runtime.layout import Layout
+from prunus.runtime.pack import Choice, Shape
 
 INPUT = np.dtype([("x", "<i4"), ("weight", "<i4")])  # bytes from a picture's start; from an output's first weight
 OUTPUT = np.dtype([("y", "<i4"), ("weight", "<i4"), ("bias", "<i4"), ("residual", "<i4")])  # all in bytes
@@ -127,9 +130,7 @@ def emit(k: DenseKernel) -> str:
         whole = e.b.sub(last_out, e.b.srem(many_out, e.const(k.together)))
 
         def strip(s: Any) -> None:
-            xs, ys, rs = (
-                e.offset(p, e.number(e.offset(strips, 4 * i), s, 12)) for i, p in enumerate((xj, yj, rj))
-            )
+            xs, ys, rs = (e.offset(p, e.number(e.offset(strips, 4 * i), s, 12)) for i, p in enumerate((xj, yj, rj)))
 
             def part(b: Any) -> None:
                 start = e.b.add(first_in, e.b.mul(b, block))
@@ -149,3 +150,121 @@ def emit(k: DenseKernel) -> str:
 
     e.loop(e.number(segments, e.thread), e.number(e.offset(segments, 4), e.thread), job)
     return str(e)
+
+
+def kernel(
+    x: Layout, y: Layout, residual: Layout | None, choice: Choice, shape: Shape, size: tuple[int, int]
+) -> DenseKernel:
+    """The kernel for a convolution with windows of `size`."""
+    tall, wide = ([i * d - p for i in range(n)] for n, d, p in zip(size, shape.dilation, shape.padding))
+    return DenseKernel(
+        lanes=x.lanes,
+        rows=choice.rows,
+        columns=choice.columns,
+        x_row=shape.stride * x.row,
+        x_step=shape.stride * 4 * x.lanes,
+        y_row=y.row,
+        taps=tuple(tuple(x.at(ky, kx) for kx in wide) for ky in tall),
+        together=choice.together,
+        residual=residual.row if residual else None,
+    )
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The lists of a call: `ins`, `outs`, `jobs` and the `segments` of threads, all int32."""
+
+    ins: np.ndarray
+    outs: np.ndarray
+    jobs: np.ndarray
+    segments: np.ndarray
+
+
+def tables(
+    weight: tuple[int, ...],
+    groups: int,
+    lists: Sequence[tuple[np.ndarray, np.ndarray]],
+    planes: tuple[int, int, int],
+    *,
+    compact: bool = False,
+    together: int = 1,
+    threads: int = 1,
+) -> Tables:
+    """The lists of a call, for (ins, outs) of every picture, ascending channels: `outs` are made of `ins`.
+
+    `weight`: the shape (C_out, C_in / groups, kh, kw); `planes`: bytes from channel to channel of input, output and
+    residual; `compact`: channels of input and output lie as they stand in the lists, one picture's after the other's,
+    not as in the layer.
+    """
+    c_out, c_in, kh, kw = weight
+    tap, edges = 4 * kh * kw, np.arange(groups + 1)
+    ins, outs = (np.concatenate(a) for a in zip(*lists))
+    of_x, of_y = (np.arange(len(ins)), np.arange(len(outs))) if compact else (ins, outs)
+    found_in, found_out = np.zeros((len(ins) + 1, 2), dtype=np.int32), np.zeros((len(outs) + 1, 4), dtype=np.int32)
+    found_in[:-1, 0], found_in[:-1, 1] = of_x * planes[0], ins % c_in * tap
+    found_out[:-1, 0], found_out[:-1, 1] = of_y * planes[1], outs * (c_in * tap)
+    found_out[:-1, 2], found_out[:-1, 3] = outs * 4, of_y * planes[2]
+    spans, start_in, start_out = [], 0, 0
+    for i, o in lists:
+        of_in = np.array([0, len(i)]) if groups == 1 else np.searchsorted(i, edges * c_in)
+        of_out = np.array([0, len(o)]) if groups == 1 else np.searchsorted(o, edges * (c_out // groups))
+        of_in, of_out = of_in + start_in, of_out + start_out
+        spans.append(np.stack([of_in[:-1], of_in[1:], of_out[:-1], of_out[1:]], axis=1))
+        start_in, start_out = start_in + len(i), start_out + len(o)
+    whole = np.concatenate(spans)
+    return Tables(found_in, found_out, *shares(whole[whole[:, 3] > whole[:, 2]], together, threads))
+
+
+def shares(spans: np.ndarray, together: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Jobs (n, 8) and where those of every thread begin: whole spans, or parts of each where they are few."""
+    if threads > 1 and len(spans) < 4 * threads:
+        many = -(-(spans[:, 3] - spans[:, 2]) // together)
+        cuts = (many[None] * np.arange(threads + 1)[:, None] // threads) * together
+        cuts = np.minimum(spans[:, 2] + cuts, spans[:, 3])
+        parts = np.repeat(spans[None], threads, axis=0)
+        parts[:, :, 2], parts[:, :, 3] = cuts[:-1], cuts[1:]
+        segments = np.arange(threads + 1) * len(spans)
+        spans = parts.reshape(-1, 4)
+    else:
+        segments = len(spans) * np.arange(threads + 1) // threads
+    jobs = np.zeros((len(spans) + 1, 8), dtype=np.int32)
+    jobs[:-1, :4] = spans
+    return jobs, segments.astype(np.int32)
+
+
+def check_bounds(
+    t: Tables, strips: np.ndarray, k: DenseKernel, weights: int, sizes: tuple[int, int, int | None]
+) -> None:
+    """Proves that a kernel stays within `weights` bytes of weights and buffers of `sizes` (input, output, residual).
+
+    Raises `InputError` with what would be touched.
+    """
+    vector = 4 * k.lanes
+    flat = [tap for row in k.taps for tap in row]
+    reach = [
+        (k.rows - 1) * row + (k.columns - 1) * step + vector
+        for row, step in ((k.x_row, k.x_step), (k.y_row, vector), (k.residual or 0, vector))
+    ]
+    jobs, ins, outs = t.jobs[:-1], t.ins[:-1], t.outs[:-1]
+    spans = [
+        ("input", ins[:, 0], strips[:, 0], jobs[:, 4], (min(flat), max(flat) + reach[0]), sizes[0]),
+        ("output", outs[:, 0], strips[:, 1], jobs[:, 5], (0, reach[1]), sizes[1]),
+        ("weights", outs[:, 1], ins[:, 1], np.zeros(1), (0, 4 * len(flat)), weights),
+    ]
+    if k.residual is not None:
+        spans.append(("residual", outs[:, 3], strips[:, 2], jobs[:, 6], (0, reach[2]), sizes[2] or 0))
+    for what, a, b, c, (before, after), size in spans:
+        if not (a.size and b.size and c.size):
+            continue
+        least, most = (
+            int(a.min()) + int(b.min()) + int(c.min()) + before,
+            int(a.max()) + int(b.max()) + int(c.max()) + after,
+        )
+        if least < 0 or most > size:
+            raise InputError(
+                f"the kernel {k} would touch bytes {least} to {most} of its {what}, which has {size}. This is a fault "
+                "of prunus: please report the layer."
+            )
+    ends = (jobs[:, 0:2], len(ins)), (jobs[:, 2:4], len(outs))
+    if any((span < 0).any() or (span > many).any() for span, many in ends):
+        raise InputError(f"a job of the kernel {k} leaves its lists. This is a fault of prunus: please report it.")

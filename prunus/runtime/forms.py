@@ -176,13 +176,9 @@ class Forms:
     ) -> None:
         """Float by float: ``target[c, targets[i]] = source[planes[c], sources[i]]``, the fill where that is -1."""
         planes = (np.arange(value.channels) if planes is None else planes).astype(np.int32)
+        text, table, many = kernels.copying(self.lanes, sources, targets)
         rest = [planes, len(planes), source_plane, target_plane, fill]
-        if targets is None and self.lanes == 16:
-            text, table, many = kernels.emit_gather(self.lanes), sources, len(sources) // self.lanes
-        else:
-            places = np.arange(len(sources)) if targets is None else targets
-            text, table, many = kernels.emit_copy(self.lanes), np.stack([places, sources], axis=1), len(sources)
-        self.step(value.node.name, "layout", text, [source, target, table.astype(np.int32), many, *rest])
+        self.step(value.node.name, "layout", text, [source, target, table, many, *rest])
 
     def move(
         self, value: Value, source: Buffer, known: Layout, target: Buffer | At, layout: Layout, fill: float = 0.0
