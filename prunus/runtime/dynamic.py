@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import InputError
-from prunus.runtime import channels, jit, kernels, memory, pack
+from prunus.runtime import channels, jit, kernels, memory, pack, transpose
 from prunus.runtime.choose import dense
 from prunus.runtime.layout import FLOAT, Layout, pixels, places
 from prunus.runtime.walk import Workers
@@ -79,13 +79,18 @@ class DynamicConv2d:
         self.at_once = max(1, HELD // picture)
         self.held_x = memory.buffer(self.at_once * conv.in_channels * self.x.plane)
         self.held_y = memory.buffer(self.at_once * conv.out_channels * self.y.plane)
-        tabled = [
-            kernels.copying(here.lanes, pixels(self.x).reshape(-1), None),
-            kernels.copying(here.lanes, places(self.y), None),
-        ]
-        self.copies = [(jit.address(text), memory.aligned(table), many) for text, table, many in tabled]
+        self.copies = [self._copy(self.x, back=False), self._copy(self.y, back=True)]
         self.address = jit.address(channels.emit(self.kernel))
         self.update()
+
+    def _copy(self, layout: Layout, *, back: bool) -> tuple[int, np.ndarray, int]:
+        """The kernel between a picture and its tiles, its table and the table's length."""
+        if transpose.pays(layout, back=back):
+            table, width = transpose.blocks(layout, pixels(layout), back=back)
+            return jit.address(transpose.emit_tiles(layout.lanes, width, back=back)), memory.aligned(table), len(table)
+        sources = places(layout) if back else pixels(layout).reshape(-1)
+        text, table, many = kernels.copying(layout.lanes, sources, None)
+        return jit.address(text), memory.aligned(table), many
 
     def update(self) -> None:
         """Copies the layer's weights and bias again, after they changed."""

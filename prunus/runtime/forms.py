@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import kernels, pack
+from prunus.runtime import kernels, pack, transpose
 from prunus.runtime.graph import INFINITY, Graph, Node
 from prunus.runtime.layout import FLOAT, Layout, pixels, places, remap
 from prunus.runtime.memory import ALIGN
@@ -143,7 +143,10 @@ class Forms:
         made = self.buffer(-(-value.channels // ROUND) * ROUND * layout.plane)
         if before is None:
             table = rows_of(pixels(layout), value)
-            self.copy(value, source, made, table.reshape(-1), None, value.area * FLOAT, layout.plane, fill)
+            if fill == 0 and transpose.pays(layout):
+                self.transpose(value, source, made, layout, table)
+            else:
+                self.copy(value, source, made, table.reshape(-1), None, value.area * FLOAT, layout.plane, fill)
         else:
             self.move(value, source, before, made, layout, fill)
         value.forms[layout, fill] = made
@@ -157,8 +160,12 @@ class Forms:
         (layout, _), source = next(iter(value.forms.items()))
         assert layout is not None
         made = self.buffer(self.images * value.row * FLOAT)
-        target = rows_of(np.arange(self.images * value.area), value)
-        self.copy(value, source, made, places(layout), target, layout.plane, value.area * FLOAT)
+        if transpose.pays(layout, back=True):
+            table = rows_of(pixels(layout), value)
+            self.transpose(value, source, made, layout, table, back=True)
+        else:
+            target = rows_of(np.arange(self.images * value.area), value)
+            self.copy(value, source, made, places(layout), target, layout.plane, value.area * FLOAT)
         value.forms[None, 0.0] = made
         return made
 
@@ -179,6 +186,16 @@ class Forms:
         text, table, many = kernels.copying(self.lanes, sources, targets)
         rest = [planes, len(planes), source_plane, target_plane, fill]
         self.step(value.node.name, "layout", text, [source, target, table, many, *rest])
+
+    def transpose(
+        self, value: Value, source: Buffer, target: Buffer, layout: Layout, table: np.ndarray, *, back: bool = False
+    ) -> None:
+        """Between rows and tiles, by whole vectors."""
+        work, width = transpose.blocks(layout, table, back=back)
+        planes = np.arange(value.channels).astype(np.int32)
+        areas = [value.area * FLOAT, layout.plane][:: -1 if back else 1]
+        text = transpose.emit_tiles(self.lanes, width, back=back)
+        self.step(value.node.name, "layout", text, [source, target, work, len(work), planes, len(planes), *areas, 0.0])
 
     def move(
         self, value: Value, source: Buffer, known: Layout, target: Buffer | At, layout: Layout, fill: float = 0.0
