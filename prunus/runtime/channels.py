@@ -153,10 +153,10 @@ def emit(k: DenseKernel) -> str:
 
 
 def kernel(
-    x: Layout, y: Layout, residual: Layout | None, choice: Choice, shape: Shape, size: tuple[int, int]
+    x: Layout, y: Layout, residual: Layout | None, choice: Choice, shape: Shape, weight: tuple[int, ...]
 ) -> DenseKernel:
-    """The kernel for a convolution with windows of `size`."""
-    tall, wide = ([i * d - p for i in range(n)] for n, d, p in zip(size, shape.dilation, shape.padding))
+    """The kernel for a convolution with weights of shape (C_out, C_in / groups, kh, kw)."""
+    tall, wide = ([i * d - p for i in range(n)] for n, d, p in zip(weight[2:], shape.dilation, shape.padding))
     return DenseKernel(
         lanes=x.lanes,
         rows=choice.rows,
@@ -200,10 +200,10 @@ def tables(
     tap, edges = 4 * kh * kw, np.arange(groups + 1)
     ins, outs = (np.concatenate(a) for a in zip(*lists))
     of_x, of_y = (np.arange(len(ins)), np.arange(len(outs))) if compact else (ins, outs)
-    found_in, found_out = np.zeros((len(ins) + 1, 2), dtype=np.int32), np.zeros((len(outs) + 1, 4), dtype=np.int32)
-    found_in[:-1, 0], found_in[:-1, 1] = of_x * planes[0], ins % c_in * tap
-    found_out[:-1, 0], found_out[:-1, 1] = of_y * planes[1], outs * (c_in * tap)
-    found_out[:-1, 2], found_out[:-1, 3] = outs * 4, of_y * planes[2]
+    found_in, found_out = np.zeros((len(ins), 2), dtype=np.int32), np.zeros((len(outs), 4), dtype=np.int32)
+    found_in[:, 0], found_in[:, 1] = of_x * planes[0], ins % c_in * tap
+    found_out[:, 0], found_out[:, 1] = of_y * planes[1], outs * (c_in * tap)
+    found_out[:, 2], found_out[:, 3] = outs * 4, of_y * planes[2]
     spans, start_in, start_out = [], 0, 0
     for i, o in lists:
         of_in = np.array([0, len(i)]) if groups == 1 else np.searchsorted(i, edges * c_in)
@@ -227,8 +227,8 @@ def shares(spans: np.ndarray, together: int, threads: int) -> tuple[np.ndarray, 
         spans = parts.reshape(-1, 4)
     else:
         segments = len(spans) * np.arange(threads + 1) // threads
-    jobs = np.zeros((len(spans) + 1, 8), dtype=np.int32)
-    jobs[:-1, :4] = spans
+    jobs = np.zeros((len(spans), 8), dtype=np.int32)
+    jobs[:, :4] = spans
     return jobs, segments.astype(np.int32)
 
 
@@ -245,7 +245,7 @@ def check_bounds(
         (k.rows - 1) * row + (k.columns - 1) * step + vector
         for row, step in ((k.x_row, k.x_step), (k.y_row, vector), (k.residual or 0, vector))
     ]
-    jobs, ins, outs = t.jobs[:-1], t.ins[:-1], t.outs[:-1]
+    jobs, ins, outs = t.jobs, t.ins, t.outs
     spans = [
         ("input", ins[:, 0], strips[:, 0], jobs[:, 4], (min(flat), max(flat) + reach[0]), sizes[0]),
         ("output", outs[:, 0], strips[:, 1], jobs[:, 5], (0, reach[1]), sizes[1]),

@@ -76,11 +76,11 @@ def dense(
     found, taps = [], kernel[0] * kernel[1]
     per_in, per_out = c_in // shape.groups, c_out // shape.groups
     height, width = y.tile
-    for together in range(1, min(per_out, 6) + 1):
+    for together in range(1, min(per_out, max(TOGETHER)) + 1):
         for rows in range(1, min(height, 7) + 1):
             for columns in range(1, min(width, 14) + 1):
                 size = rows * columns
-                if size * together + together + 1 > registers or size * together > registers - 4:
+                if size * together > registers - 4:
                     continue
                 strips = -(-height // rows) * -(-width // columns)
                 seen = _seen(rows, kernel[0], shape, 0) * _seen(columns, kernel[1], shape, 1)

@@ -72,15 +72,15 @@ class DynamicConv2d:
         flat = window == (1, 1) and shape.stride == 1 and not self.x.halo
         fx, fy = (pack.flat(self.x), pack.flat(self.y)) if flat else (self.x, self.y)
         self.choice = dense(window, shape, conv.in_channels, conv.out_channels, fy, here.registers)[0][1]
-        self.kernel = channels.kernel(fx, fy, None, self.choice, shape, window)
+        self.kernel = channels.kernel(fx, fy, None, self.choice, shape, tuple(conv.weight.shape))
         strips = pack.strips(fx, fy, None, self.choice, shape)
         self.strips, self.n_strips = memory.aligned(strips), len(strips)
         picture = conv.in_channels * self.x.plane + conv.out_channels * self.y.plane
         self.at_once = max(1, HELD // picture)
         self.held_x = memory.buffer(self.at_once * conv.in_channels * self.x.plane)
         self.held_y = memory.buffer(self.at_once * conv.out_channels * self.y.plane)
-        self.copies = [self._copy(self.x, back=False), self._copy(self.y, back=True)]
         self.address = jit.address(channels.emit(self.kernel))
+        self._prepare()
         self.update()
 
     def _copy(self, layout: Layout, *, back: bool) -> tuple[int, np.ndarray, int]:
@@ -92,13 +92,35 @@ class DynamicConv2d:
         text, table, many = kernels.copying(layout.lanes, sources, None)
         return jit.address(text), memory.aligned(table), many
 
+    def _prepare(self) -> None:
+        """The kernels' arguments: lists and pictures are put into them by every call."""
+        conv, many, threads = self.conv, self.at_once, self.workers.threads
+        self.weights = memory.aligned(np.zeros(conv.weight.numel(), dtype=np.float32))
+        self.bias = memory.aligned(np.zeros(conv.out_channels, dtype=np.float32))
+        of_in, of_out, jobs = many * conv.in_channels, many * conv.out_channels, many * conv.groups * max(1, threads)
+        sizes = of_in, of_out, 2 * of_in, 4 * of_out, 8 * jobs, threads + 1
+        self.lists = [memory.aligned(np.zeros(size, dtype=np.int32)).view(np.int32) for size in sizes]
+        area_in, area_out = (s.height * s.width * FLOAT for s in (self.x, self.y))
+        (into, *of_into), (out_of, *of_out_of) = self._copy(self.x, back=False), self._copy(self.y, back=True)
+        held = [self.held_x, self.held_y, 0, self.bias, self.weights, *self.lists[2:], self.strips, self.n_strips]
+        values = [
+            [0, self.held_x, *of_into, self.lists[0], 0, area_in, self.x.plane, 0.0],
+            [*held, self.low, self.high, self.choice.channels],
+            [self.held_y, 0, *of_out_of, self.lists[1], 0, self.y.plane, area_out, 0.0],
+        ]
+        self.kept: list[Any] = [of_into, of_out_of]
+        slots = [memory.slots(v) for v in values]
+        self.arguments = [s.view(np.int64) for s in slots]
+        self.table, held_table = self.workers.table(list(zip((into, self.address, out_of), slots)))
+        self.kept += [held_table, slots]
+
     def update(self) -> None:
         """Copies the layer's weights and bias again, after they changed."""
         weight, bias = self.conv.weight.detach(), self.conv.bias
-        self.weights = memory.aligned(weight.float().contiguous().numpy())
-        self.bias = memory.aligned(
-            np.zeros(len(weight), dtype=np.float32) if bias is None else bias.detach().float().numpy()
-        )
+        with self.lock:
+            self.weights.view(np.float32)[: weight.numel()] = weight.float().numpy().reshape(-1)
+            if bias is not None:
+                self.bias.view(np.float32)[: len(bias)] = bias.detach().float().numpy()
 
     def __call__(self, x: Tensor, active_in: Any, active_out: Any, *, compact: bool = False) -> Any:
         """The convolution of some channels.
@@ -186,21 +208,16 @@ class DynamicConv2d:
             together=self.choice.together,
             threads=self.workers.threads,
         )
-        of_in = np.concatenate([(np.arange(len(i)) if gathered else i) + k * x.shape[1] for k, i in enumerate(ins)])
-        of_out, first = np.full(sum(width), -1), 0
-        at = np.concatenate([[0], np.cumsum(width)])
-        for k, o in enumerate(outs):
-            of_out[at[k] + (np.arange(len(o)) if compact else o)] = first + np.arange(len(o))
-            first += len(o)
-        held = [memory.aligned(a) for a in (made.ins, made.outs, made.jobs, made.segments)]
-        lists = [memory.aligned(a.astype(np.int32)) for a in (of_in, of_out)]
-        here, there = self.copies
-        area_in, area_out = (s.height * s.width * FLOAT for s in (self.x, self.y))
-        steps = [
-            (here[0], [x.data_ptr(), self.held_x, *here[1:], lists[0], len(of_in), area_in, self.x.plane, 0.0]),
-            (self.address, [self.held_x, self.held_y, 0, self.bias, self.weights, *held, self.strips, self.n_strips,
-                         self.low, self.high, self.choice.channels]),
-            (there[0], [self.held_y, y.data_ptr(), *there[1:], lists[1], len(of_out), self.y.plane, area_out, 0.0]),
-        ]  # fmt: skip
-        arguments, table = self.workers.table([(kernel, memory.slots(values)) for kernel, values in steps])
-        self.workers.run(arguments)
+        stride, plane = x.shape[1], np.arange(sum(width))
+        of_in = np.concatenate([(np.arange(len(i)) if gathered else i) + k * stride for k, i in enumerate(ins)])
+        of_out = plane if compact else np.full(len(plane), -1)
+        if not compact:
+            at = np.concatenate([o + k * conv.out_channels for k, o in enumerate(outs)])
+            of_out[at] = np.arange(len(at))
+        values = (of_in, of_out, made.ins, made.outs, made.jobs, made.segments)
+        for target, value in zip(self.lists, values):
+            target[: value.size] = value.reshape(-1)
+        into, kernel, out_of = self.arguments
+        into[0], into[5] = x.data_ptr(), len(of_in)
+        out_of[1], out_of[5] = y.data_ptr(), len(of_out)
+        self.workers.run(self.table)
