@@ -69,6 +69,36 @@ def candidates(
     return found
 
 
+def dense(
+    kernel: tuple[int, int], shape: Shape, c_in: int, c_out: int, y: Layout, registers: int
+) -> list[tuple[float, Choice]]:
+    """(cycles, choice) of the dense kernel, the cheapest first."""
+    found, taps = [], kernel[0] * kernel[1]
+    per_in, per_out = c_in // shape.groups, c_out // shape.groups
+    height, width = y.tile
+    for together in range(1, min(per_out, max(TOGETHER)) + 1):
+        for rows in range(1, min(height, 7) + 1):
+            for columns in range(1, min(width, 14) + 1):
+                size = rows * columns
+                if size * together > registers - 4:
+                    continue
+                strips = -(-height // rows) * -(-width // columns)
+                seen = _seen(rows, kernel[0], shape, 0) * _seen(columns, kernel[1], shape, 1)
+                channels = max(1, min(per_in, FIRST_CACHE // (seen * 4 * y.lanes)))
+                blocks = -(-per_in // channels)
+
+                def group(k: int, size: int = size, blocks: int = blocks) -> float:
+                    each = max(k * size, size + k / 2 + 1, LATENCY)
+                    return per_in * (taps * each + 3) + blocks * (RECORD + SPILL * k * size)
+
+                cycles = per_out // together * group(together) + per_out % together * group(1)
+                # rows of a strip come from more places than columns do: of equals, the longer
+                cycles *= strips * shape.groups * (1 + 0.005 * rows)
+                found.append((cycles, Choice(rows, columns, -(-per_in // blocks), together, 1, True)))
+    found.sort(key=lambda pair: pair[0])
+    return found
+
+
 def best(weight: np.ndarray, shape: Shape, y: Layout, registers: int) -> list[tuple[float, Choice]]:
     """`candidates` for a layer's weights (C_out, C_in / groups, kh, kw)."""
     c_out, c_in, kh, kw = weight.shape
