@@ -18,6 +18,7 @@ import os
 import tempfile
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import nn
 import prunus
 from prunus.data import load
 from prunus.data.order import stratified
-from prunus.dynamic import dynamic_, realised
+from prunus.dynamic import dynamic_, realised, warm_start_
 from prunus.measure.counting import macs
 from prunus.train import evaluate, fit
 from prunus.zoo import build
@@ -93,6 +94,8 @@ def run(asked: argparse.Namespace, trial: str, keep: float) -> None:
         if trial in METHODS:
             options = METHODS[trial] | {"keep": keep}
             dynamic_(net, x, trial, **options)
+            if trial != "channel-gating":
+                warm_start_(net, [b for b, _ in islice(data.train.batches(128, preprocess, train=True), 8)])
             fit(net, data, **tuned, periods=asked.periods)
             facts = {"options": options, "periods": asked.periods}
         elif trial in STATIC:

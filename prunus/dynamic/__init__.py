@@ -7,6 +7,7 @@ from prunus.dynamic.network import Dynamic, dynamic_, dynamic_of, gate_parameter
 from prunus.dynamic.places import Place, Placement, placement
 from prunus.dynamic.realised import Realised, realised
 from prunus.dynamic.training import GateTraining
+from prunus.dynamic.warm import warm_start_
 
 __all__ = [
     "Dynamic",
@@ -26,5 +27,6 @@ __all__ = [
     "placement",
     "realised",
     "static_",
+    "warm_start_",
     "watched",
 ]

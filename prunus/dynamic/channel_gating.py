@@ -20,6 +20,8 @@ class BinaryGate(Gate):
     Backward goes through the sigmoid of the same number (the straight-through Gumbel estimate).
     """
 
+    scales = False
+
     def __init__(self, inputs: int, outputs: int, floor: int = 1, bias: float = 3.0) -> None:
         super().__init__(inputs, outputs, floor)
         self.reduce = nn.Linear(inputs, HIDDEN)

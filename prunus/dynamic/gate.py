@@ -42,6 +42,7 @@ class Gate(nn.Module):
     """
 
     macs: int  # multiply-adds of one saliency
+    scales = True  # whether a channel that is on is multiplied by its saliency
 
     def __init__(self, inputs: int, outputs: int, floor: int = 1) -> None:
         super().__init__()

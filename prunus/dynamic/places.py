@@ -22,6 +22,7 @@ MIXING = ("convolution", "mm", "addmm", "bmm", "baddbmm")
 POOLS = ("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "relu")
 PASSING = ("clone", "dropout", "contiguous", "detach", "alias")
 Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORM_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
