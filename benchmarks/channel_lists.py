@@ -12,7 +12,9 @@ import argparse
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +28,26 @@ LAYERS = [(64, 64, 56, 3), (128, 128, 28, 3), (256, 256, 14, 3), (512, 512, 7, 3
 LAYERS += [(16, 16, 32, 3), (64, 64, 8, 3)]
 
 
+def measure(c_in: int, c_out: int, size: int, k: int, fractions: list[float], seconds: float) -> dict[str, Any]:
+    """Milliseconds of a layer in the other runtimes, compiled, and by lists; ratios to the faster of the others."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(c_in, c_out, k, padding=k // 2).eval(), torch.randn(1, c_in, size, size)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layer.onnx"
+        to_onnx(conv, x, path, verify=False)
+        runner, vino = session(path, threads=1), openvino(path, x.numpy(), 1)
+    feed = {runner.get_inputs()[0].name: x.numpy()}
+    run, whole = DynamicConv2d(conv, x), compile(conv, x)
+    calls = {"onnxruntime": lambda: runner.run(None, feed), "openvino": vino, "compiled, dense": lambda: whole(x)}
+    for f in fractions:
+        lists = [torch.randperm(c)[: int(f * c)].sort().values for c in (c_in, c_out)]
+        calls[f"lists {f:g}"] = partial(run, x, *lists)
+    ms = in_turns(calls, seconds, time.process_time)
+    best = min(ms["onnxruntime"], ms["openvino"])
+    ratios = {name: best / t for name, t in ms.items() if name not in ("onnxruntime", "openvino")}
+    return {"layer": [c_in, c_out, size, k], "ms": ms, "best": best, "ratio": ratios}
+
+
 def main() -> None:
     """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,25 +55,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--out", type=Path)
     args, rows = parser.parse_args(), []
-    for c_in, c_out, size, k in LAYERS:
-        torch.manual_seed(0)
-        conv, x = nn.Conv2d(c_in, c_out, k, padding=k // 2).eval(), torch.randn(1, c_in, size, size)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "layer.onnx"
-            to_onnx(conv, x, path, verify=False)
-            runner, vino = session(path, threads=1), openvino(path, x.numpy(), 1)
-        feed = {runner.get_inputs()[0].name: x.numpy()}
-        run, whole = DynamicConv2d(conv, x), compile(conv, x)
-        calls = {"onnxruntime": lambda: runner.run(None, feed), "openvino": vino, "compiled, dense": lambda: whole(x)}
-        for f in args.fractions:
-            lists = [torch.randperm(c)[: int(f * c)].sort().values for c in (c_in, c_out)]
-            calls[f"lists {f:g}"] = lambda lists=lists: run(x, *lists)
-        times = in_turns(calls, args.seconds, time.process_time)
-        best = min(times["onnxruntime"], times["openvino"])
-        row = {"layer": [c_in, c_out, size, k], "ms": times}
-        row["ratio"] = {name: best / t for name, t in times.items() if name not in ("onnxruntime", "openvino")}
+    for layer in LAYERS:
+        row = measure(*layer, args.fractions, args.seconds)
         rows.append(row)
-        print(row["layer"], f"best {best:.3f} ms", {n: round(r, 2) for n, r in row["ratio"].items()}, flush=True)
+        ratios = {name: round(ratio, 2) for name, ratio in row["ratio"].items()}
+        print(row["layer"], f"best {row['best']:.3f} ms", ratios, flush=True)
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1))
 

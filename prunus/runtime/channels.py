@@ -197,22 +197,25 @@ def tables(
     not as in the layer.
     """
     c_out, c_in, kh, kw = weight
-    tap, edges = 4 * kh * kw, np.arange(groups + 1)
-    ins, outs = (np.concatenate(a) for a in zip(*lists))
+    tap = 4 * kh * kw
+    ins, outs = lists[0] if len(lists) == 1 else (np.concatenate(a) for a in zip(*lists))
     of_x, of_y = (np.arange(len(ins)), np.arange(len(outs))) if compact else (ins, outs)
-    found_in, found_out = np.zeros((len(ins), 2), dtype=np.int32), np.zeros((len(outs), 4), dtype=np.int32)
+    found_in, found_out = np.empty((len(ins), 2), dtype=np.int32), np.empty((len(outs), 4), dtype=np.int32)
     found_in[:, 0], found_in[:, 1] = of_x * planes[0], ins % c_in * tap
     found_out[:, 0], found_out[:, 1] = of_y * planes[1], outs * (c_in * tap)
     found_out[:, 2], found_out[:, 3] = outs * 4, of_y * planes[2]
     spans, start_in, start_out = [], 0, 0
     for i, o in lists:
-        of_in = np.array([0, len(i)]) if groups == 1 else np.searchsorted(i, edges * c_in)
-        of_out = np.array([0, len(o)]) if groups == 1 else np.searchsorted(o, edges * (c_out // groups))
-        of_in, of_out = of_in + start_in, of_out + start_out
-        spans.append(np.stack([of_in[:-1], of_in[1:], of_out[:-1], of_out[1:]], axis=1))
+        if groups == 1:
+            spans.append([[start_in, start_in + len(i), start_out, start_out + len(o)]])
+        else:
+            edges = np.arange(groups + 1)
+            of_in = start_in + np.searchsorted(i, edges * c_in)
+            of_out = start_out + np.searchsorted(o, edges * (c_out // groups))
+            spans.append(np.stack([of_in[:-1], of_in[1:], of_out[:-1], of_out[1:]], axis=1).tolist())
         start_in, start_out = start_in + len(i), start_out + len(o)
-    whole = np.concatenate(spans)
-    return Tables(found_in, found_out, *shares(whole[whole[:, 3] > whole[:, 2]], together, threads))
+    whole = np.array([span for picture in spans for span in picture if span[3] > span[2]]).reshape(-1, 4)
+    return Tables(found_in, found_out, *shares(whole, together, threads))
 
 
 def shares(spans: np.ndarray, together: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
