@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--periods", type=int, default=40)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--set", type=json.loads, default={}, help='options of the method, e.g. {"similarity": 0.1}')
     parser.add_argument("--models", type=Path)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path)
@@ -79,8 +80,9 @@ def run(asked: argparse.Namespace, trial: str, keep: float) -> None:
     """One trial, unless its line is there."""
     key = {"model": asked.model, "trial": trial, "keep": None if trial == "none" else keep}
     key |= {"images": asked.images, "epochs": asked.epochs, "lr": asked.lr}
+    key |= {"set": asked.set} if trial in METHODS and asked.set else {}
     rows = read(asked.out)
-    if any(all(row.get(k) == v for k, v in key.items()) for row in rows):
+    if any(all(row.get(k) == v for k, v in ({"set": None} | key).items()) for row in rows):
         return
     torch.manual_seed(0)
     origin = build(f"prunus:{asked.model}", weights=SHARED / f"models/cifar10/{asked.model}.safetensors")
@@ -92,7 +94,7 @@ def run(asked: argparse.Namespace, trial: str, keep: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tuned = {**common, "epochs": asked.epochs, "lr": asked.lr, "stage": "finetune", "folder": folder}
         if trial in METHODS:
-            options = METHODS[trial] | {"keep": keep}
+            options = METHODS[trial] | {"keep": keep} | asked.set
             dynamic_(net, x, trial, **options)
             if trial != "channel-gating":
                 warm_start_(net, [b for b, _ in islice(data.train.batches(128, preprocess, train=True), 8)])
