@@ -6,7 +6,7 @@
 
 Masks a trained network in one shot, the kept weights solved again from images of the training part, and (--epochs)
 trains it on with its zeros held; every network goes to a file in the folder, and its accuracy on the test part to
-`accuracy.jsonl` there.  Goes on where it stopped, inside the training too.  --time measures the files in the engine, and
+`accuracy.jsonl` there.  Goes on where it stopped, inside the training too.  --time measures the files in the engine and
 the dense network in ONNX Runtime and OpenVINO: see `runtime.py`.  EfficientNet-Lite0 is masked in its 1x1 convolutions;
 its sample of ImageNet has even rows to calibrate on and odd rows to test.  Needs the folder named by PRUNUS_SHARED
 (default ../shared).

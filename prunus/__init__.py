@@ -37,6 +37,7 @@ from prunus.core import (
 )
 from prunus.criteria import criterion, score
 from prunus.depth import drop_blocks_
+from prunus.dynamic import network as _network  # noqa: F401  (files with gates are read)
 from prunus.integrations import pretrained as _pretrained  # noqa: F401  (transformers loads what was cut)
 from prunus.masks import mask_, tensors
 from prunus.observe import collect
@@ -60,8 +61,8 @@ from prunus.tracing.blocks import blocks
 from prunus.version import __version__
 
 _ROOMS = (
-    "bases", "data", "export", "integrations", "masks", "measure", "recipes", "recovery", "regularizers", "report",
-    "schedules", "train", "zoo",
+    "bases", "data", "dynamic", "export", "integrations", "masks", "measure", "recipes", "recovery", "regularizers",
+    "report", "schedules", "train", "zoo",
 )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ BELOW = {
     "recovery": {"core", "observe", "measure"},
     "masks": {"core", "observe", "criteria", "allocators", "schedules", "recovery"},
     "runtime": {"core"},
+    "dynamic": {"core", "tracing", "surgery", "runtime"},
     "export": {"core", "runtime"},
     "data": {"core"},
     "bases": {"core", "masks"},

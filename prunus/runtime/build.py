@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 
-from prunus.runtime import fallback, kernels, matrices, pack
+from prunus.runtime import channels, fallback, kernels, matrices, pack
 from prunus.runtime.choose import best
 from prunus.runtime.convolution import emit
 from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, shape_of
@@ -64,28 +65,40 @@ class Builder(Forms):
         pointwise = weight.shape[2:] == (1, 1) and shape.stride == 1 and shape.padding == (0, 0)
         if pointwise and not (x.halo or y.halo or (r is not None and r.halo)):
             fx, fy, fr = pack.flat(x), pack.flat(y), pack.flat(r) if r is not None else None
-        choice = self.choose(node, weight, shape, fx, fy, fr)
-        lists = pack.pack(weight, shape, fx, choice, self.threads)
-        table, k = (
-            pack.strips(fx, fy, fr, choice, shape),
-            pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE),
-        )
-        pack.check_bounds(lists, table, k, (source.size, target.size, residual.size if residual else None))
+        choice = self.choose(node, weight, shape, fy)
+        table = pack.strips(fx, fy, fr, choice, shape)
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
-        low, high = float(node.numbers.get("low", -INFINITY)), float(node.numbers.get("high", INFINITY))
-        data = [bias, lists.entries, lists.records, lists.segments, table, len(table), lists.blocks, low, high]
-        kind = "dense" if choice.together == ROUND else "sparse"
-        self.step(node.name, kind, emit(k), [source, target, residual or 0, *data])
+        bounds = [float(node.numbers.get("low", -INFINITY)), float(node.numbers.get("high", INFINITY))]
+        sizes = (source.size, target.size, residual.size if residual else None)
+        held = [source, target, residual or 0, bias]
+        if choice.dense:
+            all_in = (
+                np.flatnonzero((weight != 0).any((0, 2, 3)))
+                if shape.groups == 1
+                else np.arange(weight.shape[1] * shape.groups)
+            )
+            planes = fx.plane, fy.plane, fr.plane if fr is not None else 0
+            lists = [(all_in, np.arange(len(weight)))]
+            dense = channels.kernel(fx, fy, fr, choice, shape, weight.shape)
+            tables = channels.tables(
+                weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
+            )
+            channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
+            rest = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
+            self.step(node.name, "dense", channels.emit(dense), [*held, weight, *rest])
+        else:
+            packed = pack.pack(weight, shape, fx, choice, self.threads)
+            sparse = pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE)
+            pack.check_bounds(packed, table, sparse, sizes)
+            rest = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
+            self.step(node.name, "sparse", emit(sparse), [*held, *rest])
         self.finish(number, y)
 
-    def choose(
-        self, node: Node, weight: np.ndarray, shape: pack.Shape, x: Layout, y: Layout, r: Layout | None
-    ) -> pack.Choice:
+    def choose(self, node: Node, weight: np.ndarray, shape: pack.Shape, y: Layout) -> pack.Choice:
         """How a layer is run: as noted in the node, else by the model of the inner loop, and noted."""
         if "choice" not in node.numbers:
-            choice = best(weight, shape, y, self.registers)[0][1]
-            node.numbers["choice"] = [choice.rows, choice.columns, choice.channels, choice.together, choice.unroll]
+            node.numbers["choice"] = list(astuple(best(weight, shape, y, self.registers)[0][1]))
         return pack.Choice(*node.numbers["choice"])
 
     def do_pool(self, number: int, value: Value) -> None:

@@ -11,6 +11,8 @@ FIRST_CACHE = 28 * 1024  # bytes of input that a strip may run over again and ag
 LATENCY = 4  # of a multiply-add, and so the sums that have to be under way
 RECORD = 20.0  # cycles to begin and end a list, a mispredicted branch among them
 SPILL = 1.6  # cycles to load and store a vector of a sum that goes on in the next block
+LISTED = 1.2  # a loop over a list of places, by one over channels: measured
+AGAIN = 3.0  # the same for a dense layer, whose sums are too many for the first cache
 TOGETHER = (1, 2, 4)
 
 
@@ -64,14 +66,46 @@ def candidates(
                     cycles = many * each * slow
                     cycles += lists * touched * (RECORD + SPILL * size * together)
                     cycles += lists * touched * (unroll - 1) / 2 * each
-                    found.append((cycles * strips, Choice(rows, columns, channels, together, unroll)))
+                    found.append((cycles * strips * LISTED, Choice(rows, columns, channels, together, unroll)))
+    found.sort(key=lambda pair: pair[0])
+    return found
+
+
+def dense(
+    kernel: tuple[int, int], shape: Shape, c_in: int, c_out: int, y: Layout, registers: int
+) -> list[tuple[float, Choice]]:
+    """(cycles, choice) of the dense kernel, the cheapest first."""
+    found, taps = [], kernel[0] * kernel[1]
+    per_in, per_out = c_in // shape.groups, c_out // shape.groups
+    height, width = y.tile
+    for together in range(1, min(per_out, max(TOGETHER)) + 1):
+        for rows in range(1, min(height, 7) + 1):
+            for columns in range(1, min(width, 14) + 1):
+                size = rows * columns
+                if size * together + together + 1 > registers:
+                    continue
+                strips = -(-height // rows) * -(-width // columns)
+                seen = _seen(rows, kernel[0], shape, 0) * _seen(columns, kernel[1], shape, 1)
+                channels = max(1, min(per_in, FIRST_CACHE // (seen * 4 * y.lanes)))
+                blocks = -(-per_in // channels)
+
+                def group(k: int, size: int = size, blocks: int = blocks) -> float:
+                    each = max(k * size, size + k / 2 + 1, LATENCY)
+                    return per_in * (taps * each + 3) + blocks * (RECORD + AGAIN * k * size)
+
+                cycles = per_out // together * group(together) + per_out % together * group(1)
+                # rows of a strip come from more places than columns do: of equals, the longer
+                cycles *= strips * shape.groups * (1 + 0.005 * rows)
+                found.append((cycles, Choice(rows, columns, -(-per_in // blocks), together, 1, True)))
     found.sort(key=lambda pair: pair[0])
     return found
 
 
 def best(weight: np.ndarray, shape: Shape, y: Layout, registers: int) -> list[tuple[float, Choice]]:
-    """`candidates` for a layer's weights (C_out, C_in / groups, kh, kw)."""
+    """`candidates` and `dense` ones for a layer's weights (C_out, C_in / groups, kh, kw), the cheapest first."""
     c_out, c_in, kh, kw = weight.shape
     shares = TOGETHER if shape.groups == 1 else (1,)
     entries = {k: unions(weight, k) for k in shares}
-    return candidates((kh, kw), shape, c_in * shape.groups, c_out, entries, y, registers)
+    found = candidates((kh, kw), shape, c_in * shape.groups, c_out, entries, y, registers)
+    found += dense((kh, kw), shape, c_in * shape.groups, c_out, y, registers)
+    return sorted(found, key=lambda pair: pair[0])

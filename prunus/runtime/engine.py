@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from prunus.runtime.build import Builder
 from prunus.runtime.capture import capture
 from prunus.runtime.forms import At, Buffer, Step, Value
 from prunus.runtime.graph import Graph
-from prunus.runtime.walk import emit_walk
+from prunus.runtime.walk import Workers
 
 
 def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> CompiledNetwork:
@@ -78,7 +77,7 @@ class CompiledNetwork(nn.Module):
         self.graph, self.images, self.threads = graph, images, threads
         here = jit.machine()
         self.lock = threading.Lock()
-        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+        self.workers = Workers(threads)
         builder = Builder(graph, lanes=here.lanes, registers=here.registers, images=images, threads=threads)
         self.steps, self.values = builder.steps, builder.values
         self.inputs, self.outputs = graph.inputs(), graph.outputs
@@ -89,23 +88,22 @@ class CompiledNetwork(nn.Module):
         ]
         self.given, self.made = views[: len(self.inputs)], views[len(self.inputs) :]
         self.kept: list[np.ndarray] = []
-        self.walk = memory.SIGNATURE(jit.address(emit_walk(here.lanes)))
-        self.gate = memory.buffer(8)
         self.segments = self._segments()
         self.size, self.weights = self.arena.size, sum(a.size for a in self.kept)
 
     def _segments(self) -> list[np.ndarray | Step]:
         """Kernels that follow each other as arguments of `emit_walk`; the steps of torch between them."""
         found: list[np.ndarray | Step] = []
-        run: list[int] = []
+        run: list[tuple[int, np.ndarray]] = []
         for step in (*self.steps, None):
             if step is not None and step.run is None:
                 arguments = self._keep(memory.slots([self._resolve(a) for a in step.arguments]))
-                run += [jit.address(step.text), arguments.ctypes.data]
+                run.append((jit.address(step.text), arguments))
                 continue
             if run:
-                table = self._keep(memory.aligned(np.array(run, dtype=np.int64)))
-                found.append(self._keep(memory.slots([table, len(run) // 2, self.gate])))
+                arguments, table = self.workers.table(run)
+                self._keep(table)
+                found.append(self._keep(arguments))
                 run = []
             if step is not None:
                 found.append(step)
@@ -168,19 +166,9 @@ class CompiledNetwork(nn.Module):
                 assert segment.run is not None
                 segment.run(objects, self._view)
             else:
-                self._run(segment.ctypes.data)
+                self.workers.run(segment)
         contiguous = torch.contiguous_format
         return [objects[n] if v is None else v.clone(memory_format=contiguous) for n, v in zip(self.outputs, self.made)]
-
-    def _run(self, arguments: int) -> None:
-        self.gate[:] = 0
-        if self.pool is None:
-            self.walk(arguments, 0, 1)
-            return
-        others = [self.pool.submit(self.walk, arguments, i, self.threads) for i in range(1, self.threads)]
-        self.walk(arguments, 0, self.threads)
-        for other in others:
-            other.result()
 
     def report(self) -> dict[str, list[str]]:
         """The names of the operations by what runs them: ``sparse``, ``dense``, ``layout``, ..., and ``torch``."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import kernels, pack
+from prunus.runtime import kernels, pack, transpose
 from prunus.runtime.graph import INFINITY, Graph, Node
 from prunus.runtime.layout import FLOAT, Layout, pixels, places, remap
 from prunus.runtime.memory import ALIGN
@@ -143,7 +143,10 @@ class Forms:
         made = self.buffer(-(-value.channels // ROUND) * ROUND * layout.plane)
         if before is None:
             table = rows_of(pixels(layout), value)
-            self.copy(value, source, made, table.reshape(-1), None, value.area * FLOAT, layout.plane, fill)
+            if fill == 0 and transpose.pays(layout):
+                self.transpose(value, source, made, layout, table)
+            else:
+                self.copy(value, source, made, table.reshape(-1), None, value.area * FLOAT, layout.plane, fill)
         else:
             self.move(value, source, before, made, layout, fill)
         value.forms[layout, fill] = made
@@ -157,8 +160,12 @@ class Forms:
         (layout, _), source = next(iter(value.forms.items()))
         assert layout is not None
         made = self.buffer(self.images * value.row * FLOAT)
-        target = rows_of(np.arange(self.images * value.area), value)
-        self.copy(value, source, made, places(layout), target, layout.plane, value.area * FLOAT)
+        if transpose.pays(layout, back=True):
+            table = rows_of(pixels(layout), value)
+            self.transpose(value, source, made, layout, table, back=True)
+        else:
+            target = rows_of(np.arange(self.images * value.area), value)
+            self.copy(value, source, made, places(layout), target, layout.plane, value.area * FLOAT)
         value.forms[None, 0.0] = made
         return made
 
@@ -176,13 +183,19 @@ class Forms:
     ) -> None:
         """Float by float: ``target[c, targets[i]] = source[planes[c], sources[i]]``, the fill where that is -1."""
         planes = (np.arange(value.channels) if planes is None else planes).astype(np.int32)
+        text, table, many = kernels.copying(self.lanes, sources, targets)
         rest = [planes, len(planes), source_plane, target_plane, fill]
-        if targets is None and self.lanes == 16:
-            text, table, many = kernels.emit_gather(self.lanes), sources, len(sources) // self.lanes
-        else:
-            places = np.arange(len(sources)) if targets is None else targets
-            text, table, many = kernels.emit_copy(self.lanes), np.stack([places, sources], axis=1), len(sources)
-        self.step(value.node.name, "layout", text, [source, target, table.astype(np.int32), many, *rest])
+        self.step(value.node.name, "layout", text, [source, target, table, many, *rest])
+
+    def transpose(
+        self, value: Value, source: Buffer, target: Buffer, layout: Layout, table: np.ndarray, *, back: bool = False
+    ) -> None:
+        """Between rows and tiles, by whole vectors."""
+        work, width = transpose.blocks(layout, table, back=back)
+        planes = np.arange(value.channels).astype(np.int32)
+        areas = [value.area * FLOAT, layout.plane][:: -1 if back else 1]
+        text = transpose.emit_tiles(self.lanes, width, back=back)
+        self.step(value.node.name, "layout", text, [source, target, work, len(work), planes, len(planes), *areas, 0.0])
 
     def move(
         self, value: Value, source: Buffer, known: Layout, target: Buffer | At, layout: Layout, fill: float = 0.0

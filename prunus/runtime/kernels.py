@@ -73,6 +73,14 @@ def emit_shuffle(lanes: int, source: Layout, target: Layout, kinds: list[tuple[i
     return str(e)
 
 
+def copying(lanes: int, sources: np.ndarray, targets: np.ndarray | None) -> tuple[str, np.ndarray, int]:
+    """The kernel, its table and the table's length for ``target[targets[i]] = source[sources[i]]`` (None: in order)."""
+    if targets is None and lanes == 16 and len(sources) % lanes == 0:
+        return emit_gather(lanes), sources.astype(np.int32), len(sources) // lanes
+    places = np.arange(len(sources)) if targets is None else targets
+    return emit_copy(lanes), np.stack([places, sources], axis=1).astype(np.int32), len(sources)
+
+
 def emit_copy(lanes: int) -> str:
     """Moves floats one by one.
 

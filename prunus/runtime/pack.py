@@ -39,6 +39,7 @@ class Choice:
     channels: int
     together: int = 1
     unroll: int = 1
+    dense: bool = False  # by the kernel of `channels`, whatever is zero
 
 
 @dataclass(frozen=True)

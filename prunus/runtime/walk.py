@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
+from prunus.runtime import jit, memory
 from prunus.runtime.emit import Emitter
+
+
+class Workers:
+    """Threads that run tables of kernels together, one table at a time."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+        self.walk = memory.SIGNATURE(jit.address(emit_walk(jit.machine().lanes)))
+        self.gate = memory.buffer(8)
+
+    def table(self, steps: Sequence[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """What `run` takes, and what has to be kept beside it, for kernels' addresses and their arguments."""
+        held = memory.aligned(np.array([(kernel, a.ctypes.data) for kernel, a in steps], dtype=np.int64))
+        return memory.slots([held, len(steps), self.gate]), held
+
+    def run(self, arguments: np.ndarray) -> None:
+        """Runs a table's kernels in turn."""
+        at = arguments.ctypes.data
+        self.gate[:] = 0
+        if self.pool is None:
+            self.walk(at, 0, 1)
+            return
+        others = [self.pool.submit(self.walk, at, i, self.threads) for i in range(1, self.threads)]
+        self.walk(at, 0, self.threads)
+        for other in others:
+            other.result()
 
 
 class _Function:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunus.core import FileError, InputError, Plan
 from prunus.core.places import get_place
+from prunus.surgery.attached import PREFIX, attach_again_, described, in_header, of_attached
 from prunus.surgery.depth import drop_
 from prunus.surgery.memory import memory_format, plan_of, replace_
 from prunus.surgery.packed import pack, unpack
@@ -50,7 +51,9 @@ def save(
         )
     plan = (plan_of(model) or Plan(version=__version__)).to_json()
     graph, tensors = written(model) if isinstance(model, RewrittenModule) else ("", _stored(model))
-    header = {**(metadata or {}), KEY: plan, DIGEST: _digest(tensors, plan, graph), FORMAT: memory_format(model)}
+    more = described(model)
+    header = {**(metadata or {}), KEY: plan, FORMAT: memory_format(model), **more}
+    header |= {DIGEST: _digest(tensors, "".join([plan, *in_header(more).values()]), graph)}
     header |= {GRAPH: graph} if graph else {}
     if compress:
         tensors, shapes = pack(tensors)
@@ -118,10 +121,14 @@ def load_(model: nn.Module, path: str | Path) -> None:
         )
     if plan_of(model) is not None:
         raise FileError(f"{path}: load_ needs a freshly built network; this one was already cut.")
-    _check(model, plan, tensors, path)
+    _check(model, plan, {n: t for n, t in tensors.items() if not of_attached(n)}, path)
     drop_(model, plan.dropped)
     add_(model, plan)
     apply_(model, plan)
+    try:
+        attach_again_(model, header)
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
     with torch.no_grad():
         for name, tensor in _stored(model, detach=False).items():
             # a copy: in the file's own memory tensors lie unaligned, and kernels then sum in another order
@@ -192,7 +199,8 @@ def _read(path: str | Path) -> tuple[Plan, dict[str, Tensor], dict[str, str]]:
         tensors = unpack(tensors, header.get(PACKED, ""))
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
-    if header.get(DIGEST) != _digest(tensors, header[KEY], header.get(GRAPH, "")):
+    told = "".join([header[KEY], *in_header(header).values()])
+    if header.get(DIGEST) != _digest(tensors, told, header.get(GRAPH, "")):
         raise FileError(f"{path}: the checksum does not fit: the file was damaged or edited after it was saved.")
     return Plan.from_json(header[KEY]), tensors, header
 
@@ -264,4 +272,4 @@ def add_(model: nn.Module, plan: Plan) -> None:
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The caller's own text entries of a saved file."""
     own = {KEY, DIGEST, FORMAT, GRAPH, PACKED}
-    return {k: v for k, v in _read(path)[2].items() if k not in own}
+    return {k: v for k, v in _read(path)[2].items() if k not in own and not k.startswith(PREFIX)}

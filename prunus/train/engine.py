@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import InputError
 from prunus.core.groups import Groups
+from prunus.dynamic import GateTraining, dynamic_of
 from prunus.masks import MaskPruner, tensors
 from prunus.recovery.distillation import distill
 from prunus.train.evaluation import count_correct, logits
@@ -42,9 +43,14 @@ class Engine:
         )
         self._regularizer: Any = None
         self._masks: MaskPruner | None = None
+        self.gates: GateTraining | None = None
 
     def cover(self, steps: int) -> None:
-        """Train under masks that move, if the settings say so; before the state is restored."""
+        """Train under masks that move, or with gates, if there are such; before the state is restored."""
+        if dynamic_of(self.model) is not None:
+            if self.teacher is not None:
+                raise InputError("a network with gates learns by the loss of its method; train it without distill.")
+            self.gates = GateTraining(self.model, steps=steps, periods=self.settings.periods or self.settings.epochs)
         if self.settings.sparse is not None:
             sparse = dict(self.settings.sparse)
             groups, options = sparse.pop("groups", None) or tensors(self.model), sparse.pop("options", {})
@@ -74,6 +80,10 @@ class Engine:
         layout = self.layout if x.dim() == 4 else torch.preserve_format
         x = x.to(self.device, non_blocking=True, memory_format=layout)
         y = y.to(self.device, non_blocking=True)
+        if self.gates is not None:
+            with self.gates.watching():
+                z = logits(self._forward(x))
+            return self.gates.loss(z, y)
         z = logits(self._forward(x))  # (N, C)
         if self.teacher is None:
             return F.cross_entropy(z, y)
@@ -90,6 +100,8 @@ class Engine:
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self._stepper.step()
+        if self.gates is not None:
+            self.gates.step()
 
     def accuracy(self, split: Any, preprocess: Any) -> float | None:
         """Top-1 on a split, each rank measuring a share, after the ranks' buffers were joined; None if empty."""
@@ -110,12 +122,14 @@ class Engine:
         return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
     def state(self, finished: bool) -> dict[str, Any]:
-        """The network, and unless the stage is finished the optimizer and the masks."""
+        """The network, and unless the stage is finished the optimizer, the masks and the gates' statistics."""
         model: dict[str, Any] = dict(self.model.state_dict())
         if self.world > 1:
             model = averaged(model, [name for name, _ in self.model.named_buffers()], self.world)
         masks = None if finished or self._masks is None else self._masks.state_dict()
-        return {"model": model, "optimizer": None if finished else self.optimizer.state_dict(), "masks": masks}
+        optimizer = None if finished else self.optimizer.state_dict()
+        gates = None if finished or self.gates is None else self.gates.state_dict()
+        return {"model": model, "optimizer": optimizer, "masks": masks, "gates": gates}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` returned; raises RuntimeError or ValueError when it does not fit."""
@@ -124,3 +138,5 @@ class Engine:
             self.optimizer.load_state_dict(state["optimizer"])
         if self._masks is not None and state["masks"] is not None:
             self._masks.load_state_dict(state["masks"])
+        if self.gates is not None and state["gates"] is not None:
+            self.gates.load_state_dict(state["gates"])

@@ -42,6 +42,7 @@ def fit(
     resume: bool = False,
     every: float = 30.0,
     sparse: Mapping[str, Any] | None = None,
+    periods: int | None = None,
     quiet: bool = False,
 ) -> History:
     """Train `model` in place on ``data.train``; after every epoch its top-1 is measured on ``data.decide``.
@@ -64,6 +65,8 @@ def fit(
         folder: the run folder, for ``metrics.csv``, ``checkpoints/`` and ``tensorboard/``; None writes nothing.
         sparse: train under masks that move: ``{"method": ..., "density": ..., "options": {...}}`` as of
             `prunus.masks.MaskPruner`, and ``"groups"`` where it is not every weight (`prunus.tensors`).
+        periods: for a network with gates (`prunus.dynamic`), which learns by the loss of its method, without decay of
+            the gates: how often they close a step further; None: after every epoch.
         resume: continue from the stage's checkpoint in `folder` when there is one.
 
     Raises:
@@ -74,7 +77,7 @@ def fit(
     """
     settings = Settings(
         stage, epochs, float(lr), schedule, optimizer, momentum, weight_decay, decay, batch, regularizer,
-        distill, precision, clip, augment, channels_last, seed, every, sparse,
+        distill, precision, clip, augment, channels_last, seed, every, sparse, periods,
     )  # fmt: skip
     if distill is not None and teacher is None:
         raise InputError("distill is given but no teacher; pass teacher= the unpruned network.")

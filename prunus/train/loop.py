@@ -84,6 +84,8 @@ class Loop:
         engine, s = self.engine, self.settings
         history = History((), engine.precision, engine.device.type)
         if not self.finished:
+            if engine.gates is not None and not (self.position.epoch or self.position.batch):
+                engine.gates.begin(self._batches(0, 0))
             done, first = self.position.epoch * self.steps + self.position.batch, engine.rank == 0
             board = Board(self.folder if first else None, s.stage, done)
             display = Display(s.stage, s.epochs, self.steps, done, quiet or not first)

@@ -33,6 +33,7 @@ class Settings:
     seed: int
     every: float
     sparse: Mapping[str, Any] | None = None
+    periods: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):

@@ -10,7 +10,6 @@ from prunus.core import Inputs
 from prunus.core.backends import backends
 from prunus.measure import latency
 
-
 INSTALLED = [entry for entry in backends if entry.declares.get("installed", lambda: True)()]
 
 

@@ -1,0 +1,32 @@
+"""Which units for this input?  Gates, their losses, and their fast path."""
+
+from prunus.dynamic import channel_gating, fbs, manidp  # noqa: F401  (they register themselves)
+from prunus.dynamic.gate import Gate, Seen
+from prunus.dynamic.method import Method, methods
+from prunus.dynamic.network import Dynamic, dynamic_, dynamic_of, gate_parameters, gates, opened, static_, watched
+from prunus.dynamic.places import Place, Placement, placement
+from prunus.dynamic.realised import Realised, realised
+from prunus.dynamic.training import GateTraining
+from prunus.dynamic.warm import warm_start_
+
+__all__ = [
+    "Dynamic",
+    "Gate",
+    "GateTraining",
+    "Method",
+    "Place",
+    "Placement",
+    "Realised",
+    "Seen",
+    "dynamic_",
+    "dynamic_of",
+    "gate_parameters",
+    "gates",
+    "methods",
+    "opened",
+    "placement",
+    "realised",
+    "static_",
+    "warm_start_",
+    "watched",
+]

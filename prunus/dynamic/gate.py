@@ -1,0 +1,96 @@
+"""A gate: saliencies of one sample's channels from what goes into a convolution, and the mask they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a gate did in one forward, with its graph.
+
+    Attributes:
+        saliency: ``(N, C)``, what it thinks of every channel.
+        mask: ``(N, C)``, what every channel was multiplied by; zero where it is off.
+        features: ``(N, C)``, the mean of the map over its positions, before the mask.
+        floored: ``(N,)``, whether fewer channels than the floor would have been on.
+    """
+
+    saliency: Tensor
+    mask: Tensor
+    features: Tensor
+    floored: Tensor
+
+    @property
+    def active(self) -> Tensor:
+        """``(N, C)``, which channels are on."""
+        return self.mask != 0
+
+
+class Gate(nn.Module):
+    r"""Masks the channels of a map, sample by sample: $\hat F_{nc} = \hat\pi_{nc} F_{nc}$.
+
+    A method's gate says how saliencies come from the input (`estimate`) and which of them are on (`choose`).
+
+    Attributes:
+        open: saliencies are one and every channel is on: the network is the backbone, to the bit.
+        floor: channels that are on in any case, those of largest saliency.
+        tape: where `Seen` are noted, if anywhere.
+    """
+
+    macs: int  # multiply-adds of one saliency
+    scales = True  # whether a channel that is on is multiplied by its saliency
+
+    def __init__(self, inputs: int, outputs: int, floor: int = 1) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.floor = inputs, outputs, min(floor, outputs)
+        self.relu = self.open = False
+        self.tape: list[Seen] | None = None
+        self._saliency: Tensor | None = None
+
+    def estimate(self, x: Tensor) -> Tensor:
+        """Saliencies ``(N, C)`` of the input ``(N, C_in, *positions)``."""
+        raise NotImplementedError
+
+    def choose(self, saliency: Tensor) -> Tensor:
+        """The mask ``(N, C)`` of saliencies ``(N, C)``; zero is off."""
+        raise NotImplementedError
+
+    def look(self, x: Tensor) -> Tensor:
+        """The saliencies of an input; all one when the gate is `open`."""
+        return x.new_ones(x.shape[0], self.outputs) if self.open else self.estimate(x)
+
+    def mask_of(self, saliency: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask of saliencies, with the floor, and for which samples the floor held: ``(N, C)``, ``(N,)``."""
+        if self.open:
+            return saliency, saliency.new_zeros(len(saliency), dtype=torch.bool)
+        mask = self.choose(saliency)
+        short = (mask != 0).sum(1) < self.floor
+        best = torch.zeros_like(mask).scatter_(1, saliency.topk(self.floor, dim=1).indices, 1.0)
+        raised = torch.where(best > 0, self.lift(saliency), mask)
+        return torch.where(short[:, None], raised, mask), short
+
+    def lift(self, saliency: Tensor) -> Tensor:
+        """What a channel that the floor keeps is multiplied by: its saliency."""
+        return saliency
+
+    def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Hook: look at what goes into the convolution."""
+        self._saliency = self.look(args[0])
+
+    def after(self, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """Hook: mask what the site gives, ``(N, C, *positions)``."""
+        saliency, self._saliency = self._saliency, None
+        assert saliency is not None
+        mask, floored = self.mask_of(saliency)
+        y = y.relu() if self.relu else y  # forward does it once more, which changes nothing
+        if self.tape is not None:
+            self.tape.append(Seen(saliency, mask, y.flatten(2).mean(2), floored))
+        return y * mask[(..., *[None] * (y.dim() - 2))]
+
+    def extra_repr(self) -> str:
+        """The sizes, for ``print``."""
+        return f"{self.inputs}, {self.outputs}"

@@ -1,0 +1,96 @@
+"""What a method of dynamic pruning is made of, and the registry of methods."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from prunus.core import InputError, Registry
+from prunus.core.errors import did_you_mean
+from prunus.dynamic.gate import Gate, Seen
+
+
+@dataclass(frozen=True)
+class Method:
+    """The gates of a method, its loss, and how its gates close while training goes on.
+
+    Attributes:
+        keep: the share of channels that shall stay on in the end, in (0, 1].
+        floor: channels of a layer that are on for every input.
+        until: the share of training after which `keep` is reached.
+    """
+
+    keep: float = 0.6
+    floor: int = 1
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise InputError(f"keep={self.keep!r}: expected the share of channels that stay on, above 0, at most 1.")
+        if not isinstance(self.floor, int) or self.floor < 1:
+            raise InputError(
+                f"floor={self.floor!r}: expected a whole number, 1 or more: a layer without any channel gives nothing."
+            )
+        if not 0 < self.until <= 1:
+            raise InputError(f"until={self.until!r}: expected the share of training, above 0, at most 1.")
+
+    def gate(self, inputs: int, outputs: int) -> Gate:
+        """A new gate for a convolution of so many channels."""
+        raise NotImplementedError
+
+    def loss(self, ce: Tensor, seen: Sequence[Seen], usual: float) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            ce: ``(N,)``, the cross-entropy of every sample.
+            seen: what every gate did, in order.
+            usual: the mean cross-entropy over the training data in the period before.
+        """
+        return ce.mean()
+
+    def close_(self, gates: Sequence[Gate], means: Sequence[Tensor], progress: float) -> None:
+        """At the end of a period: set the gates, given the mean saliencies ``(C,)`` of each over the period.
+
+        `progress` is the share of the way to `keep`, in (0, 1].
+        """
+
+
+methods: Registry[Any] = Registry("method of dynamic pruning")
+
+
+def method_of(name: str | Method, options: Mapping[str, Any] | None = None) -> Method:
+    """A method by name with its options; raises `InputError` for an option it does not have.
+
+    >>> method_of("manidp", {"keep": 0.5}).keep
+    0.5
+    """
+    if isinstance(name, Method):
+        return name
+    kind = methods[name].call
+    known = [f.name for f in fields(kind)]
+    for option in options or {}:
+        if option not in known:
+            hint = did_you_mean(option, known)
+            raise InputError(f"method '{name}' has no '{option}'.{hint} Known: {', '.join(known)}.")
+    made = kind(**(options or {}))
+    assert isinstance(made, Method) and inspect.isclass(kind)
+    return made
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Global average: ``(N, C, *positions) -> (N, C)``."""
+    return x.flatten(2).mean(2)
+
+
+def kth_largest(values: Tensor, k: int) -> float:
+    """The `k`-th largest of a vector.
+
+    >>> import torch
+    >>> kth_largest(torch.tensor([.1, .2, .3, .4]), 2) == torch.tensor(.3).item()
+    True
+    """
+    return float(values.topk(k).values[-1])

@@ -1,0 +1,93 @@
+"""A warm start: saliencies that begin as the mean features of a trained network, which begins as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core import InputError
+from prunus.core.inputs import Inputs
+from prunus.core.running import undisturbed
+from prunus.core.wrappers import unwrapped
+from prunus.dynamic.gate import Gate
+from prunus.dynamic.network import _of, gates, opened, watched
+from prunus.dynamic.places import NORM_KINDS, Place
+
+LEAST = 0.05  # of a layer's mean saliency, at which a channel without features begins
+
+
+@torch.no_grad()
+def warm_start_(model: nn.Module, batches: Iterable[Any]) -> list[str]:
+    r"""Let saliencies begin at the mean features, $s_c = \overline{|\mathrm{GAP}(F)_c|}$, of which $F$ is divided by.
+
+    A layer's mean saliency is one.
+
+    Saliencies that all begin at one say nothing: which channels the first thresholds turn off would be an accident.
+    With $s_c$, similar inputs begin alike in saliencies as in features.  The bias of the last linear layer of a gate
+    becomes $s$, its weight zero, and the scale and shift of the norm (or the convolution) in front of the mask are
+    divided by $s$: the network computes what it did, to rounding.  Where an activation that is no rectifier lies
+    between, saliencies begin at one.
+
+    Args:
+        batches: what forward takes, or ``(x, y)``; a few hundred inputs are enough.
+
+    Returns: the layers whose saliencies begin at one.
+
+    Raises: `InputError` without a batch, or for gates whose saliencies are no factors (channel-gating).
+
+    >>> import prunus, torch
+    >>> net, x = prunus.zoo.resnet20().eval(), torch.randn(8, 3, 32, 32)
+    >>> before, found = net(x), prunus.dynamic.dynamic_(net, x)
+    >>> warm_start_(net, [x])
+    []
+    >>> torch.testing.assert_close(net(x), before, rtol=1e-4, atol=1e-4)
+    """
+    model = unwrapped(model)
+    sums: list[Any] = [0.0] * len(gates(model))
+    with undisturbed(model), opened(model), watched(model) as tapes:
+        for batch in batches:
+            Inputs.of(batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch)(model)
+            sums = [total + tape[-1].features.abs().sum(0) for total, tape in zip(sums, tapes, strict=True)]
+            for tape in tapes:
+                tape.clear()
+    if not isinstance(sums[0], Tensor):
+        raise InputError("warm_start_: there is no batch of inputs.")
+    ones = []
+    for place, gate, total in zip(_of(model).placement.places, gates(model), sums, strict=True):
+        last = _last(gate)
+        scale = (total / total.mean().clamp(min=1e-12)).clamp(min=LEAST)
+        maker = _maker(model, place)
+        if maker is None:
+            ones.append(place.layer)
+            scale = torch.ones_like(scale)
+        else:
+            for parameter in (maker.weight, maker.bias):
+                if parameter is not None:
+                    parameter.div_(scale.reshape([-1] + [1] * (parameter.dim() - 1)))
+        nn.init.zeros_(last.weight)
+        last.bias.copy_(scale)
+    return ones
+
+
+def _last(gate: Gate) -> nn.Linear:
+    """The linear layer whose bias is the saliency when its weight is zero."""
+    last = [m for m in gate.modules() if isinstance(m, nn.Linear)][-1]
+    if not gate.scales:
+        raise InputError(f"the saliencies of a {type(gate).__name__} are no factors of channels; it begins all open.")
+    return last
+
+
+def _maker(model: nn.Module, place: Place) -> Any:
+    """The last module before the mask whose parameters scale the channels; None where the mask does not commute."""
+    for name in reversed(place.chain):
+        module = model.get_submodule(name)
+        if isinstance(module, NORM_KINDS):
+            return module if module.weight is not None else None
+        if name == place.layer or name in place.depthwise:
+            return module
+        if not isinstance(module, nn.ReLU):
+            return None
+    return None
