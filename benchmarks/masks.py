@@ -3,9 +3,8 @@
     python benchmarks/masks.py --model resnet20 --batch 128 --steps 100
 
 Forward and backward are the same with masks and without, so that what masks cost is the difference between two
-optimizers' steps.  It is told as a ratio to the whole dense step, with masks that are chosen anew at every twentieth
-step, as a mean over all steps; and beside it the median alone, of steps between the choices.  --every times the whole
-step at so many steps in between: forward and backward do not need it.
+optimizers' steps.  It is told as a ratio to the whole dense step: as a mean over the first --steps steps of a training
+of --of steps, choices of masks among them, and beside it the median, which is that of steps between the choices.
 """
 
 from __future__ import annotations
@@ -25,22 +24,25 @@ from prunus.zoo import build
 Part = Callable[[], None]
 
 
-def stepper(model: str, batch: int, method: str | None, steps: int) -> tuple[Part, Part]:
-    """The gradients, and the optimizer's step, of a network of its own."""
+def stepper(model: str, batch: int, method: str | None, steps: int) -> tuple[Part, Part, Part]:
+    """The gradients, the same once more, and the optimizer's step, of a network of its own."""
     net = build(f"prunus:{model}", seed=0).module.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
     if method is not None:
         MaskPruner(net, prunus.tensors(net), method, density=0.1, steps=steps).attach(optimizer)
+    slopes: list[torch.Tensor] = []
 
     def gradients() -> None:
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()
+        slopes[:] = [p.grad.clone() for p in net.parameters() if p.grad is not None]
 
-    def step() -> None:
-        optimizer.step()
+    def given() -> None:
+        for p, slope in zip(net.parameters(), slopes):
+            p.grad = slope.clone()
 
-    return gradients, step
+    return gradients, given, optimizer.step
 
 
 def seconds(work: Part) -> float:
@@ -55,21 +57,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=210)
+    parser.add_argument("--of", type=int, default=2000)
     parser.add_argument("--methods", nargs="*", default=[entry.name for entry in methods])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    gradients, plain = stepper(args.model, args.batch, None, args.steps)
+    gradients, given, plain = stepper(args.model, args.batch, None, args.of)
     gradients(), plain()
+    whole = [seconds(gradients) for _ in range(5)]
     for method in args.methods:
-        forth, masked = stepper(args.model, args.batch, method, args.steps)
-        whole, sides = [], [[], []]
-        for i in range(args.steps):
-            if i % args.every == 0:
-                forth()
-                whole.append(seconds(gradients))
+        backward, again, masked = stepper(args.model, args.batch, method, args.of)
+        backward()
+        sides: list[list[float]] = [[], []]
+        for _ in range(args.steps):
+            given(), again()
             sides[0].append(seconds(plain))
             sides[1].append(seconds(masked))
         dense = statistics.median(whole) + statistics.median(sides[0])
