@@ -19,6 +19,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,32 +137,48 @@ def left(net: nn.Module, groups: Any) -> float:
     return sum(int(t.count_nonzero()) for t in tensors) / sum(t.numel() for t in tensors)
 
 
-def means(trials: list[dict[str, Any]]) -> dict[tuple[str, str, float], list[float]]:
-    """Accuracies in percent of every seed, by method, basis and density."""
-    found: dict[tuple[str, str, float], list[float]] = {}
+def accuracies(trials: list[dict[str, Any]]) -> dict[tuple[str, str, float], dict[int, float]]:
+    """Accuracies in percent by seed, by method, basis and density."""
+    found: dict[tuple[str, str, float], dict[int, float]] = {}
     for t in sorted(trials, key=lambda t: t["seed"]):
-        found.setdefault((t["method"], t["basis"], t["density"]), []).append(100 * t["accuracy"])
+        found.setdefault((t["method"], t["basis"], t["density"]), {})[t["seed"]] = 100 * t["accuracy"]
     return found
 
 
 def table(trials: list[dict[str, Any]]) -> str:
-    """A row a method: the mean over the seeds, and each of them, at every density; plain beside every basis."""
-    found = means(trials)
+    """A row a method: the mean over the seeds and each of them, plain and in every basis, with what that gains."""
+    found = accuracies(trials)
     bases = [b for b in ("none", "fine", "medium", "coarse") if any(b == basis for _, basis, _ in found)]
     densities = sorted({d for m, _, d in found if m != "dense"}, reverse=True)
-    columns = list(itertools.product(densities, bases))
-    names = [m for m in dict.fromkeys((*GRID, *(m for m, *_ in found))) if any(m == name for name, *_ in found)]
-    heads = [f"{d:g} {'plain' if b == 'none' else b}" for d, b in columns]
-    rows = ["| method | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in names:
-        cells = [found.get((name, b, 1.0 if name == "dense" else d), []) for d, b in columns]
-        rows.append(f"| {name} | " + " | ".join(map(cell, cells)) + " |")
-    return "\n".join(rows)
+    heads, rows, gains = [], {name: [] for name in names_of(found)}, dict[tuple[str, float], list[float]]()
+    for d, b in itertools.product(densities, bases):
+        heads += [f"{d:g} plain"] if b == "none" else [f"{d:g} {b}", "gain"]
+        for name, cells in rows.items():
+            mine, plain = (found.get((name, basis, 1.0 if name == "dense" else d), {}) for basis in (b, "none"))
+            cells.append(cell(mine))
+            if b != "none":
+                both = [mine[seed] - plain[seed] for seed in mine if seed in plain]
+                cells.append(f"{statistics.mean(both):+.1f}" if both else "")
+                if name != "dense":
+                    gains.setdefault((b, d), []).extend(both)
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+    for (b, d), g in gains.items():
+        won = sum(x > 0 for x in g)
+        lines.append(f"\n{b} at {d:g}: {statistics.mean(g):+.2f} points over plain, better in {won} of {len(g)} pairs.")
+    return "\n".join(lines)
 
 
-def cell(values: list[float]) -> str:
-    """The mean, and what it is of."""
-    return f"{statistics.mean(values):.1f} ({', '.join(f'{v:.1f}' for v in values)})" if values else ""
+def names_of(found: Iterable[tuple[str, str, float]]) -> list[str]:
+    """The methods that were tried, those of the grid first."""
+    tried = [name for name, *_ in found]
+    return [name for name in dict.fromkeys((*GRID, *tried)) if name in tried]
+
+
+def cell(values: dict[int, float]) -> str:
+    """The mean over the seeds, and what it is of."""
+    each = f" ({', '.join(f'{v:.1f}' for v in values.values())})" if len(values) > 1 else ""
+    return f"{statistics.mean(values.values()):.1f}{each}" if values else ""
 
 
 def draw(trials: list[dict[str, Any]], to: Path) -> None:
@@ -171,9 +188,8 @@ def draw(trials: list[dict[str, Any]], to: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = means(trials)
-    plain = {(m, b) for m, b, _ in found}
-    names = [m for m in dict.fromkeys((*GRID, *(m for m, *_ in found))) if m != "dense" and (m, "none") in plain]
+    found = accuracies(trials)
+    names = [name for name in names_of(found) if name != "dense"]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.8 * rows), sharex=True, sharey=True)
@@ -182,14 +198,16 @@ def draw(trials: list[dict[str, Any]], to: Path) -> None:
             axis.axis("off")
             continue
         for color, basis in enumerate(("none", "fine", "medium", "coarse")):
-            of = sorted((d, values) for (m, b, d), values in found.items() if (m, b) == (name, basis))
+            of = sorted((d, list(values.values())) for (m, b, d), values in found.items() if (m, b) == (name, basis))
             if of:
                 label = "plain" if basis == "none" else f"interspace, {basis}"
                 axis.plot([d for d, _ in of], [statistics.mean(v) for _, v in of], "o-", color=f"C{color}", label=label)
                 each = [(d, x) for d, v in of for x in v]
                 axis.plot(*zip(*each), ".", color=f"C{color}", alpha=0.5)
             if ("dense", basis, 1.0) in found:
-                axis.axhline(statistics.mean(found["dense", basis, 1.0]), color=f"C{color}", linestyle=":", linewidth=1)
+                axis.axhline(
+                    statistics.mean(found["dense", basis, 1.0].values()), color=f"C{color}", linestyle=":", linewidth=1
+                )
         axis.set_xscale("log")
         densities = sorted({d for m, _, d in found if m != "dense"})
         axis.set_xticks(densities, [f"{d:g}" for d in densities])

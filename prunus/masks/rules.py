@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
 from prunus.core import InputError
@@ -52,11 +53,10 @@ class Covered:
         """
         for p in self.parameters.values():
             if p.grad is not None:
-                alive = p.flatten(1).any(1)  # (filters,)
-                lengths = p.grad.flatten(1).norm(dim=1)
+                alive = vector_norm(p.flatten(1), torch.inf, 1) > 0  # (filters,)
+                lengths = vector_norm(p.grad.flatten(1), dim=1)
                 usual = (lengths * alive).sum() / alive.sum().clamp(min=1)
-                factors = torch.where(alive | (lengths <= usual), 1, usual / lengths)
-                p.grad.mul_(factors.view(-1, *[1] * (p.dim() - 1)))
+                p.grad.mul_(torch.where(alive | (lengths <= usual), 1, usual / lengths).view(-1, *[1] * (p.dim() - 1)))
 
     def clear_gradients_(self) -> None:
         """Zero the gradients where masked."""

@@ -58,7 +58,10 @@ class Tensors(Groups):
             group = self[id]
             s = group.slices[0]
             if mask.shape != tuple(s.tensor.shape):
-                raise InputError(f"the plan masks '{id}' of shape {mask.shape}; it has {tuple(s.tensor.shape)} here.")
+                raise InputError(
+                    f"the plan masks '{id}' of shape {mask.shape}; it has {tuple(s.tensor.shape)} here: the network is "
+                    "another one, or was changed since. Make groups = prunus.tensors(model) and a plan of it now."
+                )
             rows = s.view(mask.keep)
             if not bool((rows.any(1) == rows.all(1)).all()):
                 raise InputError(f"the plan splits units of '{id}': it was made with another grain=.")

@@ -37,15 +37,15 @@ class Learned(Rule):
         w.calm_()
         for name, p in w.parameters.items():
             p.copy_(w.dense[name])
-            if p.grad is None:
-                continue
-            dense, s = p.detach().clone().requires_grad_(), w.thresholds[name]
-            with torch.enable_grad():
-                loss = (self.value(dense, s) * p.grad).sum()
-                if self.penalty is not None:
-                    loss = loss + self.penalty(s)
-            slope, s.grad = torch.autograd.grad(loss, [dense, s])
-            p.grad.copy_(slope)
+        seen = [(p, w.thresholds[name]) for name, p in w.parameters.items() if p.grad is not None]
+        dense = [p.detach().requires_grad_() for p, _ in seen]
+        with torch.enable_grad():
+            values = [self.value(d, s) for d, (_, s) in zip(dense, seen)]
+            penalties = [] if self.penalty is None else [self.penalty(s) for _, s in seen]
+        given = [p.grad for p, _ in seen] + [None for _ in penalties]
+        slopes = torch.autograd.grad(values + penalties, [*dense, *(s for _, s in seen)], given)
+        for (p, s), slope, threshold in zip(seen, slopes, slopes[len(seen) :]):
+            p.grad, s.grad = slope, threshold
 
     def conceal_(self, w: Covered, optimizers: Iterable[Optimizer]) -> None:
         for name, p in w.parameters.items():
@@ -55,6 +55,6 @@ class Learned(Rule):
     def _show_(self, w: Covered) -> None:
         for name, p in w.parameters.items():
             p.copy_(self.value(w.dense[name], w.thresholds[name]))
-            if self.least is not None and float(p.ne(0).double().mean()) <= self.least:
+            if self.least is not None and int(p.count_nonzero()) <= self.least * p.numel():
                 w.thresholds[name].zero_()
                 p.copy_(self.value(w.dense[name], w.thresholds[name]))
