@@ -1,14 +1,13 @@
-"""What do the zeros cost, and what do they buy?  Trained networks masked, recovered, and timed in prunus's engine.
+"""What do zeros cost?  Trained networks masked in one shot, and recovered, for `runtime.py` to time.
 
     python benchmarks/runtime_accuracy.py --network resnet56 --folder runs/masked --densities 0.1 --epochs 3
     python benchmarks/runtime_accuracy.py --network efficientnet_lite0 --folder runs/masked --densities 0.3 0.2
-    python benchmarks/runtime_accuracy.py --network resnet56 --folder runs/masked --densities 0.1 --time
 
 Masks a trained network in one shot, the kept weights solved again from images of the training part, and (--epochs)
 trains it on with its zeros held; every network goes to a file in the folder, and its accuracy on the test part to
-`accuracy.jsonl` there.  Goes on where it stopped, inside the training too.  --time measures the files in the engine, and
-the dense network in ONNX Runtime and OpenVINO: see `runtime.py`.  EfficientNet-Lite0 is masked in its 1x1 convolutions;
-its sample of ImageNet has even rows to calibrate on and odd rows to test.  Needs the folder named by PRUNUS_SHARED
+`accuracy.jsonl` there.  Goes on where it stopped, inside the training too.  `runtime.py --files` times the files.
+EfficientNet-Lite0 is masked in its 1x1 convolutions; its sample of ImageNet has even rows to calibrate on and odd rows
+to test.  Needs the folder named by PRUNUS_SHARED
 (default ../shared).
 """
 
@@ -61,16 +60,11 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=25_000, help="images of an epoch")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--time", action="store_true", help="measure what is in the folder, and do nothing else")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of timing, for every network in every engine")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     name, weights, source = SOURCES[args.network]
     model = build(name, weights=SHARED / weights)
-    if args.time:
-        time_all(args, model)
-        return
     data = load(str(SHARED / source), preprocess=model.preprocess, seed=0, decide=0.1 if args.epochs else 0.0)
     note(args, model, data, model.module, "dense", 1.0)
     for density in args.densities:
@@ -161,23 +155,6 @@ def note(args: Any, model: Model, data: Data, module: nn.Module, method: str, de
     print(json.dumps(trial), flush=True)
     with path.open("a") as file:
         file.write(json.dumps(trial) + "\n")
-
-
-def time_all(args: Any, model: Model) -> None:
-    """Every network of the folder in every engine; the dense one beside them."""
-    from runtime import measure
-
-    example = model.example(1)
-    rows = [("dense", 1.0, model.module)]
-    for path in sorted(args.folder.glob(f"{args.network}-*.safetensors")):
-        rows.append((path.stem, float(path.stem.rpartition("-")[2]), prunus.load(path, model.factory)))
-    with (args.folder / "latency.jsonl").open("a") as file:
-        for name, density, module in rows:
-            row = {"network": args.network, "file": name, "density": density, "threads": args.threads}
-            row |= measure(module.eval(), example, args.threads, args.seconds)
-            ms = "  ".join(f"{k} {v:.3g} ms" for k, v in row["ms"].items())
-            print(f"{name}: {row['ratio']:.2f} x  ({ms}, error {row['error']:.0e})", flush=True)
-            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
