@@ -1,7 +1,8 @@
 """What do zeros cost?  Trained networks masked in one shot, and recovered, for `runtime.py` to time.
 
     python benchmarks/runtime_accuracy.py --network resnet56 --folder runs/masked --densities 0.1 --epochs 3
-    python benchmarks/runtime_accuracy.py --network efficientnet_lite0 --folder runs/masked --densities 0.3 0.2
+    python benchmarks/runtime_accuracy.py --network efficientnet_lite0 --folder runs/masked --densities 0.3 0.2 \
+        --methods "sparsegpt, lamp's densities" --images 256 --recalibrate
 
 Masks a trained network in one shot, the kept weights solved again from images of the training part, and (--epochs)
 trains it on with its zeros held; every network goes to a file in the folder, and its accuracy on the test part to
@@ -26,6 +27,7 @@ import prunus
 from prunus.criteria import needs
 from prunus.data import Data, load
 from prunus.masks import hold_
+from prunus.recovery import recalibrate_
 from prunus.train import evaluate, fit
 from prunus.zoo import Model, build
 
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1])
     parser.add_argument("--methods", nargs="+", default=["obc"], choices=list(METHODS))
     parser.add_argument("--images", type=int, default=512, help="that the repair looks at")
+    parser.add_argument("--recalibrate", action="store_true", help="batch norms too, from the same images")
     parser.add_argument("--epochs", type=int, default=0, help="of training with the zeros held")
     parser.add_argument("--train", type=int, default=25_000, help="images of an epoch")
     parser.add_argument("--lr", type=float, default=0.02)
@@ -71,6 +74,10 @@ def main() -> None:
         for method in args.methods:
             masked = reread(model, args, method, density) or one_shot(args, model, data, method, density)
             note(args, model, data, masked, method, density)
+            if args.recalibrate:
+                recalibrate_(masked, calibration(args, model, data))
+                prunus.save(masked, file_of(args, f"{method}, recalibrated", density), compress=True)
+                note(args, model, data, masked, f"{method}, recalibrated", density)
             if args.epochs:
                 recover(args, model, masked, method, density)
                 note(args, model, data, masked, f"{method}, recovered", density)
@@ -95,8 +102,7 @@ def one_shot(args: Any, model: Model, data: Data, method: str, density: float) -
     module.load_state_dict(model.module.state_dict())
     only = [] if args.network.startswith("resnet") else pointwise(module)
     groups = prunus.tensors(module, only=only)
-    batches = data.train.batches(128, model.preprocess, seed=0, train=True, augment="none")
-    images = [batch for batch, _ in zip(batches, range(-(-args.images // 128)))]
+    images = calibration(args, model, data)
     stats = prunus.collect(module, groups, images, needs(criterion))
     plan = prunus.allocate(
         groups, prunus.score(groups, criterion, stats), prunus.Budget(density=density), allocator=allocator
@@ -104,6 +110,12 @@ def one_shot(args: Any, model: Model, data: Data, method: str, density: float) -
     prunus.mask_(module, groups, plan, repair=repair, data=images if repair else None)
     prunus.save(module, file_of(args, method, density), compress=True)
     return module
+
+
+def calibration(args: Any, model: Model, data: Data) -> list[Any]:
+    """Batches of the training part."""
+    batches = data.train.batches(128, model.preprocess, seed=0, train=True, augment="none")
+    return [batch for batch, _ in zip(batches, range(-(-args.images // 128)))]
 
 
 def pointwise(module: nn.Module) -> list[str]:
