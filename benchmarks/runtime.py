@@ -46,7 +46,7 @@ MASKS = ("random", "magnitude", "pointwise", "interspace")
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["torchvision:resnet50", "prunus:resnet56", "prunus:vgg16"])
+    parser.add_argument("--models", nargs="*", default=["torchvision:resnet50", "prunus:resnet56", "prunus:vgg16"])
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8, 0.9, 0.95])
     parser.add_argument("--masks", nargs="*", default=["random", "magnitude"], choices=MASKS)
     parser.add_argument("--files", nargs="*", default=[], metavar="MODEL=FILE")
