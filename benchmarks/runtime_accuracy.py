@@ -1,14 +1,14 @@
-"""What do the zeros cost, and what do they buy?  Trained networks masked, recovered, and timed in prunus's engine.
+"""What do zeros cost?  Trained networks masked in one shot, and recovered, for `runtime.py` to time.
 
     python benchmarks/runtime_accuracy.py --network resnet56 --folder runs/masked --densities 0.1 --epochs 3
-    python benchmarks/runtime_accuracy.py --network efficientnet_lite0 --folder runs/masked --densities 0.3 0.2
-    python benchmarks/runtime_accuracy.py --network resnet56 --folder runs/masked --densities 0.1 --time
+    python benchmarks/runtime_accuracy.py --network efficientnet_lite0 --folder runs/masked --densities 0.3 0.2 \
+        --methods "sparsegpt, lamp's densities" --images 256 --recalibrate
 
 Masks a trained network in one shot, the kept weights solved again from images of the training part, and (--epochs)
 trains it on with its zeros held; every network goes to a file in the folder, and its accuracy on the test part to
-`accuracy.jsonl` there.  Goes on where it stopped, inside the training too.  --time measures the files in the engine and
-the dense network in ONNX Runtime and OpenVINO: see `runtime.py`.  EfficientNet-Lite0 is masked in its 1x1 convolutions;
-its sample of ImageNet has even rows to calibrate on and odd rows to test.  Needs the folder named by PRUNUS_SHARED
+`accuracy.jsonl` there.  Goes on where it stopped, inside the training too.  `runtime.py --files` times the files.
+EfficientNet-Lite0 is masked in its 1x1 convolutions; its sample of ImageNet has even rows to calibrate on and odd rows
+to test.  Needs the folder named by PRUNUS_SHARED
 (default ../shared).
 """
 
@@ -27,6 +27,7 @@ import prunus
 from prunus.criteria import needs
 from prunus.data import Data, load
 from prunus.masks import hold_
+from prunus.recovery import recalibrate_
 from prunus.train import evaluate, fit
 from prunus.zoo import Model, build
 
@@ -57,26 +58,26 @@ def main() -> None:
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1])
     parser.add_argument("--methods", nargs="+", default=["obc"], choices=list(METHODS))
     parser.add_argument("--images", type=int, default=512, help="that the repair looks at")
+    parser.add_argument("--recalibrate", action="store_true", help="batch norms too, from the same images")
     parser.add_argument("--epochs", type=int, default=0, help="of training with the zeros held")
     parser.add_argument("--train", type=int, default=25_000, help="images of an epoch")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--time", action="store_true", help="measure what is in the folder, and do nothing else")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of timing, for every network in every engine")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     name, weights, source = SOURCES[args.network]
     model = build(name, weights=SHARED / weights)
-    if args.time:
-        time_all(args, model)
-        return
     data = load(str(SHARED / source), preprocess=model.preprocess, seed=0, decide=0.1 if args.epochs else 0.0)
     note(args, model, data, model.module, "dense", 1.0)
     for density in args.densities:
         for method in args.methods:
             masked = reread(model, args, method, density) or one_shot(args, model, data, method, density)
             note(args, model, data, masked, method, density)
+            if args.recalibrate:
+                recalibrate_(masked, calibration(args, model, data))
+                prunus.save(masked, file_of(args, f"{method}, recalibrated", density), compress=True)
+                note(args, model, data, masked, f"{method}, recalibrated", density)
             if args.epochs:
                 recover(args, model, masked, method, density)
                 note(args, model, data, masked, f"{method}, recovered", density)
@@ -101,8 +102,7 @@ def one_shot(args: Any, model: Model, data: Data, method: str, density: float) -
     module.load_state_dict(model.module.state_dict())
     only = [] if args.network.startswith("resnet") else pointwise(module)
     groups = prunus.tensors(module, only=only)
-    batches = data.train.batches(128, model.preprocess, seed=0, train=True, augment="none")
-    images = [batch for batch, _ in zip(batches, range(-(-args.images // 128)))]
+    images = calibration(args, model, data)
     stats = prunus.collect(module, groups, images, needs(criterion))
     plan = prunus.allocate(
         groups, prunus.score(groups, criterion, stats), prunus.Budget(density=density), allocator=allocator
@@ -110,6 +110,12 @@ def one_shot(args: Any, model: Model, data: Data, method: str, density: float) -
     prunus.mask_(module, groups, plan, repair=repair, data=images if repair else None)
     prunus.save(module, file_of(args, method, density), compress=True)
     return module
+
+
+def calibration(args: Any, model: Model, data: Data) -> list[Any]:
+    """Batches of the training part."""
+    batches = data.train.batches(128, model.preprocess, seed=0, train=True, augment="none")
+    return [batch for batch, _ in zip(batches, range(-(-args.images // 128)))]
 
 
 def pointwise(module: nn.Module) -> list[str]:
@@ -161,23 +167,6 @@ def note(args: Any, model: Model, data: Data, module: nn.Module, method: str, de
     print(json.dumps(trial), flush=True)
     with path.open("a") as file:
         file.write(json.dumps(trial) + "\n")
-
-
-def time_all(args: Any, model: Model) -> None:
-    """Every network of the folder in every engine; the dense one beside them."""
-    from runtime import measure
-
-    example = model.example(1)
-    rows = [("dense", 1.0, model.module)]
-    for path in sorted(args.folder.glob(f"{args.network}-*.safetensors")):
-        rows.append((path.stem, float(path.stem.rpartition("-")[2]), prunus.load(path, model.factory)))
-    with (args.folder / "latency.jsonl").open("a") as file:
-        for name, density, module in rows:
-            row = {"network": args.network, "file": name, "density": density, "threads": args.threads}
-            row |= measure(module.eval(), example, args.threads, args.seconds)
-            ms = "  ".join(f"{k} {v:.3g} ms" for k, v in row["ms"].items())
-            print(f"{name}: {row['ratio']:.2f} x  ({ms}, error {row['error']:.0e})", flush=True)
-            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -168,7 +168,9 @@ def headline(result: Mapping[str, Any]) -> str:
     """The finding in one line: smaller, faster, at which price."""
     parts = []
     work = left(result["before"].get("macs"), result["after"].get("macs"))
-    if work is not None:
+    if sparse(result):
+        parts.append(f"{percent(1 - result['after']['density'], 0)} of the weights zero")
+    elif work is not None:
         parts.append("the same computation" if work > 0.995 else f"{percent(1 - work, 0)} less computation")
     timing = main_timing(result)
     if timing is not None and timing.ratio is not None:

@@ -43,10 +43,10 @@ class Builder(Forms):
             target = value.forms[None, 0.0] = self.buffer(self.images * value.row * FLOAT)
         held = [b for _, b in given if b is not None] + ([target] if target is not None else [])
         self.step(node.name, "torch", "", held)
-        operator = fallback.resolve(node)
+        operator, values = fallback.resolve(node), self.values  # not self, which holds this step: a cycle
 
         def run(objects: dict[int, Any], view: Callable[[Buffer, Value], Any]) -> None:
-            read = [objects[i] if b is None else view(b, self.values[i]).contiguous() for i, b in given]
+            read = [objects[i] if b is None else view(b, values[i]).contiguous() for i, b in given]
             objects[number] = operator(read)
             if target is not None:
                 view(target, value).copy_(objects[number])

@@ -12,6 +12,7 @@ often.  With all weights in it, that is the dense convolution.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ class Kernel:
         return 4 + 4 * self.together
 
 
+@cache
 def emit(k: Kernel) -> str:
     """The kernel in LLVM's language; its arguments are `SLOTS`."""
     e = Emitter(k.lanes)

@@ -98,6 +98,7 @@ class CompiledNetwork(nn.Module):
         for step in (*self.steps, None):
             if step is not None and step.run is None:
                 arguments = self._keep(memory.slots([self._resolve(a) for a in step.arguments]))
+                step.arguments = ()  # they are copied: weights are kept once
                 run.append((jit.address(step.text), arguments))
                 continue
             if run:
