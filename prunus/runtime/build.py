@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class Builder(Forms):
         table = pack.strips(fx, fy, fr, choice, shape)
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
-        bounds = [float(node.numbers.get("low", -INFINITY)), float(node.numbers.get("high", INFINITY))]
+        bounds, function = bounds_of(node)
         sizes = (source.size, target.size, residual.size if residual else None)
         held = [source, target, residual or 0, bias]
         if choice.dense:
@@ -80,7 +80,7 @@ class Builder(Forms):
             )
             planes = fx.plane, fy.plane, fr.plane if fr is not None else 0
             lists = [(all_in, np.arange(len(weight)))]
-            dense = channels.kernel(fx, fy, fr, choice, shape, weight.shape)
+            dense = replace(channels.kernel(fx, fy, fr, choice, shape, weight.shape), function=function)
             tables = channels.tables(
                 weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
             )
@@ -90,6 +90,7 @@ class Builder(Forms):
         else:
             packed = pack.pack(weight, shape, fx, choice, self.threads)
             sparse = pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE)
+            sparse = replace(sparse, function=function)
             pack.check_bounds(packed, table, sparse, sizes)
             rest = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
             self.step(node.name, "sparse", emit(sparse), [*held, *rest])
@@ -113,12 +114,17 @@ class Builder(Forms):
 
     def do_add(self, number: int, value: Value) -> None:
         node = value.node
-        (a, source), (b, other) = (self.want(i, self.canonical(node.shape)) for i in node.inputs)
+        (a, source), *rest = (self.want(i, d[0]) for i, d in zip(node.inputs, self.demand(node)) if d is not None)
+        b, other = rest[0] if rest else (None, self.rows(node.inputs[1]))
         y = self.primary(number)
         target = self.tiles(value, y)
-        bounds = [float(node.numbers.get("low", -INFINITY)), float(node.numbers.get("high", INFINITY))]
-        self.step(node.name, "add", kernels.emit_add(a, b, y), [source, target, other, *bounds, value.channels])
+        bounds, function = bounds_of(node)
+        rows = [] if rest else [self.values[node.inputs[1]].row * FLOAT]
+        text = kernels.emit_pairs(node.kind, a, b, y, function)
+        self.step(node.name, node.kind, text, [source, target, other, *bounds, value.channels, *rows])
         self.finish(number, y)
+
+    do_mul = do_add
 
     def do_mean(self, number: int, value: Value) -> None:
         x, source = self.want(value.node.inputs[0], self.canonical(self.graph.nodes[value.node.inputs[0]].shape))
@@ -138,8 +144,8 @@ class Builder(Forms):
         outputs, inputs = weight.shape
         bias = np.zeros(value.row, dtype=np.float32)
         bias[:outputs] = node.tensors["bias"].detach().float().numpy()
-        bounds = [float(node.numbers.get("low", -INFINITY)), float(node.numbers.get("high", INFINITY))]
-        if (weight != 0).mean() < SPARSE_LINEAR:
+        bounds, function = bounds_of(node)
+        if (weight != 0).mean() < SPARSE_LINEAR and not function:
             entries, ends = matrices.rows_as_lists(weight)
             arguments = [source, target, entries, ends, bias, outputs, self.images, x_row, y_row, *bounds]
             self.step(node.name, "sparse", matrices.emit_sparse_linear(self.lanes), arguments)
@@ -150,12 +156,19 @@ class Builder(Forms):
             filled[:outputs] = weight
             packed = np.ascontiguousarray(filled.reshape(blocks, each, inputs).transpose(0, 2, 1))
             arguments = [source, target, packed, bias, blocks, self.images, x_row, y_row, *bounds]
-            self.step(node.name, "dense", matrices.emit_linear(self.lanes, inputs), arguments)
+            self.step(node.name, "dense", matrices.emit_linear(self.lanes, inputs, function), arguments)
 
     def do_pick(self, number: int, value: Value) -> None:
         node = value.node
         before = self.values[node.inputs[0]]
-        channels, ys, xs = (np.array(k, dtype=np.int64) for k in node.numbers["kept"])
+        planes, ys, xs = (np.array(k, dtype=np.int64) for k in node.numbers["kept"])
+        same = all(np.array_equal(k, np.arange(n)) for k, n in zip((ys, xs), before.node.shape[2:]))
+        if same and (planes >= 0).all():
+            y, source = self.want(node.inputs[0], self.primary(number))
+            arguments = [source, self.tiles(value, y), planes.astype(np.int32), len(planes)]
+            self.step(node.name, "layout", kernels.emit_planes(y), arguments)
+            self.finish(number, y)
+            return
         x, source = self.want(
             node.inputs[0], next((f for f, _ in before.forms if f), self.canonical(before.node.shape))
         )
@@ -166,7 +179,7 @@ class Builder(Forms):
         index = pixels(y)
         table = np.where(index >= 0, of[index], -1)
         table = np.where(table >= 0, places(x)[table], -1).reshape(-1)
-        self.copy(value, source, target, table, None, x.plane, y.plane, planes=channels)
+        self.copy(value, source, target, table, None, x.plane, y.plane, planes=planes)
 
     def do_cat(self, number: int, value: Value) -> None:
         y = self.primary(number)
@@ -175,3 +188,9 @@ class Builder(Forms):
         for i, (x, source) in zip(value.node.inputs, parts):
             self.move(self.values[i], source, x, At(target, start * y.plane), y)
             start += self.values[i].channels
+
+
+def bounds_of(node: Node) -> tuple[list[float], str]:
+    """The bounds that a kernel keeps values between, or the name of the function in their place."""
+    numbers = node.numbers
+    return [float(numbers.get("low", -INFINITY)), float(numbers.get("high", INFINITY))], numbers.get("function", "")

@@ -116,6 +116,21 @@ def _constant(item: fx.Node, known: dict[Any, Any]) -> bool:
     )
 
 
+def _part(item: fx.Node, known: dict[Any, Any], nodes: dict[int, Node]) -> Node | None:
+    """One of the pieces that channels were split in, or None for anything else."""
+    made, which = nodes[known[item.args[0]]], item.args[1]
+    split = made.numbers["operator"].split(".")[1:2]
+    value, args = item.meta.get("val"), item.args[0].args  # type: ignore[union-attr]
+    if split not in (["chunk"], ["split"], ["split_with_sizes"]) or not isinstance(value, Tensor) or value.dim() != 4:
+        return None
+    axis = args[2] if len(args) > 2 else item.args[0].kwargs.get("dim", 0)  # type: ignore[union-attr]
+    if axis % 4 != 1 or value.dtype != torch.float32:
+        return None
+    start = sum(part.shape[1] for part in item.args[0].meta["val"][:which])  # type: ignore[union-attr]
+    kept = [list(range(start, start + value.shape[1])), *(list(range(n)) for n in value.shape[2:])]
+    return Node("pick", [made.inputs[0]], tuple(value.shape), {"kept": kept}, {}, "split")
+
+
 def _operator(number: Ref, item: fx.Node, known: dict[Any, Any], nodes: dict[int, Node]) -> Any:
     value: Any = item.meta.get("val")
     overload = isinstance(item.target, torch._ops.OpOverload)
@@ -127,6 +142,11 @@ def _operator(number: Ref, item: fx.Node, known: dict[Any, Any], nodes: dict[int
         value = value[0]  # the others are of training alone
     if name == "getitem" and nodes[known[item.args[0]]].kind != "torch":
         return known[item.args[0]]
+    if name == "getitem":
+        part = _part(item, known, nodes)
+        if part is not None:
+            nodes[number] = part
+            return number
     shape = tuple(value.shape) if isinstance(value, Tensor) else ()
     args = fx.map_arg(item.args, lambda n: known[n])
     kwargs = fx.map_arg(item.kwargs, lambda n: known[n])

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from prunus.core.errors import InputError
+from prunus.runtime.activations import activate
 from prunus.runtime.emit import Emitter
 from prunus.runtime.layout import Layout
 from prunus.runtime.pack import Choice, Shape
@@ -57,6 +58,7 @@ class DenseKernel:
     taps: tuple[tuple[int, ...], ...]  # from the channel's start to every tap of pixel (0, 0), a row of taps at a time
     together: int
     residual: int | None = None  # its row
+    function: str = ""  # of `activations`, in place of the bounds
 
 
 def emit(k: DenseKernel) -> str:
@@ -112,7 +114,7 @@ def emit(k: DenseKernel) -> str:
             done = sums
             if k.residual is not None:
                 done = [e.b.fadd(s, e.load(p, t)) for s, (p, t) in zip(sums, ((p, t) for p in ro for t in t_r))]
-            return [e.clamp(v, low, high) for v in done]
+            return [activate(e, k.function, v, low, high) for v in done]
 
         done = e.either(last, finish, lambda: sums)
         for value, (p, t) in zip(done, ((p, t) for p in yo for t in t_y)):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from prunus.runtime.activations import activate
 from prunus.runtime.emit import Emitter
 
 ENTRY = np.dtype([("offset", "<i4"), ("weight", "<f4")])
@@ -53,6 +54,7 @@ class Kernel:
     unroll: int = 1  # nonzeros at once, into sums of their own: hides the latency of short strips
     residual: tuple[int, int] | None = None  # its row and plane
     ahead: bool = False  # ask for the next list's output and residual early: they are not in the second cache
+    function: str = ""  # of `activations`, in place of the bounds
 
     @property
     def entry(self) -> int:
@@ -132,7 +134,7 @@ def emit(k: Kernel) -> str:
                             for n, t in enumerate(t_r):
                                 at = i * len(t_r) + n
                                 done[at] = e.b.fadd(done[at], e.load(ro, t))
-                    return [e.clamp(v, low, high) for v in done]
+                    return [activate(e, k.function, v, low, high) for v in done]
 
                 last = e.b.icmp_signed("!=", e.b.and_(flags, e.const(LAST)), e.const(0))
                 done = e.either(last, finish, lambda: sums[:size])

@@ -72,6 +72,15 @@ class Emitter:
         """A vector of the float at a number of bytes from a pointer."""
         return self.splat(self.b.load(self.offset(pointer, amount), typ=self.f32, align=4))
 
+    def by_picture(self, pointer: Any, row: Any, pictures: int) -> Any:
+        """A vector of a float for every picture's lanes, `row` bytes apart."""
+        value = self.broadcast(pointer)
+        kind = self.ir.VectorType(self.ir.IntType(1), self.lanes)
+        for n in range(1, pictures):
+            its = self.ir.Constant(kind, [i * pictures // self.lanes == n for i in range(self.lanes)])
+            value = self.b.select(its, self.broadcast(pointer, self.b.mul(row, self.const(n))), value)
+        return value
+
     def prefetch(self, pointer: Any, amount: int, *, write: bool) -> None:
         """Asks for a line of the cache; no address is wrong."""
         kind = self.ir.FunctionType(self.ir.VoidType(), [self.pointer, self.i32, self.i32, self.i32])

@@ -97,11 +97,14 @@ class Forms:
             x = self.graph.nodes[node.inputs[0]]
             kernel = node.numbers["kernel"] if node.kind == "pool" else node.tensors["weight"].shape[2:]
             shape, y = shape_of(node), self.canonical(node.shape)
-            layout = y.before(shape.stride, *x.shape[2:]).with_halo(shape.halo(tuple(kernel)))
+            halo = max(shape.halo(tuple(kernel)), node.numbers.get("beyond", False))
+            layout = y.before(shape.stride, *x.shape[2:]).with_halo(halo)
             fill = -INFINITY if node.numbers.get("of") == "max" and layout.halo and x.low < 0 else 0.0
             return [(layout, fill), *((y, 0.0) for _ in node.inputs[1:])]
-        if node.kind in ("add", "cat", "mean"):
-            return [(self.canonical(self.graph.nodes[i].shape), 0.0) for i in node.inputs]
+        if node.kind in ("add", "mul", "cat", "mean"):
+            shapes = [self.graph.nodes[i].shape for i in node.inputs]
+            rows = [node.kind == "mul" and shape != node.shape for shape in shapes]
+            return [None if r else (self.canonical(shape), 0.0) for shape, r in zip(shapes, rows)]
         return [None for _ in node.inputs]
 
     def primary(self, number: int) -> Layout:

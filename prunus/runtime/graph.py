@@ -19,9 +19,9 @@ class Ref(int):
 class Node:
     """One operation: its kind, the nodes it reads, numbers (JSON), weights, and the shape of what it gives.
 
-    Kinds: ``input``, ``conv`` (stride, padding, dilation, groups, low, high; a second input is added before bounds),
-    ``linear``, ``add``, ``pool`` (max or mean), ``mean``, ``flatten``, ``pick`` (channels and pixels by index),
-    ``cat``, and ``torch`` for everything else: an ATen operator by its name, with its arguments.
+    Kinds: ``input``, ``conv`` (stride, padding, dilation, groups, low, high, function; a second input is added before
+    these), ``linear``, ``add``, ``mul``, ``pool`` (max or mean), ``mean``, ``flatten``, ``pick`` (channels and pixels
+    by index), ``cat``, and ``torch`` for everything else: an ATen operator by its name, with its arguments.
     """
 
     kind: str
@@ -65,7 +65,7 @@ def fuse(graph: Graph) -> Graph:
 
     A sum goes into a convolution that nothing else reads, and takes its place in the order: all it reads is there.
     """
-    for step in (_fold_affine, _fuse_bounds, _fuse_sums, _fuse_bounds, _lone_bounds):
+    for step in (_shuffles, _fold_affine, _fuse_bounds, _fuse_sums, _fuse_bounds, _lone_bounds, _points):
         step(graph)
     users = graph.users()
     for number in reversed(list(graph.nodes)):
@@ -89,6 +89,42 @@ def _absorb(graph: Graph, number: int) -> None:
     made.name = made.name or graph.nodes[number].name
     _replace(graph, number, source)
     del graph.nodes[number]
+
+
+def _shuffles(graph: Graph) -> None:
+    """Channels that are split in two axes, which change places, and are joined again, are picked in another order."""
+    users = graph.users()
+
+    def by_torch(number: int, *names: str) -> Node | None:
+        node = graph.nodes[number]
+        able = node.kind == "torch" and node.inputs and node.numbers["operator"].split(".")[1] in names
+        return node if able else None
+
+    views = ("view", "reshape", "_unsafe_view")
+    for number in list(graph.nodes):
+        if not (join := by_torch(number, *views)) or not (turn := by_torch(join.inputs[0], "transpose", "permute")):
+            continue
+        if not (split := by_torch(turn.inputs[0], *views)) or len(split.shape) != 5:
+            continue
+        x, inner = graph.nodes[split.inputs[0]], (join.inputs[0], turn.inputs[0])
+        turned = (split.shape[0], *split.shape[2:0:-1], *split.shape[3:])
+        order = turn.numbers["args"][1:] in ([1, 2], [2, 1], [[0, 2, 1, 3, 4]])
+        if order and turn.shape == turned and x.shape == join.shape and split.shape[3:] == x.shape[2:]:
+            channels = torch.arange(x.shape[1]).view(split.shape[1], -1).t().reshape(-1).tolist()
+            kept = [channels, *(list(range(n)) for n in x.shape[2:])]
+            graph.nodes[number] = Node("pick", [split.inputs[0]], join.shape, {"kept": kept}, {}, "channel_shuffle")
+            if all(len(users[i]) == 1 for i in inner):
+                for i in inner:
+                    del graph.nodes[i]
+
+
+def _points(graph: Graph) -> None:
+    """A convolution of single pixels is a product with a matrix."""
+    for node in graph.nodes.values():
+        if node.kind == "conv" and node.numbers["groups"] == 1 and len(node.inputs) == 1:
+            x, weight = graph.nodes[node.inputs[0]], node.tensors["weight"]
+            if x.shape[2:] == node.shape[2:] == (1, 1) == weight.shape[2:] and node.numbers["padding"] == [0, 0]:
+                node.kind, node.tensors["weight"] = "linear", weight.flatten(1)
 
 
 def _fold_affine(graph: Graph) -> None:
@@ -115,8 +151,9 @@ def _fuse_bounds(graph: Graph) -> None:
             continue
         source = node.inputs[0]
         before = graph.nodes[source]
-        if before.kind in ("conv", "linear", "add") and "low" not in before.numbers and len(graph.users()[source]) == 1:
-            before.numbers |= {k: node.numbers[k] for k in ("low", "high")}
+        able = before.kind in ("conv", "linear", "add", "mul") and "low" not in before.numbers
+        if able and len(graph.users()[source]) == 1:
+            before.numbers |= node.numbers
             _absorb(graph, number)
 
 

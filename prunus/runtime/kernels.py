@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prunus.runtime.activations import activate
 from prunus.runtime.emit import Emitter
 from prunus.runtime.layout import FLOAT, Layout
 
@@ -175,31 +176,60 @@ def emit_pool(x: Layout, y: Layout, kernel: tuple[int, int], stride: int, paddin
     return str(e)
 
 
-def emit_add(a: Layout, b: Layout, y: Layout) -> str:
-    """The sum of two, kept between two bounds: 0 a, 1 y, 2 b, 3 low, 4 high (floats), 5 channels."""
+def emit_pairs(of: str, a: Layout, b: Layout | None, y: Layout, function: str = "") -> str:
+    """``add`` or ``mul`` of two, then bounds or a function: 0 a, 1 y, 2 b, 3 low, 4 high (floats), 5 channels.
+
+    Without a layout `b` has a float for every picture and channel, in rows of slot 6 bytes.
+    """
     e = Emitter(y.lanes)
     other, low, high = e.slot(2), e.broadcast(e.arguments, 24), e.broadcast(e.arguments, 32)
     channels, (pa, py) = e.slot(5, e.i64), (e.slot(0), e.slot(1))
+    b_row = None if b else e.slot(6, e.i64)
     step = 4 * y.lanes
 
     def plane(c: Any) -> None:
-        at_a, at_b, at_y = (
-            e.offset(p, e.b.add(e.b.mul(c, e.const(of.plane)), e.const(of.at(0, 0))))
-            for p, of in ((pa, a), (other, b), (py, y))
+        at_a, at_y = (
+            e.offset(p, e.b.add(e.b.mul(c, e.const(at.plane)), e.const(at.at(0, 0)))) for p, at in ((pa, a), (py, y))
         )
+        if b:
+            at_b = e.offset(other, e.b.add(e.b.mul(c, e.const(b.plane)), e.const(b.at(0, 0))))
+        else:
+            alone = e.by_picture(e.offset(other, e.b.mul(c, e.const(FLOAT))), b_row, y.images)
 
         def row(r: Any) -> None:
-            ra, rb, ry = (e.offset(p, e.b.mul(r, e.const(of.row))) for p, of in ((at_a, a), (at_b, b), (at_y, y)))
+            ra, ry = (e.offset(p, e.b.mul(r, e.const(at.row))) for p, at in ((at_a, a), (at_y, y)))
+            rb = e.offset(at_b, e.b.mul(r, e.const(b.row))) if b else None
 
             def pixel(i: Any) -> None:
                 at = e.b.mul(i, e.const(step))
-                e.store(e.clamp(e.b.fadd(e.load(ra, at), e.load(rb, at)), low, high), ry, at)
+                both = e.load(ra, at), alone if rb is None else e.load(rb, at)
+                value = e.b.fadd(*both) if of == "add" else e.b.fmul(*both)
+                e.store(activate(e, function, value, low, high), ry, at)
 
             e.loop(0, y.tile[1], pixel)
 
         e.loop(0, y.tile[0], row)
 
     e.loop(*e.share(channels), plane)
+    return str(e)
+
+
+def emit_planes(layout: Layout) -> str:
+    """Whole channels by number: 0 x, 1 y, 2 planes (int32, the source of each target channel), 3 channels."""
+    e = Emitter(layout.lanes)
+    x, y, planes = e.slot(0), e.slot(1), e.slot(2)
+
+    def plane(c: Any) -> None:
+        xs = e.offset(x, e.b.mul(e.number(planes, c), e.const(layout.plane)))
+        ys = e.offset(y, e.b.mul(c, e.const(layout.plane)))
+
+        def move(i: Any) -> None:
+            at = e.b.mul(i, e.const(FLOAT * layout.lanes))
+            e.store(e.load(xs, at), ys, at)
+
+        e.loop(0, layout.vectors, move)
+
+    e.loop(*e.share(e.slot(3, e.i64)), plane)
     return str(e)
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from prunus.runtime.activations import activate
 from prunus.runtime.emit import Emitter
 from prunus.runtime.layout import FLOAT
 
 OUTPUTS = 4  # vectors of outputs that a dense product makes at once
 
 
-def emit_linear(lanes: int, inputs: int) -> str:
+def emit_linear(lanes: int, inputs: int, function: str = "") -> str:
     """A dense product, lanes are outputs.
 
     0 x, 1 y, 2 weights (outputs / (OUTPUTS * lanes), inputs, OUTPUTS * lanes), 3 bias, 4 such blocks of outputs,
@@ -37,7 +38,7 @@ def emit_linear(lanes: int, inputs: int) -> str:
 
             start = [e.load(e.offset(bias, column), 4 * lanes * k) for k in range(OUTPUTS)]
             for k, s in enumerate(e.loop(0, inputs, entry, start)):
-                e.store(e.clamp(s, low, high), ys, 4 * lanes * k)
+                e.store(activate(e, function, s, low, high), ys, 4 * lanes * k)
 
         e.loop(0, rows, row)
 

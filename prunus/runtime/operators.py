@@ -101,6 +101,33 @@ def _clamp(call: Call, x: Any, low: Any = -1.0, high: Any = 1.0) -> Node | int |
     return call.node("bounds", [x], bounds)
 
 
+def _function(name: str, low: float = -INFINITY) -> Reader:
+    def read(call: Call, x: Any, *_: Any) -> Node | int | None:
+        numbers = {"low": low, "high": INFINITY, "function": name}
+        return call.node("bounds", [x], numbers) if len(call.shape) == 4 else None
+
+    return read
+
+
+for _name, _low in (("sigmoid", 0.0), ("silu", -INFINITY), ("hardsigmoid", 0.0), ("hardswish", -INFINITY)):
+    reads(_name)(_function(_name, _low))
+
+
+@reads("gelu")
+def _gelu(call: Call, x: Any, approximate: str = "none") -> Node | int | None:
+    return _function("gelu" if approximate == "none" else "gelu_tanh")(call, x)
+
+
+@reads("mul")
+def _mul(call: Call, a: Any, b: Any) -> Node | int | None:
+    if not (isinstance(a, Ref) and isinstance(b, Ref)) or len(call.shape) != 4:
+        return None
+    if call.shape_of(a) != call.shape:
+        a, b = b, a
+    wanted = call.shape, (*call.shape[:2], 1, 1)
+    return call.node("mul", [a, b]) if call.shape_of(a) == call.shape and call.shape_of(b) in wanted else None
+
+
 @reads("add")
 def _add(call: Call, a: Any, b: Any, alpha: Any = 1) -> Node | int | None:
     plain = isinstance(a, Ref) and isinstance(b, Ref) and alpha == 1 and len(call.shape) == 4
@@ -120,9 +147,12 @@ def _pool(call: Call, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, *
         ceil, counted, divisor = list(rest) + [False, True, None][len(rest) :]
         odd = (not counted and any(padding)) or divisor is not None
     whole = [(n + 2 * p - k) // stride[0] + 1 for n, p, k in zip(call.shape_of(x)[2:], padding, kernel)]
-    if stride[0] != stride[1] or odd or (ceil and list(call.shape[2:]) != whole):
+    beyond = list(call.shape[2:]) != whole  # windows that begin in the picture and end outside
+    if stride[0] != stride[1] or odd or (beyond and kind != "max"):
         return None
-    return call.node("pool", [x], {"of": kind, "kernel": kernel, "stride": stride[0], "padding": padding})
+    return call.node(
+        "pool", [x], {"of": kind, "kernel": kernel, "stride": stride[0], "padding": padding, "beyond": beyond}
+    )
 
 
 @reads("adaptive_avg_pool2d", "_adaptive_avg_pool2d")
