@@ -47,6 +47,9 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
     for key, both in times.items():
         for side, ms in both.items():
             sides[side]["latency_ms"][key] = ms
+    gated = next((s["dynamic"] for s in stages if "dynamic" in s), None)
+    if gated is not None:
+        sides["after"]["macs"] = gated["mean"]
     plan = plan_of(models["after"])
     return {
         "schema": SCHEMA,
@@ -61,6 +64,7 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "plan": {} if plan is None else {k: {"units": g.units, "kept": len(g.kept)} for k, g in plan.groups.items()},
         "left_alone": left_alone(stages),
         "exported": {k: v for s in stages for k, v in s.get("exported", {}).items()},
+        "dynamic": gated,
         "notes": list(dict.fromkeys([note for s in stages for note in s.get("notes", [])] + failed)),
     }
 
