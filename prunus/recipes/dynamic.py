@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any, Literal
 
 import torch
@@ -14,6 +16,7 @@ from prunus.dynamic.method import method_of
 from prunus.recipes.stage import Training
 
 SHOWN = 8  # images of least and of most multiply-adds
+SIDE = 64  # pixels of their pictures at most
 
 
 class Dynamic(Training):
@@ -73,11 +76,26 @@ def train_gates(context: Any, stage: Dynamic, model: nn.Module) -> tuple[nn.Modu
             "method": stage.method,
             "places": [p.layer for p in placed.placement.places],
             "ungated": [{"what": what, "why": why} for what, why in placed.placement.refused],
-            "easy": [[int(i), int(said.macs[i])] for i in order[:shown]],
-            "hard": [[int(i), int(said.macs[i])] for i in order.flip(0)[:shown]],
+            "easy": [_shown(context, int(i), said) for i in order[:shown]],
+            "hard": [_shown(context, int(i), said) for i in order.flip(0)[:shown]],
         },
         "notes": notes,
     }
+
+
+def _shown(context: Any, index: int, said: Realised) -> dict[str, Any]:
+    """One test image for the report: what it cost, what it is, and a small picture of it."""
+    from PIL import Image
+
+    data = context.needed()
+    pixels = data.test.images[index].permute(1, 2, 0).numpy()  # (H, W, C) uint8
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    picture.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    png = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    label = str(data.classes[int(data.test.labels[index])])
+    return {"image": index, "macs": int(said.macs[index]), "label": label, "png": png}
 
 
 def on_test(context: Any, model: nn.Module) -> Realised:

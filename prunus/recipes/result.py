@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from prunus.core import PrunusError
+from prunus.dynamic import dynamic_of, skipping
+from prunus.dynamic.skip import report
 from prunus.recipes.context import Context
 from prunus.recipes.masking import density
 
@@ -43,13 +45,16 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
         side: {**_side(context, model, context.network(index[side])), "accuracy": top1[side]}
         for side, model in models.items()
     }
+    gated = next((s["dynamic"] for s in stages if "dynamic" in s), None)
     times, failed = _latency(context, models)
+    if gated is not None:
+        sides["after"]["macs"] = gated["mean"]
+        failed.append(
+            "timed in torch as it skips channels (prunus.dynamic.skipping), elsewhere masked, which skips none"
+        )
     for key, both in times.items():
         for side, ms in both.items():
             sides[side]["latency_ms"][key] = ms
-    gated = next((s["dynamic"] for s in stages if "dynamic" in s), None)
-    if gated is not None:
-        sides["after"]["macs"] = gated["mean"]
     plan = plan_of(models["after"])
     return {
         "schema": SCHEMA,
@@ -90,10 +95,13 @@ def _latency(context: Context, models: Mapping[str, nn.Module]) -> tuple[dict[st
     from prunus.measure import key, race
 
     m, times, failed = context.recipe.measure, {}, []
+    skips = {s: skipping(n.eval(), context.example) if dynamic_of(n) else n for s, n in models.items()}
+    failed += [f"{side}: {row}" for side, n in skips.items() for row in (report(n) if n is not models[side] else ())]
     with tempfile.TemporaryDirectory() as folder:
         for backend in m.backends:
             try:
                 ready = _as_files(context, models, Path(folder)) if backend == "onnxruntime" else models
+                ready = skips if backend == "torch" else ready
                 for n in m.batches:
                     raced = race(ready, context.example, backend=backend, batch=n, threads=m.threads, seconds=m.seconds)
                     times[key(backend, n, m.threads)] = {side: round(t.median_ms, 6) for side, t in raced.items()}
