@@ -1,11 +1,13 @@
 """Which units for this input?  Gates, their losses, and their fast path."""
 
 from prunus.dynamic import channel_gating, fbs, manidp  # noqa: F401  (they register themselves)
+from prunus.dynamic.engine import by_lists
 from prunus.dynamic.gate import Gate, Seen
 from prunus.dynamic.method import Method, methods
 from prunus.dynamic.network import Dynamic, dynamic_, dynamic_of, gate_parameters, gates, opened, static_, watched
 from prunus.dynamic.places import Place, Placement, placement
 from prunus.dynamic.realised import Realised, realised
+from prunus.dynamic.skip import skipping
 from prunus.dynamic.training import GateTraining
 from prunus.dynamic.warm import warm_start_
 
@@ -18,6 +20,7 @@ __all__ = [
     "Placement",
     "Realised",
     "Seen",
+    "by_lists",
     "dynamic_",
     "dynamic_of",
     "gate_parameters",
@@ -26,6 +29,7 @@ __all__ = [
     "opened",
     "placement",
     "realised",
+    "skipping",
     "static_",
     "warm_start_",
     "watched",

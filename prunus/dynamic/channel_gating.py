@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.dynamic.gate import Gate, Seen
-from prunus.dynamic.method import Method, methods, pooled
+from prunus.dynamic.method import Method, methods
 
 HIDDEN = 16
 
@@ -32,9 +32,9 @@ class BinaryGate(Gate):
         nn.init.constant_(self.expand.bias, bias)
         self.macs = inputs * HIDDEN + HIDDEN * outputs
 
-    def estimate(self, x: Tensor) -> Tensor:
+    def respond(self, seen: Tensor) -> Tensor:
         """The log odds that a channel is on."""
-        return self.expand(self.reduce(pooled(x)).relu())
+        return self.expand(self.reduce(seen).relu())
 
     def choose(self, saliency: Tensor) -> Tensor:
         """Ones and zeros, with the gradient of the sigmoid."""

@@ -30,9 +30,13 @@ class FBSGate(Gate):
         self.register_buffer("count", torch.tensor(outputs))
         self.macs = inputs * outputs
 
-    def estimate(self, x: Tensor) -> Tensor:
-        """Saliencies from the mean absolute value of every channel."""
-        return self.predict(x.flatten(2).abs().mean(2)).relu()
+    def pool(self, x: Tensor) -> Tensor:
+        """The mean absolute value of every channel."""
+        return x.flatten(2).abs().mean(2)
+
+    def respond(self, seen: Tensor) -> Tensor:
+        """Saliencies, linear in what is seen as far as they are positive."""
+        return self.predict(seen).relu()
 
     def choose(self, saliency: Tensor) -> Tensor:
         """The `count` largest saliencies, as they are: winners take all."""

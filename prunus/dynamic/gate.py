@@ -33,11 +33,13 @@ class Seen:
 class Gate(nn.Module):
     r"""Masks the channels of a map, sample by sample: $\hat F_{nc} = \hat\pi_{nc} F_{nc}$.
 
-    A method's gate says how saliencies come from the input (`estimate`) and which of them are on (`choose`).
+    A method's gate says what it sees of the input (`pool`), how saliencies come from that (`respond`) and which of them
+    are on (`choose`).
 
     Attributes:
         open: saliencies are one and every channel is on: the network is the backbone, to the bit.
         floor: channels that are on in any case, those of largest saliency.
+        fixed: this many channels are on for every input, whatever the method says: shapes are then static.
         tape: where `Seen` are noted, if anywhere.
     """
 
@@ -48,12 +50,21 @@ class Gate(nn.Module):
         super().__init__()
         self.inputs, self.outputs, self.floor = inputs, outputs, min(floor, outputs)
         self.relu = self.open = False
+        self.fixed: int | None = None
         self.tape: list[Seen] | None = None
         self._saliency: Tensor | None = None
 
+    def pool(self, x: Tensor) -> Tensor:
+        """What is seen of the input, channel by channel: ``(N, C_in, *positions) -> (N, C_in)``; zero of zero."""
+        return x.flatten(2).mean(2)
+
+    def respond(self, seen: Tensor) -> Tensor:
+        """Saliencies ``(N, C)`` of what is seen, ``(N, C_in)``."""
+        raise NotImplementedError
+
     def estimate(self, x: Tensor) -> Tensor:
         """Saliencies ``(N, C)`` of the input ``(N, C_in, *positions)``."""
-        raise NotImplementedError
+        return self.respond(self.pool(x))
 
     def choose(self, saliency: Tensor) -> Tensor:
         """The mask ``(N, C)`` of saliencies ``(N, C)``; zero is off."""
@@ -67,6 +78,10 @@ class Gate(nn.Module):
         """The mask of saliencies, with the floor, and for which samples the floor held: ``(N, C)``, ``(N,)``."""
         if self.open:
             return saliency, saliency.new_zeros(len(saliency), dtype=torch.bool)
+        if self.fixed is not None:
+            most = saliency.topk(self.fixed, dim=1).indices
+            mask = torch.zeros_like(saliency).scatter(1, most, self.lift(saliency).gather(1, most))
+            return mask, torch.zeros_like(saliency[:, 0], dtype=torch.bool)
         mask = self.choose(saliency)
         short = (mask != 0).sum(1) < self.floor
         best = torch.zeros_like(mask).scatter_(1, saliency.topk(self.floor, dim=1).indices, 1.0)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from prunus.core import InputError
 from prunus.dynamic.gate import Gate, Seen
-from prunus.dynamic.method import Method, kth_largest, methods, pooled
+from prunus.dynamic.method import Method, kth_largest, methods
 
 LARGEST = 1000.0  # of a saliency
 WIDE = 80  # channels from which on the hidden layer has half as many
@@ -39,9 +39,9 @@ class ManiGate(Gate):
         self.register_buffer("threshold", torch.tensor(-1e4))
         self.macs = inputs * hidden + hidden * outputs
 
-    def estimate(self, x: Tensor) -> Tensor:
+    def respond(self, seen: Tensor) -> Tensor:
         """Saliencies from the global average of the input."""
-        return self.expand(self.reduce(pooled(x)).relu()).relu().clamp(max=LARGEST)
+        return self.expand(self.reduce(seen).relu()).relu().clamp(max=LARGEST)
 
     def choose(self, saliency: Tensor) -> Tensor:
         """Saliencies that reach the threshold, as they are; zero elsewhere."""

@@ -81,11 +81,6 @@ def method_of(name: str | Method, options: Mapping[str, Any] | None = None) -> M
     return made
 
 
-def pooled(x: Tensor) -> Tensor:
-    """Global average: ``(N, C, *positions) -> (N, C)``."""
-    return x.flatten(2).mean(2)
-
-
 def kth_largest(values: Tensor, k: int) -> float:
     """The `k`-th largest of a vector.
 

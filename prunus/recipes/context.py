@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunus.core import InputError, Inputs
 from prunus.core.running import check_runs
 from prunus.data import Data, Preprocess, load
+from prunus.recipes.dynamic import Dynamic
 from prunus.recipes.folder import START, Folder
 from prunus.recipes.inputs import function, inputs_like, measure_of, parse_input
 from prunus.recipes.load import expand
@@ -100,7 +101,8 @@ class Context:
     @property
     def unpruned(self) -> int:
         """The stage whose network is the measure of all: the start if it had weights, else what the first cut got."""
-        cuts = [i for i, stage in enumerate(self.recipe.stages) if isinstance(stage, (Prune, DropBlocks, Weights))]
+        kinds = (Prune, DropBlocks, Weights, Dynamic)
+        cuts = [i for i, stage in enumerate(self.recipe.stages) if isinstance(stage, kinds)]
         return 0 if self.recipe.weights or not cuts else cuts[0]
 
     def index(self, teacher: str) -> int:

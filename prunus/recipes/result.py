@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from prunus.core import PrunusError
+from prunus.dynamic import dynamic_of, skipping
+from prunus.dynamic.skip import report
 from prunus.recipes.context import Context
 from prunus.recipes.masking import density
 
@@ -47,6 +49,12 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
     left, whole = sides["after"]["density"], sides["before"]["density"]
     zeros = left is not None and whole is not None and left < whole
     times, failed = _latency(context, models, context.recipe.measure.chosen(zeros=zeros))
+    gated = next((s["dynamic"] for s in stages if "dynamic" in s), None)
+    if gated is not None:
+        sides["after"]["macs"] = gated["mean"]
+        failed.append(
+            "timed in torch as it skips channels (prunus.dynamic.skipping), elsewhere masked, which skips none"
+        )
     for key, both in times.items():
         for side, ms in both.items():
             sides[side]["latency_ms"][key] = ms
@@ -64,6 +72,7 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "plan": {} if plan is None else {k: {"units": g.units, "kept": len(g.kept)} for k, g in plan.groups.items()},
         "left_alone": left_alone(stages),
         "exported": {k: v for s in stages for k, v in s.get("exported", {}).items()},
+        "dynamic": gated,
         "notes": list(dict.fromkeys([note for s in stages for note in s.get("notes", [])] + failed)),
     }
 
@@ -91,10 +100,13 @@ def _latency(
     from prunus.measure import key, race
 
     m, times, failed = context.recipe.measure, {}, []
+    skips = {s: skipping(n.eval(), context.example) if dynamic_of(n) else n for s, n in models.items()}
+    failed += [f"{side}: {row}" for side, n in skips.items() for row in (report(n) if n is not models[side] else ())]
     with tempfile.TemporaryDirectory() as folder:
         for backend in backends:
             try:
                 ready = _as_files(context, models, Path(folder)) if backend in READ_ONNX else models
+                ready = skips if backend == "torch" else ready
                 for n in m.batches:
                     raced = race(ready, context.example, backend=backend, batch=n, threads=m.threads, seconds=m.seconds)
                     times[key(backend, n, m.threads)] = {side: round(t.median_ms, 6) for side, t in raced.items()}

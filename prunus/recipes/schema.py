@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from prunus.allocators import allocators
 from prunus.core import InputError, UnknownNameError, did_you_mean
 from prunus.criteria import criteria
+from prunus.recipes.dynamic import Dynamic
 from prunus.recipes.parts import BudgetSpec, DataSpec, DistillSpec, MeasureSpec, RegularizerSpec, Strict
 from prunus.recipes.sparsity import Mask, SparseTrain, Tickets
 from prunus.recipes.stage import Stage, Training
@@ -131,9 +132,10 @@ STAGES: dict[str, type[Stage]] = {
     "mask": Mask,
     "sparse-train": SparseTrain,
     "tickets": Tickets,
+    "dynamic": Dynamic,
 }
 AnyStage = Annotated[
-    Sparsify | Prune | DropBlocks | Finetune | Recalibrate | Export | Mask | SparseTrain | Tickets,
+    Sparsify | Prune | DropBlocks | Finetune | Recalibrate | Export | Mask | SparseTrain | Tickets | Dynamic,
     Field(discriminator="do"),
 ]
 STAGE_KEYS = frozenset(key for kind in STAGES.values() for key in kind.model_fields) - {"do", "name"}
@@ -179,6 +181,13 @@ class Recipe(Strict):
         needy += [s.name for s in self.stages if isinstance(s, Mask) and s.looks_at_data]
         if self.data is None and needy:
             raise InputError(f"stage '{needy[0]}' needs data; give data: (a folder, Parquet files, or a name).")
+        gated = [i for i, s in enumerate(self.stages) if isinstance(s, Dynamic)]
+        for stage in self.stages[gated[0] + 1 :] if gated else ():
+            if not isinstance(stage, Export):
+                raise InputError(
+                    f"stage '{stage.name}' changes the network after stage '{self.stages[gated[0]].name}' has put "
+                    "gates in; prune and train before it, only exports may follow."
+                )
         trains = [s.name for s in self.stages if isinstance(s, Training)]
         if self.loss is not None and trains:
             raise InputError(
@@ -195,6 +204,7 @@ __all__ = [
     "BudgetSpec",
     "DataSpec",
     "DistillSpec",
+    "Dynamic",
     "Export",
     "Finetune",
     "Mask",

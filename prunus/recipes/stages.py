@@ -11,6 +11,7 @@ from torch import nn
 from prunus.core import Groups, Report
 from prunus.criteria import of_data
 from prunus.recipes.context import Context
+from prunus.recipes.dynamic import Dynamic, train_gates
 from prunus.recipes.masking import hold_zeros_, mask, sparse_train, tickets
 from prunus.recipes.schema import (
     DropBlocks,
@@ -196,4 +197,5 @@ VERBS: dict[type[Stage], Callable[[Context, Any, nn.Module], Outcome]] = {
     Mask: _weights(mask),
     SparseTrain: _weights(sparse_train),
     Tickets: _weights(tickets),
+    Dynamic: _weights(train_gates),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.report import charts, reading, times, words
+from prunus.report.inputs import inputs
 from prunus.report.reading import Run, read
 
 SMALL = 0.01  # a scale below this fraction of the largest one is called close to zero
@@ -66,6 +67,7 @@ def content(run: Run) -> dict[str, Any]:
         "widths": widths(reading.widths(result)),
         "gammas": gammas(run.gammas),
         "little_sparsity": little_sparsity(run.gammas),
+        "inputs": inputs(result),
         "curves": curves(run),
         "timings": timings(result),
         "stages": [_stage(row) for row in result.get("stages") or []],
