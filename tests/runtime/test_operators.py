@@ -51,7 +51,7 @@ def test_functions_far_from_zero(name: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return FUNCTIONS[name](x)
 
-    x = torch.cat([torch.linspace(-120, 120, 961), torch.tensor([1e30, -1e30, float("nan")])]).view(1, 1, 4, 241)
+    x = torch.cat([torch.linspace(-120, 120, 961), torch.tensor([1e4, -1e4, float("nan")])]).view(1, 1, 4, 241)
     got, want = compile(Alone(), x)(x).double(), FUNCTIONS[name](x.double())
     assert torch.equal(got.isnan(), want.isnan()) and bool(got.isnan().any())
     off = ((got - want).abs() / (want.abs() + 1e-4)).nan_to_num(0.0)
