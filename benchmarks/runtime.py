@@ -7,8 +7,8 @@ busy machine interrupts long calls more than short ones.  --masks: zeros drawn a
 whole network (layers are then unequally sparse); drawn in the 1x1 convolutions alone (pointwise); or among the
 coefficients of filters in a basis, as many as random has among weights (interspace).  Weights are random: the time
 does not depend on them.  Real zeros, of a training or a one-shot method: --files MODEL=FILE, as `prunus.save` wrote it.
-The largest difference from ONNX Runtime's outputs, what runs where, torch's share of the time, and the processor's seconds
-of compiling are reported.  --out goes on where it stopped.
+The largest difference from ONNX Runtime's outputs, what runs where, torch's share of the time, and the seconds of
+compiling (of the processor) are reported.  --out goes on where it stopped.
 """
 
 from __future__ import annotations
