@@ -10,6 +10,7 @@ from torch import nn
 
 from prunus.masks import (
     FAMOUS,
+    Collapse,
     Tensors,
     choose,
     collapse,
@@ -92,8 +93,18 @@ def mask(context: Context, stage: Mask, model: nn.Module) -> tuple[nn.Module, Fa
 def sparse_train(context: Context, stage: SparseTrain, model: nn.Module) -> tuple[nn.Module, Facts]:
     """Train under masks that move."""
     settings = {"method": stage.method, "density": stage.density, "options": stage.options}
-    history = _fit(context, stage, model, stage.name, sparse={**settings, "groups": weights_of(model, stage)})
-    return model, {"precision": history.precision, "device": history.device, "notes": list(history.notes)}
+    groups = weights_of(model, stage)
+    history = _fit(context, stage, model, stage.name, sparse={**settings, "groups": groups})
+    notes = [*history.notes, *cut_off(context, model, groups)]
+    return model, {"precision": history.precision, "device": history.device, "notes": notes}
+
+
+def cut_off(context: Context, model: nn.Module, groups: Tensors) -> list[str]:
+    """What there is to say of tensors that no path from input to output uses after training."""
+    dead = collapse(model, groups, groups.plan(groups.alive_weights()), context.batches(1, 1)).dead
+    return (
+        [f"layer collapse: {Collapse(dead)}; a higher density or another allocator leaves them more."] if dead else []
+    )
 
 
 def tickets(context: Context, stage: Tickets, model: nn.Module) -> tuple[nn.Module, Facts]:
@@ -109,9 +120,10 @@ def tickets(context: Context, stage: Tickets, model: nn.Module) -> tuple[nn.Modu
         epochs, schedule = stage.epochs - stage.early, rate(stage.early * steps)
         said.append(_fit(context, stage, model, f"{stage.name}-{round}", epochs=epochs, schedule=schedule))
 
+    groups = weights_of(model, stage)
     done = lottery_(
         model,
-        weights_of(model, stage),
+        groups,
         train,
         density=stage.density,
         rounds=stage.rounds,
@@ -123,7 +135,7 @@ def tickets(context: Context, stage: Tickets, model: nn.Module) -> tuple[nn.Modu
         seed=context.recipe.seed,
     )
     facts = {"precision": said[-1].precision, "device": said[-1].device, "densities": dict(done.densities)}
-    return model, {**facts, "notes": list(done.notes)}
+    return model, {**facts, "notes": [*done.notes, *cut_off(context, model, groups)]}
 
 
 def _rate(stage: Tickets, steps: int) -> Callable[[int], Callable[[float], float]]:
