@@ -162,3 +162,47 @@ def test_the_inner_loop_keeps_its_sums_in_registers(triple: str, cpu: str, lanes
     k = channels.DenseKernel(lanes, 1, 7, 9 * step, step, 7 * step, taps, 3)
     text = jit.target(jit.Machine(triple, cpu, "", lanes)).emit_assembly(jit.llvm().parse_assembly(channels.emit(k)))
     assert text.count(multiply_add) == 9 * 7 * (3 + 1)  # of three channels together, and of one alone
+
+
+def test_eight_lanes_are_run_where_there_are_sixteen(tmp_path) -> None:
+    if jit.machine().lanes != 16:
+        pytest.skip("this processor has no other lanes than its own")
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    ran = subprocess.run(
+        [sys.executable, "-c", EIGHT, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert ran.stdout.split() == ["8", "lanes"], ran.stderr[-2000:]
+
+
+EIGHT = """
+import os, sys
+os.environ["PRUNUS_CACHE"] = sys.argv[1]
+sys.path.insert(0, ".")
+import torch
+from torch import nn
+from prunus.runtime import DynamicConv2d, compile, jit
+
+real = jit.machine()
+features = ",".join(f for f in real.features.split(",") if "avx512" not in f) + ",-avx512f"
+made = jit.Machine(real.triple, "haswell", features, 8)
+jit.machine = lambda: made
+text = jit.target(made).emit_assembly(jit.llvm().parse_assembly("declare void @f()"))
+torch.manual_seed(0)
+layers = [nn.Conv2d(3, 9, 3, padding=1), nn.SiLU(), nn.MaxPool2d(2), nn.Conv2d(9, 8, 3, 2, groups=1), nn.ReLU()]
+model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+for sparsity in (0.0, 0.9):
+    for p in model.parameters():
+        p.data[torch.rand_like(p) < sparsity] = 0
+    for n in (1, 3):
+        x = torch.randn(n, 3, 17, 19)
+        got, want = compile(model, x)(x), model(x).detach()
+        assert (got - want).abs().max() < 1e-5 * want.abs().max(), (sparsity, n)
+conv, x = nn.Conv2d(6, 7, 3, padding=1), torch.randn(2, 6, 12, 11)
+outs = [0, 2, 6]
+got, want = DynamicConv2d(conv, x)(x, range(6), outs, compact=True), conv(x)[:, outs].detach()
+assert (got - want).abs().max() < 1e-5
+print(made.lanes, "lanes")
+"""

@@ -54,7 +54,7 @@ def test_functions_far_from_zero(name: str) -> None:
     x = torch.cat([torch.linspace(-120, 120, 961), torch.tensor([1e4, -1e4, float("nan")])]).view(1, 1, 4, 241)
     got, want = compile(Alone(), x)(x).double(), FUNCTIONS[name](x.double())
     assert torch.equal(got.isnan(), want.isnan()) and bool(got.isnan().any())
-    off = ((got - want).abs() / (want.abs() + 1e-4)).nan_to_num(0.0)
+    off = ((got - want).abs() / (want.abs() + 1e-2)).nan_to_num(0.0)
     assert float(off.max()) < 1e-5
 
 
