@@ -145,17 +145,21 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> None:
     """As Markdown, with what was published."""
-    print("| network | how | keep rate | error | change | multiply-adds saved | range over images | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| network | how | images x epochs | keep rate | error | change | multiply-adds saved | by image | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for r in rows:
         whole = next((w["error"] for w in rows if w["trial"] == "none" and w["model"] == r["model"]), r["error"])
         quantiles = r.get("realised", {}).get("quantiles")
         spread = f"{1 - quantiles[-1]:.1%} to {1 - quantiles[0]:.1%}" if quantiles else ""
         told = f"{r['keep'] or ''} | {r['error']:.2f} | {r['error'] - whole:+.2f} | {r['saved']:.1%} | {spread}"
-        print(f"| {r['model']} | {r['trial']} | {told} | {r['seconds']} |")
+        how = r["trial"] + "".join(f", {k} {v}" for k, v in r.get("set", {}).items())
+        long = "" if r["trial"] == "none" else f"{r['images']:,} x {r['epochs']}"
+        print(f"| {r['model']} | {how} | {long} | {told} | {r['seconds']} |")
     for model in dict.fromkeys(r["model"] for r in rows):
         for method, (before, after, saved) in PUBLISHED.get(model, {}).items():
-            print(f"| {model} | {method}, published | | {after:.2f} | {after - before:+.2f} | {saved:.1%} | | |")
+            print(
+                f"| {model} | {method}, published | 50,000 x 400 | | {after:.2f} | {after - before:+.2f} | {saved:.1%} | | |"
+            )
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

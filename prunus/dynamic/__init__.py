@@ -7,7 +7,7 @@ from prunus.dynamic.method import Method, methods
 from prunus.dynamic.network import Dynamic, dynamic_, dynamic_of, gate_parameters, gates, opened, static_, watched
 from prunus.dynamic.places import Place, Placement, placement
 from prunus.dynamic.realised import Realised, realised
-from prunus.dynamic.skip import skipping
+from prunus.dynamic.skip import fixed_, report, skipping
 from prunus.dynamic.training import GateTraining
 from prunus.dynamic.warm import warm_start_
 
@@ -23,12 +23,14 @@ __all__ = [
     "by_lists",
     "dynamic_",
     "dynamic_of",
+    "fixed_",
     "gate_parameters",
     "gates",
     "methods",
     "opened",
     "placement",
     "realised",
+    "report",
     "skipping",
     "static_",
     "warm_start_",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from prunus.dynamic.network import _of, gates, static_
 from prunus.dynamic.places import Convolution
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the channels, at which the break-even is looked for
+WORTH = 0.95  # of the time of whole layers, below which a network skips
 MODES = ("auto", "always", "never")
 
 
@@ -63,10 +64,14 @@ class Skipping(nn.Module):
         self.active = self.on = None
         if self.gate is None:
             return None
-        seen = self.gate.pool(x)
+        gate, seen = self.gate, self.gate.pool(x)
         if held is not None:
             seen = seen.new_zeros(len(x), self.channels[0]).index_copy(1, held, seen)
-        return self.gate.mask_of(self.gate.respond(seen))[0]
+        saliency = gate.respond(seen)
+        if len(x) > 1 or gate.open or gate.fixed is not None:
+            return gate.mask_of(saliency)[0]
+        mask = gate.choose(saliency)  # of one input; the floor seldom holds
+        return mask if int(mask.count_nonzero()) >= gate.floor else gate.mask_of(saliency)[0]
 
     def _one(self, x: Tensor, held: Tensor | None, mask: Tensor | None) -> Tensor:
         """One input, or inputs whose lists are alike."""
@@ -137,7 +142,8 @@ def skipping(model: nn.Module, example_inputs: Any, *, dense: str = "auto") -> n
 
     At one input, rows and columns of weights are gathered, and maps stay compact between gated layers; before a sum
     they are spread out.  Several inputs are divided into groups of equal or near masks.  Where a layer has more active
-    channels than its break-even, measured here at one input, it is computed whole.  Outputs are those of the masked
+    channels than its break-even, measured here at one input, it is computed whole; so are all layers where the network
+    gains nothing by skipping (`prunus.dynamic.report`).  Outputs are those of the masked
     network, to rounding.
 
     Args:
@@ -160,7 +166,44 @@ def skipping(model: nn.Module, example_inputs: Any, *, dense: str = "auto") -> n
     shapes = inputs_of_layers(network, layers, example_inputs)
     for name, layer in layers.items():
         layer.break_even = break_even(layer, shapes[name]) if dense == "auto" else float(dense == "never")
+    if dense == "auto":
+        _whole_if_faster(network, list(layers.values()), with_batch(Inputs.of(example_inputs), 1))
     return network
+
+
+def _whole_if_faster(network: nn.Module, layers: list[Skipping], inputs: Inputs, times: int = 7) -> None:
+    """Compute every layer whole where the network as a whole gains nothing by skipping, on the example."""
+    chosen = [layer.break_even for layer in layers]
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(times + 1):  # in turns
+        for whole in taken:
+            for layer, share in zip(layers, chosen, strict=True):
+                layer.break_even = 0.0 if whole else share
+            begun = time.perf_counter()
+            inputs(network)
+            if i:
+                taken[whole].append(time.perf_counter() - begun)
+    gains = min(taken[False]) < WORTH * min(taken[True])
+    for layer, share in zip(layers, chosen, strict=True):
+        layer.break_even = share if gains else 0.0
+
+
+def fixed_(model: nn.Module, counts: Sequence[int]) -> None:
+    """Let every gate keep as many channels for every input, its most salient ones: shapes are then static.
+
+    ``prunus.export.to_onnx(skipping(model, x), x, path, batch=1)`` writes such a network, gathers and all, as ONNX.
+
+    Args:
+        counts: channels a gate, in order: e.g. the rounded means of `Realised.kept`.
+
+    Raises: `InputError` for another number of counts, or one that its gate does not have.
+    """
+    found = gates(model)
+    if len(counts) != len(found) or not all(1 <= k <= gate.outputs for k, gate in zip(counts, found)):
+        wide = [gate.outputs for gate in found]
+        raise InputError(f"counts={list(counts)}: expected a number for each of {len(found)} gates, from 1 to {wide}.")
+    for gate, count in zip(found, counts, strict=True):
+        gate.fixed = int(count)
 
 
 def prepare(model: nn.Module, kind: Callable[..., Skipping]) -> tuple[nn.Module, dict[str, Any]]:
@@ -250,7 +293,7 @@ def report(network: nn.Module) -> list[str]:
     whole = [name for name, layer in layers.items() if layer.break_even == 0]
     rows = [f"{len(layers) - len(whole)} of {len(layers)} gated layers skip channels that are off"]
     if whole:
-        rows.append(f"computed whole, since gathering loses at every share: {', '.join(whole)}")
+        rows.append(f"computed whole, since gathering gains nothing: {', '.join(whole)}")
     return rows
 
 

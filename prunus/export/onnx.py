@@ -27,7 +27,9 @@ LARGEST = 2**31 - 2**20  # bytes of weights that fit in one protobuf message
 
 
 @exporters.register("onnx")
-def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path, *, verify: bool = True) -> float | None:
+def to_onnx(
+    model: nn.Module, example_inputs: Any, path: str | Path, *, verify: bool = True, batch: int | None = None
+) -> float | None:
     """Write `model` in evaluation mode as one ONNX file for any batch size, BatchNorm folded into convolutions.
 
     The file is first written beside `path` and moved there only when ONNX Runtime gives what torch gives, at batch
@@ -38,6 +40,7 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path, *, verify: 
         example_inputs: what forward takes; tensors whose first dimension is the batch get a free first dimension.
         path: where to write; an older file there is replaced, or kept when something goes wrong.
         verify: compare with torch.
+        batch: the file takes so many samples and no other number, all shapes are static.
 
     Returns: the largest relative error ``max|a - b| / max|b|`` over outputs and batch sizes; None without `verify`.
 
@@ -53,8 +56,10 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path, *, verify: 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with undisturbed(model), _said(f"writing {path.name}"):
-            _write(_plain(model), with_batch(inputs, 2), partial)  # torch.export takes a batch of 1 for a constant
-            error = max(_error(model, like(inputs, n), partial) for n in (1, 3)) if verify else None
+            # torch.export takes a batch of 1 for a constant
+            _write(_plain(model), with_batch(inputs, batch or 2), partial, free=batch is None)
+            sizes = (1, 3) if batch is None else (batch,)
+            error = max(_error(model, like(inputs, n), partial) for n in sizes) if verify else None
         if error is not None and not error <= TOLERANCE:
             raise VerificationError(
                 f"ONNX Runtime and torch differ by {error:.1e} (relative) on this network; at most {TOLERANCE:.0e} is "
@@ -73,17 +78,22 @@ def _plain(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def _write(model: nn.Module, inputs: Inputs, path: Path) -> None:
-    """Export without a word; what the exporter notes about source lines of this machine is taken out."""
+def _write(model: nn.Module, inputs: Inputs, path: Path, free: bool = True) -> None:
+    """Export, with a free batch or as the inputs are; what the exporter notes of this machine is taken out."""
     import onnx
 
     batch = torch.export.Dim("batch")
     named = _by_name(model, inputs)
-    free = tree_map(lambda t: {0: batch} if isinstance(t, Tensor) and t.dim() and len(t) == 2 else None, named)
+    shapes = tree_map(lambda t: {0: batch} if isinstance(t, Tensor) and t.dim() and len(t) == 2 else None, named)
     with _silence():
         try:
             program = torch.onnx.export(
-                model, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True, dynamic_shapes=free, verbose=False
+                model,
+                inputs.args,
+                kwargs=dict(inputs.kwargs),
+                dynamo=True,
+                dynamic_shapes=shapes if free else None,
+                verbose=False,
             )
         except Exception as error:  # the exporter has no common base class
             raise TraceError(_why(error)) from error

@@ -58,7 +58,7 @@ def test_layers_above_their_break_even_are_computed_whole(dense: str) -> None:
         equal(quick(x[:1]), net(x[:1]))
     if dense == "always":
         assert "0 of 4 gated layers skip" in report(quick)[0]
-        assert "computed whole, since gathering loses at every share: a1, a2, b1, b2" in report(quick)[1]
+        assert "computed whole, since gathering gains nothing: a1, a2, b1, b2" in report(quick)[1]
 
 
 def test_active_channels_alone_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
