@@ -158,7 +158,8 @@ def table(rows: list[dict[str, Any]]) -> None:
     for model in dict.fromkeys(r["model"] for r in rows):
         for method, (before, after, saved) in PUBLISHED.get(model, {}).items():
             print(
-                f"| {model} | {method}, published | 50,000 x 400 | | {after:.2f} | {after - before:+.2f} | {saved:.1%} | | |"
+                f"| {model} | {method}, published | 50,000 x 400 | | {after:.2f} | {after - before:+.2f} "
+                f"| {saved:.1%} | | |"
             )
 
 

@@ -71,7 +71,8 @@ class Builder(Forms):
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
         bounds, function = bounds_of(node)
         sizes = (source.size, target.size, residual.size if residual else None)
-        held = [source, target, residual or 0, bias]
+        held: list[Any] = [source, target, residual or 0, bias]
+        more: list[Any]
         if choice.dense:
             all_in = (
                 np.flatnonzero((weight != 0).any((0, 2, 3)))
@@ -85,15 +86,15 @@ class Builder(Forms):
                 weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
             )
             channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
-            rest = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
-            self.step(node.name, "dense", channels.emit(dense), [*held, weight, *rest])
+            more = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
+            self.step(node.name, "dense", channels.emit(dense), [*held, weight, *more])
         else:
             packed = pack.pack(weight, shape, fx, choice, self.threads)
             sparse = pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE)
             sparse = replace(sparse, function=function)
             pack.check_bounds(packed, table, sparse, sizes)
-            rest = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
-            self.step(node.name, "sparse", emit(sparse), [*held, *rest])
+            more = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
+            self.step(node.name, "sparse", emit(sparse), [*held, *more])
         self.finish(number, y)
 
     def choose(self, node: Node, weight: np.ndarray, shape: pack.Shape, y: Layout) -> pack.Choice:
