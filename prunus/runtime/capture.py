@@ -118,16 +118,16 @@ def _constant(item: fx.Node, known: dict[Any, Any]) -> bool:
 
 def _part(item: fx.Node, known: dict[Any, Any], nodes: dict[int, Node]) -> Node | None:
     """One of the pieces that channels were split in, or None for anything else."""
-    made, which = nodes[known[item.args[0]]], item.args[1]
+    whole: Any = item.args[0]
+    which: Any = item.args[1]
+    made, value, args = nodes[known[whole]], item.meta.get("val"), whole.args
     split = made.numbers["operator"].split(".")[1:2]
-    source: Any = item.args[0]
-    value, args = item.meta.get("val"), source.args
     if split not in (["chunk"], ["split"], ["split_with_sizes"]) or not isinstance(value, Tensor) or value.dim() != 4:
         return None
-    axis = args[2] if len(args) > 2 else source.kwargs.get("dim", 0)
+    axis = args[2] if len(args) > 2 else whole.kwargs.get("dim", 0)
     if axis % 4 != 1 or value.dtype != torch.float32:
         return None
-    start = sum(part.shape[1] for part in source.meta["val"][:which])
+    start = sum(part.shape[1] for part in whole.meta["val"][:which])
     kept = [list(range(start, start + value.shape[1])), *(list(range(n)) for n in value.shape[2:])]
     return Node("pick", [made.inputs[0]], tuple(value.shape), {"kept": kept}, {}, "split")
 
