@@ -65,7 +65,7 @@ def fuse(graph: Graph) -> Graph:
 
     A sum goes into a convolution that nothing else reads, and takes its place in the order: all it reads is there.
     """
-    for step in (_shuffles, _fold_affine, _fuse_bounds, _fuse_sums, _fuse_bounds, _lone_bounds, _points):
+    for step in (_fuse_pads, _shuffles, _fold_affine, _fuse_bounds, _fuse_sums, _fuse_bounds, _lone_bounds, _points):
         step(graph)
     users = graph.users()
     for number in reversed(list(graph.nodes)):
@@ -143,6 +143,23 @@ def _fold_affine(graph: Graph) -> None:
         node.kind, channels = "conv", len(scale)
         node.numbers |= {"stride": 1, "padding": [0, 0], "dilation": [1, 1], "groups": channels}
         node.tensors = {"weight": scale.reshape(-1, 1, 1, 1), "bias": shift}
+
+
+def _fuse_pads(graph: Graph) -> None:
+    """Zeros around a picture that only convolutions read are their padding; after it as many as the output asks for."""
+    users = graph.users()
+    for number, node in list(graph.nodes.items()):
+        readers = users[number]
+        if node.kind != "pick" or any(n < 0 or graph.nodes[n].kind != "conv" for n in readers):
+            continue
+        channels, *before = graph.nodes[node.inputs[0]].shape[1:]
+        kept, (rows, columns) = node.numbers["kept"][0], node.numbers["kept"][1:]
+        first = [k.index(0) if 0 in k else -1 for k in (rows, columns)]
+        whole = [k[f : f + n] == list(range(n)) for k, f, n in zip((rows, columns), first, before)]
+        if kept == list(range(channels)) and all(whole) and min(first) >= 0:
+            for reader in (graph.nodes[n] for n in readers):
+                reader.inputs = [node.inputs[0] if i == number else i for i in reader.inputs]
+                reader.numbers["padding"] = [p + f for p, f in zip(reader.numbers["padding"], first)]
 
 
 def _fuse_bounds(graph: Graph) -> None:

@@ -61,7 +61,12 @@ def _conv(node: Node) -> Operator:
     n, (weight, bias) = node.numbers, (node.tensors[k].float() for k in ("weight", "bias"))
 
     def run(x: Sequence[Tensor]) -> Tensor:
-        made = F.conv2d(x[0], weight, bias, n["stride"], n["padding"], n["dilation"], n["groups"])
+        ends = [  # pads may be uneven: after the picture come as many zeros as the output asks for
+            (out - 1) * n["stride"] + (k - 1) * d + 1 - p - size
+            for out, k, d, p, size in zip(node.shape[2:], weight.shape[2:], n["dilation"], n["padding"], x[0].shape[2:])
+        ]
+        padded = F.pad(x[0], (n["padding"][1], ends[1], n["padding"][0], ends[0]))
+        made = F.conv2d(padded, weight, bias, n["stride"], 0, n["dilation"], n["groups"])
         return made + x[1] if len(x) > 1 else made
 
     return run
