@@ -85,15 +85,15 @@ class Builder(Forms):
                 weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
             )
             channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
-            rest = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
-            self.step(node.name, "dense", channels.emit(dense), [*held, weight, *rest])
+            data = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
+            self.step(node.name, "dense", channels.emit(dense), [*held, weight, *data])
         else:
             packed = pack.pack(weight, shape, fx, choice, self.threads)
             sparse = pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE)
             sparse = replace(sparse, function=function)
             pack.check_bounds(packed, table, sparse, sizes)
-            rest = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
-            self.step(node.name, "sparse", emit(sparse), [*held, *rest])
+            data = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
+            self.step(node.name, "sparse", emit(sparse), [*held, *data])
         self.finish(number, y)
 
     def choose(self, node: Node, weight: np.ndarray, shape: pack.Shape, y: Layout) -> pack.Choice:

@@ -62,8 +62,9 @@ class DynamicConv2d:
         here = jit.machine()
         self.conv, self.low, self.high, self.workers = conv, float(low), float(high), Workers(threads)
         self.lock = threading.Lock()
-        self.size, window = size[1:], conv.kernel_size
-        self.shape = shape = pack.Shape(conv.stride[0], tuple(conv.padding), tuple(conv.dilation), conv.groups)
+        self.size = size[1:]
+        window, padding, dilation = _pair(conv.kernel_size), _pair(conv.padding), _pair(conv.dilation)
+        self.shape = shape = pack.Shape(conv.stride[0], padding, dilation, conv.groups)
         out = [shape.output(n, k, axis) for axis, (n, k) in enumerate(zip(size[2:], window))]
         if min(out) < 1:
             raise InputError(f"an input of {size[2:]} pixels is smaller than the window of {conv}. Give a larger one.")
@@ -103,7 +104,7 @@ class DynamicConv2d:
         area_in, area_out = (s.height * s.width * FLOAT for s in (self.x, self.y))
         (into, *of_into), (out_of, *of_out_of) = self._copy(self.x, back=False), self._copy(self.y, back=True)
         held = [self.held_x, self.held_y, 0, self.bias, self.weights, *self.lists[2:], self.strips, self.n_strips]
-        values = [
+        values: list[list[Any]] = [
             [0, self.held_x, *of_into, self.lists[0], 0, area_in, self.x.plane, 0.0],
             [*held, self.low, self.high, self.choice.channels],
             [self.held_y, 0, *of_out_of, self.lists[1], 0, self.y.plane, area_out, 0.0],
@@ -221,3 +222,8 @@ class DynamicConv2d:
         into[0], into[5] = x.data_ptr(), len(of_in)
         out_of[1], out_of[5] = y.data_ptr(), len(of_out)
         self.workers.run(self.table)
+
+
+def _pair(numbers: Sequence[Any]) -> tuple[int, int]:
+    """Two numbers, for (height, width)."""
+    return int(numbers[0]), int(numbers[1])
