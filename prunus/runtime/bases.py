@@ -24,6 +24,7 @@ from prunus.runtime.pack import Shape
 
 Factors = dict[Any, tuple[Tensor, Tensor]]  # of a constant: coefficients of its own shape, and the basis (m, m)
 ROUNDING = 1e-4
+ENDS = ("low", "high", "function")  # what is done to a sum before it is stored
 
 
 def note_factors(item: fx.Node, known: dict[Any, Any], factors: Factors) -> None:
@@ -84,9 +85,9 @@ def _split(graph: Graph, number: int, weight: Tensor, coefficients: Tensor, basi
     split += _cycles(rest, shape, y) if bool(rest.any()) else 0.0
     if split >= _cycles(weight, shape, y):
         return
-    geometry = {k: v for k, v in node.numbers.items() if k not in ("low", "high")}
+    geometry = {k: v for k, v in node.numbers.items() if k not in ENDS}
     plain = {"stride": 1, "padding": [0, 0], "dilation": [1, 1], "groups": 1}
-    bounds = {k: v for k, v in node.numbers.items() if k in ("low", "high")}
+    bounds = {k: v for k, v in node.numbers.items() if k in ENDS}
     source, *residual = node.inputs
     size, free = node.shape[2:], max(graph.nodes) + 1
     before = {free: Node("conv", [source], (node.shape[0], len(pairs), *size), geometry, _tensors(answer), node.name)}

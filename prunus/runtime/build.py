@@ -72,7 +72,6 @@ class Builder(Forms):
         bounds, function = bounds_of(node)
         sizes = (source.size, target.size, residual.size if residual else None)
         held: list[Any] = [source, target, residual or 0, bias]
-        more: list[Any]
         if choice.dense:
             all_in = (
                 np.flatnonzero((weight != 0).any((0, 2, 3)))
@@ -86,15 +85,15 @@ class Builder(Forms):
                 weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
             )
             channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
-            more = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
-            self.step(node.name, "dense", channels.emit(dense), [*held, weight, *more])
+            data = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
+            self.step(node.name, "dense", channels.emit(dense), [*held, weight, *data])
         else:
             packed = pack.pack(weight, shape, fx, choice, self.threads)
             sparse = pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE)
             sparse = replace(sparse, function=function)
             pack.check_bounds(packed, table, sparse, sizes)
-            more = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
-            self.step(node.name, "sparse", emit(sparse), [*held, *more])
+            data = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
+            self.step(node.name, "sparse", emit(sparse), [*held, *data])
         self.finish(number, y)
 
     def choose(self, node: Node, weight: np.ndarray, shape: pack.Shape, y: Layout) -> pack.Choice:

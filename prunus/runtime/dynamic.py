@@ -62,10 +62,9 @@ class DynamicConv2d:
         here = jit.machine()
         self.conv, self.low, self.high, self.workers = conv, float(low), float(high), Workers(threads)
         self.lock = threading.Lock()
-        self.size, (kh, kw) = size[1:], conv.kernel_size
-        window = (kh, kw)
-        (ph, pw), (dh, dw) = conv.padding, conv.dilation
-        self.shape = shape = pack.Shape(conv.stride[0], (ph, pw), (dh, dw), conv.groups)
+        self.size = size[1:]
+        window, padding, dilation = _pair(conv.kernel_size), _pair(conv.padding), _pair(conv.dilation)
+        self.shape = shape = pack.Shape(conv.stride[0], padding, dilation, conv.groups)
         out = [shape.output(n, k, axis) for axis, (n, k) in enumerate(zip(size[2:], window))]
         if min(out) < 1:
             raise InputError(f"an input of {size[2:]} pixels is smaller than the window of {conv}. Give a larger one.")
@@ -223,3 +222,8 @@ class DynamicConv2d:
         into[0], into[5] = x.data_ptr(), len(of_in)
         out_of[1], out_of[5] = y.data_ptr(), len(of_out)
         self.workers.run(self.table)
+
+
+def _pair(numbers: Sequence[Any]) -> tuple[int, int]:
+    """Two numbers, for (height, width)."""
+    return int(numbers[0]), int(numbers[1])

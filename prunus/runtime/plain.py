@@ -46,10 +46,11 @@ def _step(number: int, node: Node) -> Step:
     function = fallback.resolve(node) if node.kind == "torch" else KINDS[node.kind](node)
     low, high = node.numbers.get("low", -INFINITY), node.numbers.get("high", INFINITY)
     bounded = node.kind != "torch" and (low > -INFINITY or high < INFINITY)
+    applied = FUNCTIONS[node.numbers["function"]] if node.numbers.get("function") else None
 
     def run(objects: dict[int, Any], view: Any) -> None:
         made = function([objects[i] for i in node.inputs])
-        objects[number] = made.clamp(low, high) if bounded else made
+        objects[number] = applied(made) if applied else made.clamp(low, high) if bounded else made
 
     return Step(node.name, "torch", run=run)
 
@@ -101,7 +102,16 @@ KINDS: dict[str, Callable[[Node], Operator]] = {
     "pool": _pool,
     "pick": _pick,
     "add": lambda node: lambda x: x[0] + x[1],
+    "mul": lambda node: lambda x: x[0] * x[1],
     "mean": lambda node: lambda x: x[0].mean((2, 3), keepdim=len(node.shape) == 4),
     "flatten": lambda node: lambda x: x[0].flatten(1),
     "cat": lambda node: lambda x: torch.cat(list(x), 1),
+}
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }

@@ -55,7 +55,7 @@ def test_functions_far_from_zero(name: str) -> None:
     got, want = compile(Alone(), x)(x).double(), FUNCTIONS[name](x.double())
     assert torch.equal(got.isnan(), want.isnan()) and bool(got.isnan().any())
     off = ((got - want).abs() / (want.abs() + 1e-2)).nan_to_num(0.0)
-    assert float(off.max()) < 1e-5
+    assert float(off.max()) < 3e-5  # erf is a formula with an error of 1.5e-7
 
 
 class Squeeze(nn.Module):

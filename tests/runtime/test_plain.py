@@ -12,7 +12,9 @@ pytest.importorskip("llvmlite", reason="the sparse engine's compiler is not inst
 from prunus import zoo
 from prunus.core.errors import FileError, InputError
 from prunus.runtime import compile, jit, load, profile, save
+from prunus.runtime.activations import FUNCTIONS
 from prunus.runtime.build import Builder
+from prunus.runtime.plain import FUNCTIONS as PLAIN
 from prunus.runtime.plain import KINDS, PlainNetwork
 from prunus.runtime.profile import by_torch
 
@@ -29,6 +31,7 @@ class Everything(nn.Module):
         y = F.relu6(self.norm(self.a(x)))
         y = F.max_pool2d(y, 3, 2, 1) + F.avg_pool2d(y, 2)
         y = F.pad(self.b(y) + y, (1, 0, 0, 1))[:, :, :-1, 1:]
+        y = F.silu(y) * torch.sigmoid(F.adaptive_avg_pool2d(y, 1))
         y = torch.cat([y, torch.erf(y)], 1).clamp(-0.5, 0.5)
         return self.last(F.adaptive_avg_pool2d(y, 1).flatten(1))
 
@@ -82,6 +85,7 @@ def test_a_file_for_wider_vectors_is_refused_where_its_batch_does_not_fit(tmp_pa
 
 
 def test_every_kind_of_node_can_be_run_by_torch() -> None:
+    assert set(PLAIN) == set(FUNCTIONS)
     kinds = {name.removeprefix("do_") for name in dir(Builder) if name.startswith("do_")}
     assert kinds == {*KINDS, "input", "torch"}
 
