@@ -209,6 +209,8 @@ def _price(result: Mapping[str, Any]) -> str:
 def proof(result: Mapping[str, Any]) -> str:
     """How the cut was verified, in words."""
     verified = result.get("verified")
+    if not verified and result.get("dynamic"):
+        return "Nothing was cut: gates choose channels anew for every input, and every tensor has the size it had."
     if not verified and sparse(result):
         return "Nothing was cut: weights were set to zero, and every tensor has the size it had."
     if not verified or verified.get("max_relative_error") is None:
