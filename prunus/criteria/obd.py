@@ -28,7 +28,7 @@ def _saliency(statistic: str, what: str) -> Callable[[Slice], Tensor]:
     def obd(s: Slice) -> Tensor:
         return s.statistic(statistic).double() * s.weight.double().square() / 2
 
-    first = rf"Rise of the loss at a minimum (eq. 5) by the diagonal of {what}: $\sum_w \frac12 h_{{ww}} w^2$."
+    first = rf"Rise of the loss at a minimum (eq. 5) by the diagonal of {what}: $\sum_w h_{{ww}} w^2 / 2$."
     obd.__doc__ = first + REST
     return obd
 

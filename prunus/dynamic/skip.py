@@ -153,7 +153,9 @@ def skipping(model: nn.Module, example_inputs: Any, *, dense: str = "auto") -> n
     Raises: `InputError` for a network without gates, or in training mode.
 
     >>> import prunus, torch
-    >>> net, x = prunus.zoo.resnet20().eval(), torch.randn(1, 3, 32, 32)
+    >>> _ = torch.manual_seed(0)
+    >>> layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU()]
+    >>> net, x = torch.nn.Sequential(*layers, torch.nn.Conv2d(8, 2, 3)).eval(), torch.randn(1, 3, 9, 9)
     >>> found = prunus.dynamic.dynamic_(net, x, "fbs")
     >>> for gate in prunus.dynamic.gates(net):
     ...     _ = gate.count.fill_(gate.outputs // 2)

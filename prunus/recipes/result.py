@@ -15,7 +15,7 @@ from torch import nn
 from prunus.core import PrunusError
 from prunus.dynamic import dynamic_of, skipping
 from prunus.dynamic.skip import report
-from prunus.recipes.context import Context
+from prunus.recipes.context import Context, weights_in
 from prunus.recipes.masking import density
 
 SCHEMA = 1
@@ -46,9 +46,8 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
         side: {**_side(context, model, context.network(index[side])), "accuracy": top1[side]}
         for side, model in models.items()
     }
-    left, whole = sides["after"]["density"], sides["before"]["density"]
-    zeros = left is not None and whole is not None and left < whole
-    times, failed = _latency(context, models, context.recipe.measure.chosen(zeros=zeros))
+    left, whole = (density(models[side], weights_in(models[side])) or 1.0 for side in ("after", "before"))
+    times, failed = _latency(context, models, context.recipe.measure.chosen(zeros=left < whole))
     gated = next((s["dynamic"] for s in stages if "dynamic" in s), None)
     if gated is not None:
         sides["after"]["macs"] = gated["mean"]

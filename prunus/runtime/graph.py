@@ -97,7 +97,8 @@ def _shuffles(graph: Graph) -> None:
 
     def by_torch(number: int, *names: str) -> Node | None:
         node = graph.nodes[number]
-        able = node.kind == "torch" and node.inputs and node.numbers["operator"].split(".")[1] in names
+        called = node.numbers["operator"].split(".")[1:2] if node.kind == "torch" else []
+        able = node.inputs and called in [[name] for name in names]
         return node if able else None
 
     views = ("view", "reshape", "_unsafe_view")
