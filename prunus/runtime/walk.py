@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from prunus.runtime import jit, memory
 from prunus.runtime.emit import Emitter
 
+PATIENCE = 4096  # looks at the gate, some microseconds, before a thread gives way: on a busy machine others have to run
+YIELD = "" if sys.platform == "win32" else "sched_yield"
 
 class Workers:
     """Threads that run tables of kernels together, one table at a time."""
@@ -63,11 +66,24 @@ def emit_walk(lanes: int) -> str:
         with e.b.if_then(several):
             e.b.atomic_rmw("add", gate, e.const(1), "seq_cst")
             all_here = e.b.mul(e.b.add(i, e.const(1)), e.threads)
-            wait, after = e.function.append_basic_block(), e.function.append_basic_block()
+            wait, late, give_way, after = (e.function.append_basic_block() for _ in range(4))
+            before = e.b.block
             e.b.branch(wait)
             e.b.position_at_end(wait)
+            tries = e.b.phi(e.i64)
+            tries.add_incoming(e.const(0), before)
             seen = e.b.load_atomic(gate, "seq_cst", 8, typ=e.i64)
-            e.b.cbranch(e.b.icmp_signed(">=", seen, all_here), after, wait)
+            e.b.cbranch(e.b.icmp_signed(">=", seen, all_here), after, late)
+            e.b.position_at_end(late)
+            more = e.b.add(tries, e.const(1))
+            tries.add_incoming(more, late)
+            e.b.cbranch(e.b.icmp_signed(">", more, e.const(PATIENCE)), give_way, wait)
+            e.b.position_at_end(give_way)
+            if YIELD:
+                kind_of_yield = e.ir.FunctionType(e.i32, [])
+                e.b.call(e.ir.Function(e.module, kind_of_yield, YIELD), [])
+            tries.add_incoming(more, give_way)
+            e.b.branch(wait)
             e.b.position_at_end(after)
 
     e.loop(0, count, step)
