@@ -15,6 +15,7 @@ from prunus.runtime.emit import Emitter
 PATIENCE = 4096  # looks at the gate, some microseconds, before a thread gives way: on a busy machine others have to run
 YIELD = "" if sys.platform == "win32" else "sched_yield"
 
+
 class Workers:
     """Threads that run tables of kernels together, one table at a time."""
 
