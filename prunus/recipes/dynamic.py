@@ -43,25 +43,12 @@ class Dynamic(Training):
 
 def train_gates(context: Any, stage: Dynamic, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     """Put the gates in, train, and measure what test images cost."""
-    from prunus.train import fit
+    from prunus.recipes.fitting import fit  # which knows of recipes, and these of this stage
 
     torch.manual_seed(context.recipe.seed)
     placed = dynamic_(model, context.example, stage.method, **stage.options)
     at_one = warm_start_(model, (x for x, _ in context.batches(128, 8))) if stage.warm else []
-    own = ("epochs", "lr", "schedule", "optimizer", "momentum", "weight_decay", "decay", "batch", "precision", "clip")
-    history = fit(
-        model,
-        context.needed(),
-        preprocess=context.preprocess,
-        augment=stage.augment,
-        periods=stage.periods,
-        seed=context.recipe.seed,
-        folder=context.folder.path,
-        stage=stage.name,
-        resume=True,
-        quiet=context.quiet,
-        **{key: getattr(stage, key) for key in own},
-    )
+    history = fit(context, stage, model, periods=stage.periods)
     said = on_test(context, model)
     order = said.macs.argsort(stable=True)
     shown = min(SHOWN, len(order))

@@ -23,6 +23,7 @@ from prunus.masks import (
     tensors,
 )
 from prunus.recipes.context import Context, in_basis_
+from prunus.recipes.fitting import fit
 from prunus.recipes.schema import Mask, SparseTrain, Stage, Tickets, Training
 from prunus.recipes.sparsity import Weights
 
@@ -94,7 +95,7 @@ def sparse_train(context: Context, stage: SparseTrain, model: nn.Module) -> tupl
     """Train under masks that move."""
     settings = {"method": stage.method, "density": stage.density, "options": stage.options}
     groups = weights_of(model, stage)
-    history = _fit(context, stage, model, stage.name, sparse={**settings, "groups": groups})
+    history = fit(context, stage, model, stage.name, sparse={**settings, "groups": groups})
     notes = [*history.notes, *cut_off(context, model, groups)]
     return model, {"precision": history.precision, "device": history.device, "notes": notes}
 
@@ -114,11 +115,11 @@ def tickets(context: Context, stage: Tickets, model: nn.Module) -> tuple[nn.Modu
     rate = _rate(stage, steps)
 
     def early(model: nn.Module) -> None:
-        said.append(_fit(context, stage, model, f"{stage.name}-early", epochs=stage.early, schedule=rate(0)))
+        said.append(fit(context, stage, model, f"{stage.name}-early", epochs=stage.early, schedule=rate(0)))
 
     def train(model: nn.Module, round: int) -> None:
         epochs, schedule = stage.epochs - stage.early, rate(stage.early * steps)
-        said.append(_fit(context, stage, model, f"{stage.name}-{round}", epochs=epochs, schedule=schedule))
+        said.append(fit(context, stage, model, f"{stage.name}-{round}", epochs=epochs, schedule=schedule))
 
     groups = weights_of(model, stage)
     done = lottery_(
@@ -145,25 +146,6 @@ def _rate(stage: Tickets, steps: int) -> Callable[[int], Callable[[float], float
 
     whole = learning_rate(stage.schedule, stage.lr, stage.epochs, steps)
     return lambda first: rewind(whole, first)
-
-
-def _fit(context: Context, stage: Training, model: nn.Module, name: str, **settings: Any) -> Any:
-    """`prunus.train.fit` with what a training stage says."""
-    from prunus.train import fit
-
-    own = ("epochs", "lr", "schedule", "optimizer", "momentum", "weight_decay", "decay", "batch", "precision", "clip")
-    given = {key: getattr(stage, key) for key in (*own, "augment")} | settings
-    return fit(
-        model,
-        context.needed(),
-        preprocess=context.preprocess,
-        seed=context.recipe.seed,
-        folder=context.folder.path,
-        stage=name,
-        resume=True,
-        quiet=context.quiet,
-        **given,
-    )
 
 
 def density(model: nn.Module, whole: int) -> float | None:

@@ -12,6 +12,7 @@ from prunus.core import Groups, Report
 from prunus.criteria import of_data
 from prunus.recipes.context import Context
 from prunus.recipes.dynamic import Dynamic, train_gates
+from prunus.recipes.fitting import fit
 from prunus.recipes.masking import hold_zeros_, mask, sparse_train, tickets
 from prunus.recipes.schema import (
     DropBlocks,
@@ -45,8 +46,6 @@ def carry_out(context: Context, stage: Stage, model: nn.Module) -> Outcome:
 
 def _train(context: Context, stage: Sparsify | Finetune, model: nn.Module) -> Outcome:
     """Train: under a regularizer, with a teacher, or plainly."""
-    from prunus.train import fit
-
     regularizer = stage.regularizer.make() if stage.regularizer is not None else None
     groups = _groups(context, model) if regularizer is not None else None
     if isinstance(stage, Sparsify) and stage.initial_scale is not None:
@@ -54,29 +53,13 @@ def _train(context: Context, stage: Sparsify | Finetune, model: nn.Module) -> Ou
     before = _gammas(groups) if groups is not None else {}
     teacher = context.load(context.index(stage.distill.teacher)) if stage.distill is not None else None
     history = fit(
+        context,
+        stage,
         model,
-        context.needed(),
-        preprocess=context.preprocess,
-        epochs=stage.epochs,
-        lr=stage.lr,
-        schedule=stage.schedule,
-        optimizer=stage.optimizer,
-        momentum=stage.momentum,
-        weight_decay=stage.weight_decay,
-        decay=stage.decay,
-        batch=stage.batch,
         regularizer=regularizer,
         groups=groups,
         teacher=teacher,
         distill=stage.distill.model_dump(include={"temperature", "weight"}) if stage.distill is not None else None,
-        precision=stage.precision,
-        clip=stage.clip,
-        augment=stage.augment,
-        seed=context.recipe.seed,
-        folder=context.folder.path,
-        stage=stage.name,
-        resume=True,
-        quiet=context.quiet,
     )
     facts: dict[str, Any] = {"precision": history.precision, "device": history.device}
     if groups is not None:

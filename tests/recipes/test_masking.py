@@ -76,7 +76,7 @@ def test_controls_give_other_networks_of_the_same_density(control, tmp_path):
 def test_a_stage_that_was_cut_short_goes_on_to_the_same_end(tmp_path, monkeypatch):
     recipe = small("lottery-ticket", "rewind=rate")
     whole, _ = run(recipe, tmp_path / "whole", quiet=True)
-    fit, count = verbs._fit, [0]
+    fit, count = verbs.fit, [0]
 
     def dies(*args, **settings):
         count[0] += 1
@@ -84,10 +84,10 @@ def test_a_stage_that_was_cut_short_goes_on_to_the_same_end(tmp_path, monkeypatc
             raise KeyboardInterrupt
         return fit(*args, **settings)
 
-    monkeypatch.setattr(verbs, "_fit", dies)
+    monkeypatch.setattr(verbs, "fit", dies)
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tmp_path / "cut", quiet=True)
-    monkeypatch.setattr(verbs, "_fit", fit)
+    monkeypatch.setattr(verbs, "fit", fit)
     resumed, _ = run(recipe, tmp_path / "cut", resume=True, quiet=True)
     a, b = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(a[k], b[k]) for k in a)
