@@ -19,6 +19,7 @@ class FBSGate(Gate):
     r"""$g = \mathrm{relu}(ss(x)\,\Phi + \rho)$ with $ss(x)$ the mean of $|x|$ a channel; on are the `count` largest."""
 
     count: Tensor
+    rule, absolute = "largest", True
 
     def __init__(self, inputs: int, outputs: int, floor: int = 1, init: str = "he") -> None:
         super().__init__(inputs, outputs, floor)
@@ -37,6 +38,10 @@ class FBSGate(Gate):
     def respond(self, seen: Tensor) -> Tensor:
         """Saliencies, linear in what is seen as far as they are positive."""
         return self.predict(seen).relu()
+
+    def number(self) -> Tensor | int:
+        """How many are on."""
+        return self.count
 
     def choose(self, saliency: Tensor) -> Tensor:
         """The `count` largest saliencies, as they are: winners take all."""
