@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import channels, fallback, kernels, matrices, pack
+from prunus.runtime import channels, fallback, gated, kernels, listed, matrices, pack
 from prunus.runtime.choose import best
 from prunus.runtime.convolution import emit
-from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, shape_of
-from prunus.runtime.graph import INFINITY, Graph, Node
+from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, bounds_of, shape_of
+from prunus.runtime.graph import Graph, Node
 from prunus.runtime.layout import FLOAT, Layout, pixels, places
 
 SPARSE_LINEAR = 0.25  # density below which a product with a matrix goes by its nonzeros
@@ -72,7 +72,9 @@ class Builder(Forms):
         bounds, function = bounds_of(node)
         sizes = (source.size, target.size, residual.size if residual else None)
         held: list[Any] = [source, target, residual or 0, bias]
-        if choice.dense:
+        if gated.by_lists(node):
+            listed.convolve(self, node, (fx, fy, fr), (source, target, residual), choice, table)
+        elif choice.dense:
             all_in = (
                 np.flatnonzero((weight != 0).any((0, 2, 3)))
                 if shape.groups == 1
@@ -99,7 +101,9 @@ class Builder(Forms):
     def choose(self, node: Node, weight: np.ndarray, shape: pack.Shape, y: Layout) -> pack.Choice:
         """How a layer is run: as noted in the node, else by the model of the inner loop, and noted."""
         if "choice" not in node.numbers:
-            node.numbers["choice"] = list(astuple(best(weight, shape, y, self.registers)[0][1]))
+            found = best(weight, shape, y, self.registers)
+            dense = [choice for _, choice in found if choice.dense or not gated.by_lists(node)]
+            node.numbers["choice"] = list(astuple(dense[0]))
         return pack.Choice(*node.numbers["choice"])
 
     def do_pool(self, number: int, value: Value) -> None:
@@ -108,8 +112,9 @@ class Builder(Forms):
         x, source = self.want(node.inputs[0], wanted, fill)
         y = self.primary(number)
         target = self.tiles(value, y)
-        text = kernels.emit_pool(x, y, tuple(node.numbers["kernel"]), shape.stride, shape.padding, node.numbers["of"])
-        self.step(node.name, "pool", text, [source, target, value.channels])
+        lists, kernel = self.written(node), tuple(node.numbers["kernel"])
+        text = kernels.emit_pool(x, y, kernel, shape.stride, shape.padding, node.numbers["of"], lists is not None)
+        self.step(node.name, "pool", text, [source, target, value.channels if lists is None else lists])
         self.finish(number, y)
 
     def do_add(self, number: int, value: Value) -> None:
@@ -127,10 +132,15 @@ class Builder(Forms):
     do_mul = do_add
 
     def do_mean(self, number: int, value: Value) -> None:
+        numbers = value.node.numbers
         x, source = self.want(value.node.inputs[0], self.canonical(self.graph.nodes[value.node.inputs[0]].shape))
         target = value.forms[None, 0.0] = self.buffer(self.images * value.row * FLOAT)
-        arguments = [source, target, value.channels, value.row * FLOAT]
-        self.step(value.node.name, "mean", kernels.emit_mean(x), arguments)
+        which = self.lists[numbers["into"]] if "into" in numbers else value.channels
+        text = kernels.emit_mean(x, absolute=numbers.get("absolute", False), listed="into" in numbers)
+        self.step(value.node.name, "mean", text, [source, target, which, value.row * FLOAT])
+
+    def do_gate(self, number: int, value: Value) -> None:
+        listed.decide(self, number, value)
 
     def do_flatten(self, number: int, value: Value) -> None:
         value.forms[None, 0.0] = self.rows(value.node.inputs[0])
@@ -188,9 +198,3 @@ class Builder(Forms):
         for i, (x, source) in zip(value.node.inputs, parts):
             self.move(self.values[i], source, x, At(target, start * y.plane), y)
             start += self.values[i].channels
-
-
-def bounds_of(node: Node) -> tuple[list[float], str]:
-    """The bounds that a kernel keeps values between, or the name of the function in their place."""
-    numbers = node.numbers
-    return [float(numbers.get("low", -INFINITY)), float(numbers.get("high", INFINITY))], numbers.get("function", "")

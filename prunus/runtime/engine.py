@@ -55,7 +55,11 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> Compi
         )
     images = min(jit.lanes(), 1 << (len(first) - 1).bit_length())
     sized = [_to_batch(a, len(first), images) for a in inputs.args]
-    graph = mix(capture(model, Inputs(tuple(sized))), images)
+    graph = capture(model, Inputs(tuple(sized)))
+    if images > 1 and any(node.kind == "gate" for node in graph.nodes.values()):  # every picture has its own lists
+        images = 1
+        graph = capture(model, Inputs(tuple(_to_batch(a, len(first), 1) for a in inputs.args)))
+    graph = mix(graph, images)
     return network_of(graph, images=images, threads=threads)
 
 

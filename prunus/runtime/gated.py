@@ -23,6 +23,11 @@ def depthwise(node: Node) -> bool:
     return node.kind == "conv" and groups > 1 and groups == node.shape[1] == len(node.tensors["weight"])
 
 
+def by_lists(node: Node) -> bool:
+    """Whether a convolution makes, or reads, lists of channels."""
+    return "out" in node.numbers or "into" in node.numbers
+
+
 def listable(node: Node) -> bool:
     """Whether a convolution can be run on lists of channels."""
     plain = node.kind == "conv" and "weight" in node.tensors and "out" not in node.numbers

@@ -87,18 +87,18 @@ def _operators() -> Any:
 
 def seen(x: Tensor, absolute: bool) -> Tensor:
     """The mean of every channel, or of its absolute values: ``(N, C, H, W) -> (N, C)``."""
-    return _operators().seen(x, absolute)  # type: ignore[no-any-return]
+    return _operators().seen(x, absolute)
 
 
 def gate(saliency: Tensor, number: Tensor | int, rule: str, floor: int, scales: bool) -> Tensor:
     """`decide`, whose number may be a tensor that the network holds."""
     held, count = (number, 0) if isinstance(number, Tensor) else (None, number)
-    return _operators().gate(saliency, held, count, rule, floor, scales)  # type: ignore[no-any-return]
+    return _operators().gate(saliency, held, count, rule, floor, scales)
 
 
 def masked(y: Tensor, mask: Tensor) -> Tensor:
     """Every channel times its mask: ``(N, C, H, W)``, ``(N, C)``."""
-    return _operators().masked(y, mask)  # type: ignore[no-any-return]
+    return _operators().masked(y, mask)
 
 
 @reads("prunus.seen.default")

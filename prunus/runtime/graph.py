@@ -21,7 +21,8 @@ class Node:
 
     Kinds: ``input``, ``conv`` (stride, padding, dilation, groups, low, high, function; a second input is added before
     these), ``linear``, ``add``, ``mul``, ``pool`` (max or mean), ``mean``, ``flatten``, ``gate`` (`gated`), ``pick``
-    (channels and pixels by index), ``cat``, and ``torch`` for everything else: an ATen operator by its name, with its arguments.
+    (channels and pixels by index), ``cat``, and ``torch`` for everything else: an ATen operator by its name, with its
+    arguments.
     """
 
     kind: str
