@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunus.dynamic.gate import Gate, Seen
 from prunus.dynamic.method import Method, methods
+from prunus.runtime.gating import largest
 
 STEP = 0.1  # by which the density falls from stage to stage
 
@@ -45,7 +46,7 @@ class FBSGate(Gate):
 
     def choose(self, saliency: Tensor) -> Tensor:
         """The `count` largest saliencies, as they are: winners take all."""
-        winners = saliency.topk(int(self.count), dim=1).indices
+        winners = largest(saliency, int(self.count))
         return torch.zeros_like(saliency).scatter(1, winners, saliency.gather(1, winners))
 
 

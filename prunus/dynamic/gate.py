@@ -84,12 +84,12 @@ class Gate(nn.Module):
         if self.open:
             return saliency, saliency.new_zeros(len(saliency), dtype=torch.bool)
         if self.fixed is not None:
-            most = saliency.topk(self.fixed, dim=1).indices
+            most = gating.largest(saliency, self.fixed)
             mask = torch.zeros_like(saliency).scatter(1, most, self.lift(saliency).gather(1, most))
             return mask, torch.zeros_like(saliency[:, 0], dtype=torch.bool)
         mask = self.choose(saliency)
         short = (mask != 0).sum(1) < self.floor
-        best = torch.zeros_like(mask).scatter_(1, saliency.topk(self.floor, dim=1).indices, 1.0)
+        best = torch.zeros_like(mask).scatter_(1, gating.largest(saliency, self.floor), 1.0)
         raised = torch.where(best > 0, self.lift(saliency), mask)
         return torch.where(short[:, None], raised, mask), short
 

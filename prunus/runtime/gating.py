@@ -36,16 +36,27 @@ def decide(saliency: Tensor, rule: str, number: float, floor: int, scales: bool)
     """
     factor = saliency if scales else torch.ones_like(saliency)
     if rule == "largest":
-        on = _largest(saliency, max(int(number), floor))
+        on = _among(saliency, max(int(number), floor))
     else:
         on = saliency > 0 if rule == "positive" else saliency >= number
         short = ((on & (factor != 0)).sum(1) < floor)[:, None]
-        on = on | (short & _largest(saliency, floor))
+        on = on | (short & _among(saliency, floor))
     return factor * on
 
 
-def _largest(saliency: Tensor, many: int) -> Tensor:
-    return torch.zeros_like(saliency, dtype=torch.bool).scatter(1, saliency.topk(many, dim=1).indices, True)
+def largest(saliency: Tensor, many: int) -> Tensor:
+    """The channels of the `many` largest saliencies, ``(N, many)``; of equals the first, as in ONNX.
+
+    >>> largest(torch.tensor([[1., 2., 2., 2.]]), 2)
+    tensor([[1, 2]])
+    """
+    if torch.compiler.is_exporting():
+        return saliency.topk(many, dim=1).indices
+    return saliency.sort(dim=1, descending=True, stable=True).indices[:, :many]  # topk takes any of equals
+
+
+def _among(saliency: Tensor, many: int) -> Tensor:
+    return torch.zeros_like(saliency, dtype=torch.bool).scatter(1, largest(saliency, many), True)
 
 
 @contextmanager
