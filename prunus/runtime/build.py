@@ -72,6 +72,8 @@ class Builder(Forms):
         bounds, function = bounds_of(node)
         sizes = (source.size, target.size, residual.size if residual else None)
         held: list[Any] = [source, target, residual or 0, bias]
+        mask = node.numbers.get("mask", "")
+        factors = [self.values[node.numbers["out"]].forms[None, 0.0]] if mask else []
         if gated.by_lists(node):
             listed.convolve(self, node, (fx, fy, fr), (source, target, residual), choice, table)
         elif choice.dense:
@@ -82,20 +84,21 @@ class Builder(Forms):
             )
             planes = fx.plane, fy.plane, fr.plane if fr is not None else 0
             lists = [(all_in, np.arange(len(weight)))]
-            dense = replace(channels.kernel(fx, fy, fr, choice, shape, weight.shape), function=function)
+            dense = channels.kernel(fx, fy, fr, choice, shape, weight.shape)
+            dense = replace(dense, function=function, mask=mask)
             tables = channels.tables(
                 weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
             )
             channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
             data = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
-            self.step(node.name, "dense", channels.emit(dense), [*held, weight, *data])
+            self.step(node.name, "masked" if mask else "dense", channels.emit(dense), [*held, weight, *data, *factors])
         else:
             packed = pack.pack(weight, shape, fx, choice, self.threads)
             sparse = pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE)
-            sparse = replace(sparse, function=function)
+            sparse = replace(sparse, function=function, mask=mask)
             pack.check_bounds(packed, table, sparse, sizes)
             data = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
-            self.step(node.name, "sparse", emit(sparse), [*held, *data])
+            self.step(node.name, "masked" if mask else "sparse", emit(sparse), [*held, *data, *factors])
         self.finish(number, y)
 
     def choose(self, node: Node, weight: np.ndarray, shape: pack.Shape, y: Layout) -> pack.Choice:

@@ -8,6 +8,8 @@ A gate's node gives the mask of one picture and, beside it, the lists of channel
   convolutions between the gated one and a masked depthwise one, without a product.
 - `find_lists`: what reads a map whose other channels are zero reads the list (``into``: the gate's number).  Where all
   readers do, channels that are off are not even written (``partial``).
+
+A convolution that is marked as ``whole`` (`shares`) computes all channels and multiplies them by the mask.
 """
 
 from __future__ import annotations
@@ -15,6 +17,11 @@ from __future__ import annotations
 from prunus.runtime.graph import INFINITY, Graph, Node, _absorb
 
 ZERO_OF_ZERO = ("", "silu", "hardswish", "gelu", "gelu_tanh")
+
+
+def has_gates(graph: Graph) -> bool:
+    """Whether a network has gates that the engine knows."""
+    return any(node.kind == "gate" for node in graph.nodes.values())
 
 
 def depthwise(node: Node) -> bool:
@@ -25,7 +32,7 @@ def depthwise(node: Node) -> bool:
 
 def by_lists(node: Node) -> bool:
     """Whether a convolution makes, or reads, lists of channels."""
-    return "out" in node.numbers or "into" in node.numbers
+    return ("out" in node.numbers or "into" in node.numbers) and not node.numbers.get("whole")
 
 
 def listable(node: Node) -> bool:
@@ -69,7 +76,12 @@ def fuse_masks(graph: Graph) -> None:
 
 
 def find_lists(graph: Graph) -> None:
-    """Readers of maps most of whose channels may be zero are told by which gate."""
+    """Readers of maps most of whose channels may be zero are told by which gate; what was found before is forgotten."""
+    for node in graph.nodes.values():
+        node.numbers.pop("partial", None)
+        if "into" in node.numbers:
+            node.numbers.pop("into")
+            node.inputs.pop()
     users = graph.users()
     holds: dict[int, int] = {}
     for number, node in graph.nodes.items():
@@ -82,7 +94,9 @@ def find_lists(graph: Graph) -> None:
             graph.nodes[number].numbers["partial"] = all(_lists(graph, number, reader) for reader in users[number])
     for node in graph.nodes.values():
         plain = node.kind == "mean" or (listable(node) or "out" in node.numbers) and node.numbers["groups"] == 1
-        if node.inputs and node.inputs[0] in holds and (plain or node.numbers.get("partial") and node.kind == "pool"):
+        if node.numbers.get("whole") or not node.inputs or node.inputs[0] not in holds:
+            continue
+        if plain or (node.numbers.get("partial") and node.kind == "pool"):
             node.numbers["into"] = holds[node.inputs[0]]
             node.inputs.append(node.numbers["into"])
 
@@ -101,7 +115,7 @@ def residual(graph: Graph, node: Node) -> int | None:
 
 def _lists(graph: Graph, number: int, reader: int) -> bool:
     """Whether a reader leaves channels that are off alone."""
-    if reader < 0:
+    if reader < 0 or graph.nodes[reader].numbers.get("whole"):
         return False
     node = graph.nodes[reader]
     if node.kind == "mean":

@@ -36,13 +36,14 @@ class PlainNetwork(CompiledNetwork):
         self.graph, self.images, self.threads, self.lock = graph, images, threads, threading.Lock()
         self.inputs, self.outputs = graph.inputs(), graph.outputs
         self.given, self.made = [None] * len(self.inputs), [None] * len(self.outputs)
-        self.steps = [_step(number, node, graph) for number, node in graph.nodes.items() if node.kind != "input"]
+        self.steps = [step(number, node, graph) for number, node in graph.nodes.items() if node.kind != "input"]
         self.segments = [*self.steps]
         self.values, self.kept, self.size = {}, [], 0
         self.weights = sum(t.numel() * t.element_size() for n in graph.nodes.values() for t in n.tensors.values())
 
 
-def _step(number: int, node: Node, graph: Graph) -> Step:
+def step(number: int, node: Node, graph: Graph) -> Step:
+    """A node as a step of torch."""
     function = fallback.resolve(node) if node.kind == "torch" else KINDS[node.kind](node)
     low, high = node.numbers.get("low", -INFINITY), node.numbers.get("high", INFINITY)
     bounded = node.kind != "torch" and (low > -INFINITY or high < INFINITY)

@@ -202,6 +202,22 @@ def test_sums_of_a_gated_map_and_of_grouped_layers_are_masked_whole() -> None:
         equal(fast(x), net(x))
 
 
+@pytest.mark.parametrize("make", [Basic, Separable, Plain])
+def test_layers_whose_zeros_save_more_than_lists_are_computed_whole(make: Any) -> None:
+    net, x = gated(make, "channel-gating", (24, 24))
+    some = [m for m in net.modules() if isinstance(m, nn.Conv2d)][1::2]
+    for conv in some:
+        conv.weight.data *= torch.rand_like(conv.weight) < 0.15
+    for bias in (1.0, -1.0):  # all channels are on; all but the floor are off
+        for gate in gates(net):
+            gate.expand.weight.data.zero_()
+            gate.expand.bias.data.fill_(bias)
+        fast = compile(net, x)
+        with torch.no_grad():
+            equal(fast(x), net(x))
+        assert ("masked" in fast.report()) == (bias > 0) and "listed" in fast.report()
+
+
 @pytest.mark.parametrize("make", [Basic, Separable])
 def test_files_and_torch_alone(make: Any, tmp_path: Any) -> None:
     net, x = gated(make, "fbs")
