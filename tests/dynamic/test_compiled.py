@@ -13,7 +13,10 @@ from torch.nn import functional as F
 
 pytest.importorskip("llvmlite", reason="the sparse engine's compiler is not installed")
 
+from prunus.core.backends import backends
+from prunus.core.inputs import Inputs
 from prunus.dynamic import dynamic_, fixed_, gates, watched
+from prunus.export import to_sparse
 from prunus.runtime import compile, load, memory, save
 from prunus.runtime.plain import PlainNetwork
 from tests.dynamic.problem import Basic, Separable, settled
@@ -236,3 +239,12 @@ def test_gates_stay_what_they_were_outside_of_the_engine() -> None:
         compile(net, x)
         assert torch.equal(net(x), before)
     assert all(gate._saliency is None for gate in gates(net))
+
+
+def test_measured_and_exported_as_it_is(tmp_path: Any) -> None:
+    net, x = gated(Basic, "manidp")
+    error = to_sparse(net, x, tmp_path / "net.sparse")
+    assert error is not None and error < 1e-5
+    with torch.no_grad():
+        equal(load(tmp_path / "net.sparse")(x), net(x))
+        equal(backends["sparse"].call(net, Inputs.of(x), 1)(), net(x))
