@@ -47,12 +47,13 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
         for side, model in models.items()
     }
     left, whole = (density(models[side], weights_in(models[side])) or 1.0 for side in ("after", "before"))
-    times, failed = _latency(context, models, context.recipe.measure.chosen(zeros=left < whole))
     gated = next((s["dynamic"] for s in stages if "dynamic" in s), None)
+    times, failed = _latency(context, models, context.recipe.measure.chosen(zeros=left < whole or gated is not None))
     if gated is not None:
         sides["after"]["macs"] = gated["mean"]
         failed.append(
-            "timed in torch as it skips channels (prunus.dynamic.skipping), elsewhere masked, which skips none"
+            "timed in torch as it skips channels (prunus.dynamic.skipping), in the engine with its gates, elsewhere "
+            "masked, which skips none"
         )
     for key, both in times.items():
         for side, ms in both.items():
