@@ -67,14 +67,14 @@ def main_timing(result: Mapping[str, Any]) -> Timing | None:
 
 
 def skipped_zeros(result: Mapping[str, Any]) -> Timing | None:
-    """What zeros buy: prunus's engine after the run beside the fastest dense runtime before it, one sample first.
+    """What zeros, or gates, buy: prunus's engine after the run, the fastest dense runtime before it, one sample first.
 
     >>> before, after = {"onnxruntime,b1,t1": 4.0, "openvino,b1,t1": 3.0, "sparse,b1,t1": 5.0}, {"sparse,b1,t1": 1.0}
     >>> sides = {"before": {"density": 1.0, "latency_ms": before}, "after": {"density": 0.1, "latency_ms": after}}
     >>> skipped_zeros(sides).where
     'prunus sparse after, OpenVINO before, batch 1, 1 thread'
     """
-    if not sparse(result):
+    if not sparse(result) and not result.get("dynamic"):
         return None
     known = timings(result)
     ours = [t for t in known if t.backend == BACKENDS["sparse"] and t.after is not None]

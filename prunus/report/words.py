@@ -139,7 +139,8 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     if timing is not None and timing.ratio is not None:
         sentences.append(f"It runs {faster(timing.ratio)} ({timing.where}).")
         if timing == skipped_zeros(result):
-            sentences.append("Only an engine that skips zeros gains by them; in the others it takes as long as before.")
+            what = "channels that are off" if result.get("dynamic") else "zeros"
+            sentences.append(f"Only an engine that skips {what} gains by them; the others take no less than before.")
         sentences += _odd_widths(result, kept["macs"], timing.ratio)
     else:
         sentences.append("How long it takes was not measured.")
@@ -252,6 +253,7 @@ def alone(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     [('output', ['fc', 'aux'])]
     """
     reasons: dict[str, list[str]] = {}
-    for entry in result.get("left_alone") or []:
+    ungated = (result.get("dynamic") or {}).get("ungated") or []
+    for entry in [*(result.get("left_alone") or []), *ungated]:
         reasons.setdefault(str(entry.get("why", "no reason given")), []).append(str(entry.get("what", "?")))
     return list(reasons.items())
