@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,22 @@ SECOND_CACHE = 512 * 1024  # bytes: outputs beyond it are asked for ahead of the
 Layouts = tuple[Layout, Layout, Layout | None]  # of input, output and residual
 
 
+@dataclass(frozen=True)
+class Convolution:
+    """What a convolution is run as: the number of its step, its weights, and where its values lie."""
+
+    step: int
+    weight: np.ndarray
+    shape: pack.Shape
+    layouts: Layouts
+
+
 class Builder(Forms):
     """Goes through a graph once, a method a kind of node; `steps`, `values` and the arena's `size` are the result."""
 
     def __init__(self, graph: Graph, *, lanes: int, registers: int, images: int, threads: int) -> None:
         super().__init__(graph, lanes=lanes, registers=registers, images=images, threads=threads)
+        self.convolutions: dict[int, Convolution] = {}
         for number, node in graph.nodes.items():
             getattr(self, "do_" + node.kind)(number, self.values[number])
         for number in graph.outputs:
@@ -67,13 +78,16 @@ class Builder(Forms):
         pointwise = weight.shape[2:] == (1, 1) and shape.stride == 1 and shape.padding == (0, 0)
         if pointwise and not (x.halo or y.halo or (r is not None and r.halo)):
             fx, fy, fr = pack.flat(x), pack.flat(y), pack.flat(r) if r is not None else None
-        choice = self.choose(node, weight, shape, fy)
+        if "choice" not in node.numbers:
+            node.numbers["choice"] = list(astuple(best(weight, shape, fy, self.registers)[0][1]))
+        choice = pack.Choice(*node.numbers["choice"])
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
         held: list[Any] = [source, target, residual or 0, bias]
         sizes = (source.size, target.size, residual.size if residual else None)
         by = getattr(self, "conv_by_" + choice.by)
         by(node, weight, shape, choice, (fx, fy, fr), held, sizes)
+        self.convolutions[number] = Convolution(len(self.steps) - 1, weight, shape, (fx, fy, fr))
         self.finish(number, y)
 
     def conv_by_lists(
@@ -121,12 +135,6 @@ class Builder(Forms):
         between = self.buffer(self.threads * share)
         data = [winograd.pack(weight, k), patches, strips, len(strips), between, *bounds]
         self.step(node.name, "winograd", winograd.emit(k), [*held, *data, c_in, c_out, plane, products, share])
-
-    def choose(self, node: Node, weight: np.ndarray, shape: pack.Shape, y: Layout) -> pack.Choice:
-        """How a layer is run: as noted in the node, else by the model of the inner loop, and noted."""
-        if "choice" not in node.numbers:
-            node.numbers["choice"] = list(astuple(best(weight, shape, y, self.registers)[0][1]))
-        return pack.Choice(*node.numbers["choice"])
 
     def do_pool(self, number: int, value: Value) -> None:
         node, shape = value.node, shape_of(value.node)
