@@ -126,15 +126,14 @@ class Builder(Forms):
     def conv_by_winograd(
         self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
     ) -> None:
-        c_out, c_in = weight.shape[:2]
-        bounds, function = bounds_of(node)
+        (c_out, c_in), (bounds, function) = weight.shape[:2], bounds_of(node)
         k = replace(winograd.kernel(*of, choice), function=function)
-        patches, strips = winograd.tables(*of, shape, k)
-        winograd.check_bounds(patches, k, (c_in, c_out), sizes)
-        plane, products, share = winograd.work(c_in, c_out, k)
-        between = self.buffer(self.threads * share)
-        data = [winograd.pack(weight, k), patches, strips, len(strips), between, *bounds]
-        self.step(node.name, "winograd", winograd.emit(k), [*held, *data, c_in, c_out, plane, products, share])
+        starts, strips = winograd.patches(*of, shape, k)
+        winograd.check_bounds(starts, k, (c_in, c_out), sizes)
+        packed, (plane, products, share) = winograd.pack(weight, k), winograd.work(c_in, c_out, k)
+        data = [packed, 0, 0, 0, 0, starts, strips, len(strips), *bounds, self.buffer(self.threads * share)]
+        rest = [plane, products, share, packed[0].nbytes, 0, c_in, c_out]
+        self.step(node.name, "winograd", winograd.emit(k), [*held, *data, *rest])
 
     def do_pool(self, number: int, value: Value) -> None:
         node, shape = value.node, shape_of(value.node)
