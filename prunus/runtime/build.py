@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import channels, fallback, kernels, matrices, pack
+from prunus.runtime import channels, fallback, kernels, matrices, pack, winograd
 from prunus.runtime.choose import best
 from prunus.runtime.convolution import emit
 from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, shape_of
@@ -17,6 +17,8 @@ from prunus.runtime.layout import FLOAT, Layout, pixels, places
 
 SPARSE_LINEAR = 0.25  # density below which a product with a matrix goes by its nonzeros
 SECOND_CACHE = 512 * 1024  # bytes: outputs beyond it are asked for ahead of their use
+
+Layouts = tuple[Layout, Layout, Layout | None]  # of input, output and residual
 
 
 class Builder(Forms):
@@ -66,35 +68,59 @@ class Builder(Forms):
         if pointwise and not (x.halo or y.halo or (r is not None and r.halo)):
             fx, fy, fr = pack.flat(x), pack.flat(y), pack.flat(r) if r is not None else None
         choice = self.choose(node, weight, shape, fy)
-        table = pack.strips(fx, fy, fr, choice, shape)
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
-        bounds, function = bounds_of(node)
-        sizes = (source.size, target.size, residual.size if residual else None)
         held: list[Any] = [source, target, residual or 0, bias]
-        if choice.dense:
-            all_in = (
-                np.flatnonzero((weight != 0).any((0, 2, 3)))
-                if shape.groups == 1
-                else np.arange(weight.shape[1] * shape.groups)
-            )
-            planes = fx.plane, fy.plane, fr.plane if fr is not None else 0
-            lists = [(all_in, np.arange(len(weight)))]
-            dense = replace(channels.kernel(fx, fy, fr, choice, shape, weight.shape), function=function)
-            tables = channels.tables(
-                weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
-            )
-            channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
-            data = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
-            self.step(node.name, "dense", channels.emit(dense), [*held, weight, *data])
-        else:
-            packed = pack.pack(weight, shape, fx, choice, self.threads)
-            sparse = pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE)
-            sparse = replace(sparse, function=function)
-            pack.check_bounds(packed, table, sparse, sizes)
-            data = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
-            self.step(node.name, "sparse", emit(sparse), [*held, *data])
+        sizes = (source.size, target.size, residual.size if residual else None)
+        by = getattr(self, "conv_by_" + choice.by)
+        by(node, weight, shape, choice, (fx, fy, fr), held, sizes)
         self.finish(number, y)
+
+    def conv_by_lists(
+        self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
+    ) -> None:
+        table, packed = pack.strips(*of, choice, shape), pack.pack(weight, shape, of[0], choice, self.threads)
+        bounds, function = bounds_of(node)
+        sparse = replace(pack.kernel(*of, choice, shape, sizes[1] > SECOND_CACHE), function=function)
+        pack.check_bounds(packed, table, sparse, sizes)
+        data = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
+        self.step(node.name, "sparse", emit(sparse), [*held, *data])
+
+    def conv_by_dense(
+        self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
+    ) -> None:
+        x, y, r = of
+        planes = x.plane, y.plane, r.plane if r is not None else 0
+        used = (
+            np.flatnonzero((weight != 0).any((0, 2, 3)))
+            if shape.groups == 1
+            else np.arange(weight.shape[1] * shape.groups)
+        )
+        lists = [(used, np.arange(len(weight)))]
+        table, (bounds, function) = pack.strips(*of, choice, shape), bounds_of(node)
+        dense = replace(channels.kernel(*of, choice, shape, weight.shape), function=function)
+        tables = channels.tables(
+            weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
+        )
+        if shape.groups == 1 and len(used):
+            weight, tables = channels.in_order(weight, used, choice, tables)
+            dense = replace(dense, tap=4 * choice.together)
+        channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
+        data = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
+        self.step(node.name, "dense", channels.emit(dense), [*held, weight, *data])
+
+    def conv_by_winograd(
+        self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
+    ) -> None:
+        c_out, c_in = weight.shape[:2]
+        bounds, function = bounds_of(node)
+        k = replace(winograd.kernel(*of, choice), function=function)
+        patches, strips = winograd.tables(*of, shape, k)
+        winograd.check_bounds(patches, k, (c_in, c_out), sizes)
+        plane, products, share = winograd.work(c_in, c_out, k)
+        between = self.buffer(self.threads * share)
+        data = [winograd.pack(weight, k), patches, strips, len(strips), between, *bounds]
+        self.step(node.name, "winograd", winograd.emit(k), [*held, *data, c_in, c_out, plane, products, share])
 
     def choose(self, node: Node, weight: np.ndarray, shape: pack.Shape, y: Layout) -> pack.Choice:
         """How a layer is run: as noted in the node, else by the model of the inner loop, and noted."""
