@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import channels, fallback, kernels, matrices, pack, winograd
+from prunus.runtime import channels, fallback, gated, kernels, listed, matrices, pack, winograd
 from prunus.runtime.choose import best
 from prunus.runtime.convolution import emit
-from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, shape_of
-from prunus.runtime.graph import INFINITY, Graph, Node
+from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, bounds_of, shape_of
+from prunus.runtime.graph import Graph, Node
 from prunus.runtime.layout import FLOAT, Layout, pixels, places
 
 SPARSE_LINEAR = 0.25  # density below which a product with a matrix goes by its nonzeros
@@ -79,14 +79,19 @@ class Builder(Forms):
         if pointwise and not (x.halo or y.halo or (r is not None and r.halo)):
             fx, fy, fr = pack.flat(x), pack.flat(y), pack.flat(r) if r is not None else None
         if "choice" not in node.numbers:
-            node.numbers["choice"] = list(astuple(best(weight, shape, fy, self.registers)[0][1]))
+            found = best(weight, shape, fy, self.registers)
+            usable = (choice for _, choice in found if choice.by != "lists" or not gated.by_lists(node))
+            node.numbers["choice"] = list(astuple(next(usable)))
         choice = pack.Choice(*node.numbers["choice"])
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
         held: list[Any] = [source, target, residual or 0, bias]
         sizes = (source.size, target.size, residual.size if residual else None)
-        by = getattr(self, "conv_by_" + choice.by)
-        by(node, weight, shape, choice, (fx, fy, fr), held, sizes)
+        if gated.by_lists(node):
+            listed.convolve(self, node, (fx, fy, fr), (source, target, residual), choice)
+        else:
+            by = getattr(self, "conv_by_" + choice.by)
+            by(node, weight, shape, choice, (fx, fy, fr), held, sizes)
         self.convolutions[number] = Convolution(len(self.steps) - 1, weight, shape, (fx, fy, fr))
         self.finish(number, y)
 
@@ -95,10 +100,11 @@ class Builder(Forms):
     ) -> None:
         table, packed = pack.strips(*of, choice, shape), pack.pack(weight, shape, of[0], choice, self.threads)
         bounds, function = bounds_of(node)
-        sparse = replace(pack.kernel(*of, choice, shape, sizes[1] > SECOND_CACHE), function=function)
+        mask, kind, factors = self.masked(node, "sparse")
+        sparse = replace(pack.kernel(*of, choice, shape, sizes[1] > SECOND_CACHE), function=function, mask=mask)
         pack.check_bounds(packed, table, sparse, sizes)
         data = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
-        self.step(node.name, "sparse", emit(sparse), [*held, *data])
+        self.step(node.name, kind, emit(sparse), [*held, *data, *factors])
 
     def conv_by_dense(
         self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
@@ -112,7 +118,8 @@ class Builder(Forms):
         )
         lists = [(used, np.arange(len(weight)))]
         table, (bounds, function) = pack.strips(*of, choice, shape), bounds_of(node)
-        dense = replace(channels.kernel(*of, choice, shape, weight.shape), function=function)
+        mask, kind, factors = self.masked(node, "dense")
+        dense = replace(channels.kernel(*of, choice, shape, weight.shape), function=function, mask=mask)
         tables = channels.tables(
             weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
         )
@@ -121,19 +128,25 @@ class Builder(Forms):
             dense = replace(dense, tap=4 * choice.together)
         channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
         data = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
-        self.step(node.name, "dense", channels.emit(dense), [*held, weight, *data])
+        self.step(node.name, kind, channels.emit(dense), [*held, weight, *data, *factors])
 
     def conv_by_winograd(
         self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
     ) -> None:
         (c_out, c_in), (bounds, function) = weight.shape[:2], bounds_of(node)
-        k = replace(winograd.kernel(*of, choice), function=function)
+        mask, kind, factors = self.masked(node, "winograd")
+        k = replace(winograd.kernel(*of, choice), function=function, mask=mask)
         starts, strips = winograd.patches(*of, shape, k)
         winograd.check_bounds(starts, k, (c_in, c_out), sizes)
         packed, (plane, products, share) = winograd.pack(weight, k), winograd.work(c_in, c_out, k)
         data = [packed, 0, 0, 0, 0, starts, strips, len(strips), *bounds, self.buffer(self.threads * share)]
-        rest = [plane, products, share, packed[0].nbytes, 0, c_in, c_out]
-        self.step(node.name, "winograd", winograd.emit(k), [*held, *data, *rest])
+        rest = [plane, products, share, packed[0].nbytes, *(factors or [0]), c_in, c_out]
+        self.step(node.name, kind, winograd.emit(k), [*held, *data, *rest])
+
+    def masked(self, node: Node, kind: str) -> tuple[str, str, list[Any]]:
+        """When a convolution is multiplied by a mask, if ever, what its step is called, and the mask's factors."""
+        mask = node.numbers.get("mask", "")
+        return (mask, "masked", [self.values[node.numbers["out"]].forms[None, 0.0]]) if mask else ("", kind, [])
 
     def do_pool(self, number: int, value: Value) -> None:
         node, shape = value.node, shape_of(value.node)
@@ -141,8 +154,9 @@ class Builder(Forms):
         x, source = self.want(node.inputs[0], wanted, fill)
         y = self.primary(number)
         target = self.tiles(value, y)
-        text = kernels.emit_pool(x, y, tuple(node.numbers["kernel"]), shape.stride, shape.padding, node.numbers["of"])
-        self.step(node.name, "pool", text, [source, target, value.channels])
+        lists, kernel = self.written(node), tuple(node.numbers["kernel"])
+        text = kernels.emit_pool(x, y, kernel, shape.stride, shape.padding, node.numbers["of"], lists is not None)
+        self.step(node.name, "pool", text, [source, target, value.channels if lists is None else lists])
         self.finish(number, y)
 
     def do_add(self, number: int, value: Value) -> None:
@@ -160,10 +174,15 @@ class Builder(Forms):
     do_mul = do_add
 
     def do_mean(self, number: int, value: Value) -> None:
+        numbers = value.node.numbers
         x, source = self.want(value.node.inputs[0], self.canonical(self.graph.nodes[value.node.inputs[0]].shape))
         target = value.forms[None, 0.0] = self.buffer(self.images * value.row * FLOAT)
-        arguments = [source, target, value.channels, value.row * FLOAT]
-        self.step(value.node.name, "mean", kernels.emit_mean(x), arguments)
+        which = self.lists[numbers["into"]] if "into" in numbers else value.channels
+        text = kernels.emit_mean(x, absolute=numbers.get("absolute", False), listed="into" in numbers)
+        self.step(value.node.name, "mean", text, [source, target, which, value.row * FLOAT])
+
+    def do_gate(self, number: int, value: Value) -> None:
+        listed.decide(self, number, value)
 
     def do_flatten(self, number: int, value: Value) -> None:
         value.forms[None, 0.0] = self.rows(value.node.inputs[0])
@@ -221,9 +240,3 @@ class Builder(Forms):
         for i, (x, source) in zip(value.node.inputs, parts):
             self.move(self.values[i], source, x, At(target, start * y.plane), y)
             start += self.values[i].channels
-
-
-def bounds_of(node: Node) -> tuple[list[float], str]:
-    """The bounds that a kernel keeps values between, or the name of the function in their place."""
-    numbers = node.numbers
-    return [float(numbers.get("low", -INFINITY)), float(numbers.get("high", INFINITY))], numbers.get("function", "")

@@ -8,7 +8,7 @@ from dataclasses import astuple
 import torch
 
 from prunus.core.progress import progress
-from prunus.runtime import choose, jit
+from prunus.runtime import choose, gated, jit
 from prunus.runtime.build import Builder, Convolution
 from prunus.runtime.engine import CompiledNetwork
 from prunus.runtime.graph import Graph
@@ -31,6 +31,8 @@ def tune_(graph: Graph, *, images: int, threads: int) -> Graph:
     builder = Builder(graph, lanes=here.lanes, registers=here.registers, images=images, threads=threads)
     options, keys = {}, {}
     for number, layer in builder.convolutions.items():
+        if gated.by_lists(graph.nodes[number]):
+            continue  # how long it takes depends on what goes in
         keys[number] = _key(layer, threads)
         known = jit.stored(keys[number])
         if known is not None:

@@ -183,16 +183,19 @@ def emit(k: WinogradKernel) -> str:
             e.loop(first_out, whole, lambda g: group(g, k.together), step=k.together)
             e.loop(whole, last_out, lambda g: group(g, 1))
 
-        def out_of(o: Any) -> None:
+        def out_of(o: Any, empty: bool) -> None:
             to, _, of_bias, rest = of_output(o)
             offset = e.broadcast(e.offset(bias, of_bias))
             factor = e.broadcast(e.offset(mask, of_bias)) if k.mask else None
 
             def patch(t: Any) -> None:
-                at = e.offset(product, e.b.add(times(e.b.sub(o, first_out), k.places * row), times(t, vector)))
-                held = [[e.load(at, (r * n + q) * row) for q in range(n)] for r in range(n)]
+                lines = [[e.floats(0.0)] * k.m] * k.m
+                if not empty:
+                    at = e.offset(product, e.b.add(times(e.b.sub(o, first_out), k.places * row), times(t, vector)))
+                    held = [[e.load(at, (r * n + q) * row) for q in range(n)] for r in range(n)]
+                    lines = transform(e, OUTPUT_OF[k.m], held)
                 target = e.offset(e.offset(y, to), e.number(e.offset(first, 4), t, 12))
-                for r, line in enumerate(transform(e, OUTPUT_OF[k.m], held)):
+                for r, line in enumerate(lines):
                     for q, value in enumerate(line):
                         value = e.b.fadd(value, offset)
                         value = e.b.fmul(value, factor) if k.mask == "before" else value
@@ -205,9 +208,19 @@ def emit(k: WinogradKernel) -> str:
 
             e.loop(0, k.patches, patch)
 
-        e.loop(first_in, last_in, into)
-        e.loop(0, k.places, multiply)
-        e.loop(first_out, last_out, out_of)
+        def whole() -> None:
+            e.loop(first_in, last_in, into)
+            e.loop(0, k.places, multiply)
+            e.loop(first_out, last_out, lambda o: out_of(o, empty=False))
+
+        if not k.listed:
+            whole()
+            return
+        with e.b.if_else(e.b.icmp_signed("<", first_in, last_in)) as (some, none):
+            with some:
+                whole()
+            with none:  # channels that are off
+                e.loop(first_out, last_out, lambda o: out_of(o, empty=True))
 
     def job(j: Any) -> None:
         record = e.offset(jobs, times(j, JOB.itemsize))

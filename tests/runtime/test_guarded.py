@@ -16,7 +16,7 @@ KINDS = {
     "mobile": "dense layout mean mul sparse",
     "dense": "dense layout pool sparse",
     "shuffle": "add dense layout mul pool sparse",
-    "basis": "dense layout sparse",
+    "basis": "dense layout sparse winograd",
     "dynamic": "dynamic",
 }
 
