@@ -42,7 +42,7 @@ class Builder(Forms):
         for number in graph.outputs:
             if self.values[number].forms:
                 self.rows(number).dies = len(self.steps)
-        self.size = arrange(self.buffers)
+        self.size = arrange(self.tables, arrange(self.buffers))
 
     def do_input(self, number: int, value: Value) -> None:
         if value.node.numbers["plain"]:

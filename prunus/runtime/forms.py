@@ -77,6 +77,7 @@ class Forms:
         self.steps: list[Step] = []
         self.users = graph.users()
         self.buffers: list[Buffer] = []
+        self.tables: list[Buffer] = []  # of integers
         self.lists: dict[int, Buffer] = {}  # of channels that are on and off, by a gate's number
         self.values = {number: Value(node) for number, node in graph.nodes.items()}
         self.demands: dict[int, list[tuple[Layout, float]]] = {number: [] for number in graph.nodes}
@@ -121,6 +122,16 @@ class Forms:
         """A new buffer, born at the next step."""
         made = Buffer(-(-size // ALIGN) * ALIGN, len(self.steps), len(self.steps))
         self.buffers.append(made)
+        return made
+
+    def table(self, size: int) -> Buffer:
+        """A buffer of integers, born at the next step.
+
+        No floats will lie there: where a vector has lanes beyond the picture, kernels compute with what is left over
+        in them, and small integers are floats with which processors are slow.
+        """
+        made = self.buffer(size)
+        self.tables.append(self.buffers.pop())
         return made
 
     def tiles(self, value: Value, layout: Layout) -> Buffer:
@@ -253,16 +264,16 @@ def rows_of(pixel: np.ndarray, value: Value) -> np.ndarray:
     return np.where(pixel >= 0, n * value.row + rest, -1)
 
 
-def arrange(buffers: list[Buffer]) -> int:
-    """Gives every buffer an offset in one arena, so that those that live at a time do not overlap; its size."""
+def arrange(buffers: list[Buffer], start: int = 0) -> int:
+    """Gives every buffer an offset in an arena from `start` on; those that live at a time do not overlap.  Its end."""
     placed: list[Buffer] = []
     for buffer in sorted(buffers, key=lambda b: -b.size):
         alive = sorted((b for b in placed if b.born <= buffer.dies and buffer.born <= b.dies), key=lambda b: b.offset)
-        at = 0
+        at = start
         for other in alive:
             if at + buffer.size <= other.offset:
                 break
             at = max(at, other.offset + other.size)
         buffer.offset = at
         placed.append(buffer)
-    return max((b.offset + b.size for b in buffers), default=0)
+    return max((b.offset + b.size for b in buffers), default=start)

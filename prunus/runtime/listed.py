@@ -19,7 +19,7 @@ def decide(forms: Forms, number: int, value: Value) -> None:
     """A gate: its mask is the value's row, its lists lie beside it."""
     n, source = value.node.numbers, forms.rows(value.node.inputs[0])
     mask = value.forms[None, 0.0] = forms.buffer((value.row + ROW) * FLOAT)
-    lists = forms.lists[number] = forms.buffer(select.size(value.channels))
+    lists = forms.lists[number] = forms.table(select.size(value.channels))
     many = max(int(n["number"]), n["floor"]) if n["rule"] == "largest" else n["floor"]
     text = select.emit_select(forms.lanes, n["rule"], n["scales"])
     forms.step(value.node.name, "gate", text, [source, mask, lists, float(n["number"]), value.channels, many])
@@ -63,16 +63,16 @@ def convolve(forms: Forms, node: Node, at: Three, held: Three, choice: pack.Choi
     threads = forms.threads
 
     into, out = (forms.lists.get(node.numbers.get(name, -1)) for name in ("into", "out"))
-    ins: Any = full.ins if into is None or own else forms.buffer(full.ins.nbytes)
+    ins: Any = full.ins if into is None or own else forms.table(full.ins.nbytes)
     if own:
         outs: Any = np.concatenate([full.outs, nothing])
         empty = full.jobs.copy()
         empty[:, 1], empty[:, 2:4] = empty[:, 0], empty[:, 2:4] + c_out
-        rows, others, jobs = full.jobs, empty, forms.buffer(2 * full.jobs.nbytes)
+        rows, others, jobs = full.jobs, empty, forms.table(2 * full.jobs.nbytes)
     else:
-        outs = full.outs if out is None else forms.buffer(full.outs.nbytes)
-        rows, others, jobs = full.outs, nothing, forms.buffer(2 * threads * channels.JOB.itemsize)
-    segments = forms.buffer((threads + 1) * 4)
+        outs = full.outs if out is None else forms.table(full.outs.nbytes)
+        rows, others, jobs = full.outs, nothing, forms.table(2 * threads * channels.JOB.itemsize)
+    segments = forms.table((threads + 1) * 4)
     gather = select.emit_tables(
         forms.lanes, into=into is not None and not own, out=out is not None, off=bool(off), depthwise=own
     )

@@ -71,6 +71,9 @@ def _zeros(node: Node) -> torch.Tensor:
 def _round(network: CompiledNetwork, inputs: list[torch.Tensor]) -> list[float]:
     """Seconds of every step, one after the other; a kernel's threads in turn."""
     objects: dict[int, Any] = dict(zip(network.inputs, inputs))
+    for view, given in zip(network.given, inputs):
+        if view is not None:
+            view.copy_(given)  # the round before used its memory for other things
     took = []
     for segment in network.segments:
         if isinstance(segment, Step):

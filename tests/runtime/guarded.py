@@ -221,7 +221,7 @@ class Basis(nn.Module):
         return self.c(F.relu(self.b(y)))
 
 
-BROKEN = ("mobile", "shuffle")  # which together have every kind of step
+BROKEN = ("mobile", "shuffle", "basis")  # which together have every kind of step
 NETWORKS: dict[str, type[nn.Module]] = {n.__name__.lower(): n for n in (Residual, Mobile, Dense, Shuffle, Basis)}
 
 
