@@ -101,7 +101,7 @@ def measure(model: nn.Module, example: Tensor, threads: int, seconds: float) -> 
         calls = {name: backends[name].call(path, Inputs.of(example), threads) for name in OTHERS}
     want = torch.from_numpy(calls["onnxruntime"]()[0])
     start = time.process_time()  # of all threads: beside other work a clock on the wall says little
-    compiled = compile(model, example, threads=threads)
+    compiled = compile(model, example, threads=threads, tune=tune)
     compiling = time.process_time() - start
     calls["prunus"] = lambda: compiled(example)
     times = in_turns(calls, seconds, time.process_time if threads == 1 else time.perf_counter)

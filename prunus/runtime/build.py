@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from prunus.runtime import channels, fallback, gated, kernels, listed, matrices, pack
+from prunus.runtime import channels, fallback, gated, kernels, listed, matrices, pack, winograd
 from prunus.runtime.choose import best
 from prunus.runtime.convolution import emit
 from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, bounds_of, shape_of
@@ -18,12 +18,25 @@ from prunus.runtime.layout import FLOAT, Layout, pixels, places
 SPARSE_LINEAR = 0.25  # density below which a product with a matrix goes by its nonzeros
 SECOND_CACHE = 512 * 1024  # bytes: outputs beyond it are asked for ahead of their use
 
+Layouts = tuple[Layout, Layout, Layout | None]  # of input, output and residual
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What a convolution is run as: the number of its step, its weights, and where its values lie."""
+
+    step: int
+    weight: np.ndarray
+    shape: pack.Shape
+    layouts: Layouts
+
 
 class Builder(Forms):
     """Goes through a graph once, a method a kind of node; `steps`, `values` and the arena's `size` are the result."""
 
     def __init__(self, graph: Graph, *, lanes: int, registers: int, images: int, threads: int) -> None:
         super().__init__(graph, lanes=lanes, registers=registers, images=images, threads=threads)
+        self.convolutions: dict[int, Convolution] = {}
         for number, node in graph.nodes.items():
             getattr(self, "do_" + node.kind)(number, self.values[number])
         for number in graph.outputs:
@@ -65,49 +78,75 @@ class Builder(Forms):
         pointwise = weight.shape[2:] == (1, 1) and shape.stride == 1 and shape.padding == (0, 0)
         if pointwise and not (x.halo or y.halo or (r is not None and r.halo)):
             fx, fy, fr = pack.flat(x), pack.flat(y), pack.flat(r) if r is not None else None
-        choice = self.choose(node, weight, shape, fy)
-        table = pack.strips(fx, fy, fr, choice, shape)
+        if "choice" not in node.numbers:
+            found = best(weight, shape, fy, self.registers)
+            usable = (choice for _, choice in found if choice.by != "lists" or not gated.by_lists(node))
+            node.numbers["choice"] = list(astuple(next(usable)))
+        choice = pack.Choice(*node.numbers["choice"])
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
-        bounds, function = bounds_of(node)
-        sizes = (source.size, target.size, residual.size if residual else None)
         held: list[Any] = [source, target, residual or 0, bias]
-        mask = node.numbers.get("mask", "")
-        factors = [self.values[node.numbers["out"]].forms[None, 0.0]] if mask else []
+        sizes = (source.size, target.size, residual.size if residual else None)
         if gated.by_lists(node):
-            listed.convolve(self, node, (fx, fy, fr), (source, target, residual), choice, table)
-        elif choice.dense:
-            all_in = (
-                np.flatnonzero((weight != 0).any((0, 2, 3)))
-                if shape.groups == 1
-                else np.arange(weight.shape[1] * shape.groups)
-            )
-            planes = fx.plane, fy.plane, fr.plane if fr is not None else 0
-            lists = [(all_in, np.arange(len(weight)))]
-            dense = channels.kernel(fx, fy, fr, choice, shape, weight.shape)
-            dense = replace(dense, function=function, mask=mask)
-            tables = channels.tables(
-                weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
-            )
-            channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
-            data = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
-            self.step(node.name, "masked" if mask else "dense", channels.emit(dense), [*held, weight, *data, *factors])
+            listed.convolve(self, node, (fx, fy, fr), (source, target, residual), choice)
         else:
-            packed = pack.pack(weight, shape, fx, choice, self.threads)
-            sparse = pack.kernel(fx, fy, fr, choice, shape, target.size > SECOND_CACHE)
-            sparse = replace(sparse, function=function, mask=mask)
-            pack.check_bounds(packed, table, sparse, sizes)
-            data = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
-            self.step(node.name, "masked" if mask else "sparse", emit(sparse), [*held, *data, *factors])
+            by = getattr(self, "conv_by_" + choice.by)
+            by(node, weight, shape, choice, (fx, fy, fr), held, sizes)
+        self.convolutions[number] = Convolution(len(self.steps) - 1, weight, shape, (fx, fy, fr))
         self.finish(number, y)
 
-    def choose(self, node: Node, weight: np.ndarray, shape: pack.Shape, y: Layout) -> pack.Choice:
-        """How a layer is run: as noted in the node, else by the model of the inner loop, and noted."""
-        if "choice" not in node.numbers:
-            found = best(weight, shape, y, self.registers)
-            dense = [choice for _, choice in found if choice.dense or not gated.by_lists(node)]
-            node.numbers["choice"] = list(astuple(dense[0]))
-        return pack.Choice(*node.numbers["choice"])
+    def conv_by_lists(
+        self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
+    ) -> None:
+        table, packed = pack.strips(*of, choice, shape), pack.pack(weight, shape, of[0], choice, self.threads)
+        bounds, function = bounds_of(node)
+        mask, kind, factors = self.masked(node, "sparse")
+        sparse = replace(pack.kernel(*of, choice, shape, sizes[1] > SECOND_CACHE), function=function, mask=mask)
+        pack.check_bounds(packed, table, sparse, sizes)
+        data = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
+        self.step(node.name, kind, emit(sparse), [*held, *data, *factors])
+
+    def conv_by_dense(
+        self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
+    ) -> None:
+        x, y, r = of
+        planes = x.plane, y.plane, r.plane if r is not None else 0
+        used = (
+            np.flatnonzero((weight != 0).any((0, 2, 3)))
+            if shape.groups == 1
+            else np.arange(weight.shape[1] * shape.groups)
+        )
+        lists = [(used, np.arange(len(weight)))]
+        table, (bounds, function) = pack.strips(*of, choice, shape), bounds_of(node)
+        mask, kind, factors = self.masked(node, "dense")
+        dense = replace(channels.kernel(*of, choice, shape, weight.shape), function=function, mask=mask)
+        tables = channels.tables(
+            weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
+        )
+        if shape.groups == 1 and len(used):
+            weight, tables = channels.in_order(weight, used, choice, tables)
+            dense = replace(dense, tap=4 * choice.together)
+        channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
+        data = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
+        self.step(node.name, kind, channels.emit(dense), [*held, weight, *data, *factors])
+
+    def conv_by_winograd(
+        self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
+    ) -> None:
+        (c_out, c_in), (bounds, function) = weight.shape[:2], bounds_of(node)
+        mask, kind, factors = self.masked(node, "winograd")
+        k = replace(winograd.kernel(*of, choice), function=function, mask=mask)
+        starts, strips = winograd.patches(*of, shape, k)
+        winograd.check_bounds(starts, k, (c_in, c_out), sizes)
+        packed, (plane, products, share) = winograd.pack(weight, k), winograd.work(c_in, c_out, k)
+        data = [packed, 0, 0, 0, 0, starts, strips, len(strips), *bounds, self.buffer(self.threads * share)]
+        rest = [plane, products, share, packed[0].nbytes, *(factors or [0]), c_in, c_out]
+        self.step(node.name, kind, winograd.emit(k), [*held, *data, *rest])
+
+    def masked(self, node: Node, kind: str) -> tuple[str, str, list[Any]]:
+        """When a convolution is multiplied by a mask, if ever, what its step is called, and the mask's factors."""
+        mask = node.numbers.get("mask", "")
+        return (mask, "masked", [self.values[node.numbers["out"]].forms[None, 0.0]]) if mask else ("", kind, [])
 
     def do_pool(self, number: int, value: Value) -> None:
         node, shape = value.node, shape_of(value.node)

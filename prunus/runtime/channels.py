@@ -12,7 +12,7 @@ channels in them it is the dense convolution, with a list for every channel alon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class DenseKernel:
     together: int
     residual: int | None = None  # its row
     function: str = ""  # of `activations`, in place of the bounds
+    tap: int = 4  # from a weight to the next tap's of the same channels
     mask: str = ""  # whether outputs are multiplied by their float of `mask`, ``before`` or ``after`` all that follows
 
 
@@ -77,7 +78,7 @@ def emit(k: DenseKernel) -> str:
 
     def taps_of(source: Any, places: Sequence[Any], at: Any, taps: Sequence[int], sums: list[Any]) -> list[Any]:
         for n, tap in enumerate(taps):
-            w = [e.broadcast(e.offset(place, at), 4 * n) for place in places]
+            w = [e.broadcast(e.offset(place, at), k.tap * n) for place in places]
             for t, of_x in enumerate(t_x):
                 value = e.load(source, tap + of_x)
                 for i in range(len(places)):
@@ -100,7 +101,7 @@ def emit(k: DenseKernel) -> str:
             down = e.const(k.taps[1][0] - k.taps[0][0] if len(k.taps) > 1 else 0)
 
             def row(r: Any, *sums: Any) -> list[Any]:
-                here = e.b.add(at, e.b.mul(r, e.const(4 * len(k.taps[0]))))
+                here = e.b.add(at, e.b.mul(r, e.const(k.tap * len(k.taps[0]))))
                 return taps_of(e.offset(source, e.b.mul(r, down)), wo, here, k.taps[0], list(sums))
 
             return e.loop(0, len(k.taps), row, sums)
@@ -228,6 +229,26 @@ def tables(
     return Tables(found_in, found_out, *shares(whole, together, threads))
 
 
+def in_order(weight: np.ndarray, used: np.ndarray, choice: Choice, t: Tables) -> tuple[np.ndarray, Tables]:
+    """The weights in the order in which a dense kernel reads them, where all outputs are made of the inputs `used`.
+
+    weight (C_out, C_in, kh, kw) -> (blocks of inputs, groups of outputs, inputs, kh kw, outputs together), filled with
+    zeros; and the tables with its places.  The kernel's `tap` is then four bytes for each of the outputs together.
+    """
+    (c_out, _, kh, kw), k = weight.shape, choice.together
+    groups, block = -(-c_out // k), min(choice.channels, max(1, len(used)))
+    blocks = -(-len(used) // block)
+    filled = np.zeros((groups * k, blocks * block, kh * kw), dtype=np.float32)
+    filled[:c_out, : len(used)] = weight[:, used].reshape(c_out, len(used), kh * kw)
+    packed = filled.reshape(groups, k, blocks, block, kh * kw).transpose(2, 0, 3, 4, 1)
+    at, o = np.arange(len(used)), np.arange(c_out)
+    each = block * kh * kw * k * 4
+    ins, outs = t.ins.copy(), t.outs.copy()
+    ins[:, 1] = at // block * groups * each + at % block * kh * kw * k * 4
+    outs[:, 1] = o // k * each + o % k * 4
+    return np.ascontiguousarray(packed), replace(t, ins=ins, outs=outs)
+
+
 def shares(spans: np.ndarray, together: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
     """Jobs (n, 8) and where those of every thread begin: whole spans, or parts of each where they are few."""
     if threads > 1 and len(spans) < 4 * threads:
@@ -262,7 +283,7 @@ def check_bounds(
     spans = [
         ("input", ins[:, 0], strips[:, 0], jobs[:, 4], (min(flat), max(flat) + reach[0]), sizes[0]),
         ("output", outs[:, 0], strips[:, 1], jobs[:, 5], (0, reach[1]), sizes[1]),
-        ("weights", outs[:, 1], ins[:, 1], np.zeros(1), (0, 4 * len(flat)), weights),
+        ("weights", outs[:, 1], ins[:, 1], np.zeros(1), (0, k.tap * (len(flat) - 1) + 4), weights),
     ]
     if k.residual is not None:
         spans.append(("residual", outs[:, 3], strips[:, 2], jobs[:, 6], (0, reach[2]), sizes[2] or 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from prunus.runtime import winograd
 from prunus.runtime.layout import Layout
 from prunus.runtime.pack import Choice, Shape
 
@@ -14,6 +15,9 @@ SPILL = 1.6  # cycles to load and store a vector of a sum that goes on in the ne
 LISTED = 1.2  # a loop over a list of places, by one over channels: measured
 AGAIN = 3.0  # the same for a dense layer, whose sums are too many for the first cache
 TOGETHER = (1, 2, 4)
+TRANSFORM = {2: 42.0, 4: 150.0}  # cycles to transform a patch, in or out, by its rows
+SECOND_CACHE = 640 * 1024  # bytes between Winograd's stages that stay near
+STREAM = 8.0  # bytes of weights a cycle: they come from the third cache or from memory
 
 
 def unions(weight: np.ndarray, together: int) -> int:
@@ -82,7 +86,9 @@ def dense(
         for rows in range(1, min(height, 7) + 1):
             for columns in range(1, min(width, 14) + 1):
                 size = rows * columns
-                if size * together + together + 1 > registers:
+                # a row of the input is kept in registers from tap to tap; what does not fit is spilt in every tap
+                row = columns + kernel[1] if taps > 1 else 0
+                if size * together + max(together + 1, row) > registers:
                     continue
                 strips = -(-height // rows) * -(-width // columns)
                 seen = _seen(rows, kernel[0], shape, 0) * _seen(columns, kernel[1], shape, 1)
@@ -96,16 +102,49 @@ def dense(
                 cycles = per_out // together * group(together) + per_out % together * group(1)
                 # rows of a strip come from more places than columns do: of equals, the longer
                 cycles *= strips * shape.groups * (1 + 0.005 * rows)
-                found.append((cycles, Choice(rows, columns, -(-per_in // blocks), together, 1, True)))
+                found.append((cycles, Choice(rows, columns, -(-per_in // blocks), together, 1, "dense")))
+    found.sort(key=lambda pair: pair[0])
+    return found
+
+
+def by_winograd(weight: tuple[int, ...], shape: Shape, y: Layout, registers: int) -> list[tuple[float, Choice]]:
+    """(cycles, choice) by Winograd's transforms, the cheapest first; none where a layer cannot be run by them."""
+    found, (c_out, c_in) = [], weight[:2]
+    for m in winograd.fits(weight, shape, y):
+        places = (m + 2) ** 2
+        patches = -(-y.tile[0] // m) * -(-y.tile[1] // m)
+        for at_once in range(1, min(patches, 8) + 1):
+            for together in range(1, min(c_out, 16) + 1):
+                if (at_once * together) + at_once + 1 > registers:
+                    continue
+                strips, groups = -(-patches // at_once), -(-c_out // together)
+                each = max(at_once * together, at_once + together / 2 + 1, LATENCY)
+                cycles = strips * places * groups * (c_in * each + RECORD)
+                cycles += strips * at_once * (c_in + c_out) * TRANSFORM[m]
+                held = places * at_once * 4 * y.lanes * (c_in + c_out)
+                cycles *= 1.05 if held <= SECOND_CACHE else 1.15
+                # the weights are run through again for every strip
+                cycles += strips * groups * together * c_in * places * 4 / STREAM
+                found.append((cycles, Choice(m, at_once, c_in, together, 1, "winograd")))
     found.sort(key=lambda pair: pair[0])
     return found
 
 
 def best(weight: np.ndarray, shape: Shape, y: Layout, registers: int) -> list[tuple[float, Choice]]:
-    """`candidates` and `dense` ones for a layer's weights (C_out, C_in / groups, kh, kw), the cheapest first."""
+    """Every way to run a layer of these weights (C_out, C_in / groups, kh, kw), with its cycles, the cheapest first."""
     c_out, c_in, kh, kw = weight.shape
     shares = TOGETHER if shape.groups == 1 else (1,)
     entries = {k: unions(weight, k) for k in shares}
     found = candidates((kh, kw), shape, c_in * shape.groups, c_out, entries, y, registers)
     found += dense((kh, kw), shape, c_in * shape.groups, c_out, y, registers)
+    found += by_winograd(weight.shape, shape, y, registers)
     return sorted(found, key=lambda pair: pair[0])
+
+
+def variants(found: list[tuple[float, Choice]], many: int) -> list[Choice]:
+    """The cheapest few that are not alike: no kernel more than twice, and then with other outputs together."""
+    some: dict[tuple[str, int], Choice] = {}
+    for _, choice in found:
+        if sum(by == choice.by for by, _ in some) < 2:
+            some.setdefault((choice.by, choice.together), choice)
+    return list(some.values())[:many]

@@ -21,7 +21,7 @@ from prunus.runtime.graph import Graph
 from prunus.runtime.walk import Workers
 
 
-def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> CompiledNetwork:
+def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1, tune: bool = False) -> CompiledNetwork:
     """`model` as kernels made for this processor, in which weights that are zero take no time.
 
     The network is exported, batch norms are folded, bounds and sums are fused into convolutions, and every layer is
@@ -31,8 +31,11 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> Compi
     vector's floats); a network with gates (`prunus.dynamic`) sample by sample, with the channels that are on for it.
     Weights are copied: compile again after changing them.
 
-    `example_inputs`: what forward takes.  Raises `TraceError` when the model cannot be exported, `InputError` for
-    inputs without samples, `MissingExtraError` without llvmlite.
+    `example_inputs`: what forward takes.  `tune`: run a few variants of every layer and take the
+    fastest, where else a model of the processor decides; takes seconds, and `prunus.runtime.save` keeps what was found.
+
+    Raises `TraceError` when the model cannot be exported, `InputError` for inputs without samples, `MissingExtraError`
+    without llvmlite.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
     >>> x = torch.randn(1, 3, 9, 9)
@@ -57,14 +60,28 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> Compi
         )
     images = min(jit.lanes(), 1 << (len(first) - 1).bit_length())
     sized = [_to_batch(a, len(first), images) for a in inputs.args]
-    graph = capture(model, Inputs(tuple(sized)))
+    graph = _owned(capture(model, Inputs(tuple(sized))), model)
     if gated.has_gates(graph):  # every picture has its own lists
         pictures = [[_part(a, len(first), i) for a in inputs.args] for i in range(len(first))]
-        graph = graph if images == 1 else capture(model, Inputs(tuple(pictures[0])))
+        graph = graph if images == 1 else _owned(capture(model, Inputs(tuple(pictures[0]))), model)
         images = 1
         prefer_whole(graph, pictures)
     graph = mix(graph, images)
+    if tune and jit.vectors():
+        from prunus.runtime.tune import tune_
+
+        graph = tune_(graph, images=images, threads=threads)
     return network_of(graph, images=images, threads=threads)
+
+
+def _owned(graph: Graph, model: nn.Module) -> Graph:
+    """A graph with weights of its own: later changes of the model change neither the kernels nor what is saved."""
+    theirs = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    for node in graph.nodes.values():
+        for name, tensor in node.tensors.items():
+            if tensor.untyped_storage().data_ptr() in theirs:
+                node.tensors[name] = tensor.detach().clone()
+    return graph
 
 
 def _to_batch(value: Any, before: int, after: int) -> Any:
@@ -93,6 +110,7 @@ class CompiledNetwork(nn.Module):
         self.workers = Workers(threads)
         builder = Builder(graph, lanes=here.lanes, registers=here.registers, images=images, threads=threads)
         self.steps, self.values = builder.steps, builder.values
+        self.convolutions = {number: c.step for number, c in builder.convolutions.items()}
         self.inputs, self.outputs = graph.inputs(), graph.outputs
         self.arena = memory.buffer(builder.size)
         rows = [self.values[n].forms.get((None, 0.0)) for n in (*self.inputs, *self.outputs)]

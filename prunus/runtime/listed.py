@@ -1,4 +1,4 @@
-"""From gates and gated convolutions to steps: a decision, the tables that follow from it, the kernel of `channels`."""
+"""From gates and gated convolutions to steps: a decision, the tables that follow from it, the kernel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import channels, gated, pack, select
+from prunus.runtime import channels, gated, pack, select, winograd
 from prunus.runtime.forms import ROW, Forms, Value, bounds_of, shape_of
 from prunus.runtime.graph import Node
 from prunus.runtime.layout import FLOAT
@@ -25,7 +25,7 @@ def decide(forms: Forms, number: int, value: Value) -> None:
     forms.step(value.node.name, "gate", text, [source, mask, lists, float(n["number"]), value.channels, many])
 
 
-def convolve(forms: Forms, node: Node, at: Three, held: Three, choice: pack.Choice, strips: np.ndarray) -> None:
+def convolve(forms: Forms, node: Node, at: Three, held: Three, choice: pack.Choice) -> None:
     """A convolution that makes the channels of a list, or reads them; `at` are layouts, `held` buffers.
 
     The tables of all channels are known, and proved; a step before the convolution gathers those of the lists.
@@ -33,15 +33,29 @@ def convolve(forms: Forms, node: Node, at: Three, held: Three, choice: pack.Choi
     shape, weight = shape_of(node), node.tensors["weight"].detach().float().numpy()
     (c_out, c_in), (bounds, function) = weight.shape[:2], bounds_of(node)
     x, y, residual = at
-    kernel = channels.kernel(x, y, residual, choice, shape, weight.shape)
-    kernel = replace(kernel, function=function, mask=node.numbers.get("mask", ""))
     own, off = gated.depthwise(node), "out" in node.numbers and not node.numbers.get("partial")
     c_in = c_in * shape.groups
     lists = [(np.arange(c_in), np.arange(c_out))]
     planes = x.plane, y.plane, residual.plane if residual is not None else 0
     full = channels.tables(weight.shape, shape.groups, lists, planes, together=choice.together)
     sizes = tuple(b.size if b is not None else None for b in held)
-    channels.check_bounds(full, strips, kernel, weight.nbytes, sizes)  # type: ignore[arg-type]
+    mask = node.numbers.get("mask", "")
+    factors = forms.values[node.numbers["out"]].forms[None, 0.0] if mask else 0
+    if choice.by == "winograd":
+        k = replace(winograd.kernel(x, y, residual, choice), function=function, mask=mask, listed=True)
+        starts, strips = winograd.patches(x, y, residual, shape, k)
+        winograd.check_bounds(starts, k, (c_in, c_out), sizes)
+        full, weight = winograd.tables(full, weight.shape, k), winograd.pack(weight, k)
+        plane, products, share = winograd.work(c_in, c_out, k)
+        rest = [starts, strips, len(strips), *bounds, forms.buffer(forms.threads * share)]
+        rest += [plane, products, share, weight[0].nbytes, factors, c_in, c_out]
+        text = winograd.emit(k)
+    else:
+        strips = pack.strips(x, y, residual, choice, shape)
+        kernel = channels.kernel(x, y, residual, choice, shape, weight.shape)
+        kernel = replace(kernel, function=function, mask=mask)
+        channels.check_bounds(full, strips, kernel, weight.nbytes, sizes)  # type: ignore[arg-type]
+        rest, text = [strips, len(strips), *bounds, choice.channels, factors], channels.emit(kernel)
     nothing = full.outs.copy()
     nothing[:, 1:3] = 0, c_out * FLOAT  # no weights; the bias and the factor behind those of channels: zero
     bias = np.zeros(c_out + 1, dtype=np.float32)
@@ -54,19 +68,16 @@ def convolve(forms: Forms, node: Node, at: Three, held: Three, choice: pack.Choi
         outs: Any = np.concatenate([full.outs, nothing])
         empty = full.jobs.copy()
         empty[:, 1], empty[:, 2:4] = empty[:, 0], empty[:, 2:4] + c_out
-        rows, rest, jobs = full.jobs, empty, forms.table(2 * full.jobs.nbytes)
+        rows, others, jobs = full.jobs, empty, forms.table(2 * full.jobs.nbytes)
     else:
         outs = full.outs if out is None else forms.table(full.outs.nbytes)
-        rows, rest, jobs = full.outs, nothing, forms.table(2 * threads * channels.JOB.itemsize)
+        rows, others, jobs = full.outs, nothing, forms.table(2 * threads * channels.JOB.itemsize)
     segments = forms.table((threads + 1) * 4)
-    text = select.emit_tables(
+    gather = select.emit_tables(
         forms.lanes, into=into is not None and not own, out=out is not None, off=bool(off), depthwise=own
     )
-    gathered = [into or 0, full.ins, ins, out or 0, rows, rest, jobs if own else outs, jobs, segments]
-    forms.step(node.name, "lists", text, [*gathered, c_in, c_out, choice.together])
+    gathered = [into or 0, full.ins, ins, out or 0, rows, others, jobs if own else outs, jobs, segments]
+    forms.step(node.name, "lists", gather, [*gathered, c_in, c_out, choice.together])
     source, target, other = held
-    mask = forms.values[node.numbers["out"]].forms[None, 0.0] if kernel.mask else 0
     given = [source, target, other or 0, bias, weight, ins, outs, jobs, segments]
-    forms.step(
-        node.name, "listed", channels.emit(kernel), [*given, strips, len(strips), *bounds, choice.channels, mask]
-    )
+    forms.step(node.name, "listed", text, [*given, *rest])

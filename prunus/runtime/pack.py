@@ -32,14 +32,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is free in how a layer is run: the vectors of a strip, the input channels at a time, the shared lists."""
+    """What is free in how a layer is run: by which kernel, and with that
+
+    by lists or dense, a strip's rows and columns of vectors, the input channels at a time, and the output channels
+    together; by Winograd's transforms, a patch's rows, the patches of a strip in columns, and the outputs together.
+    """
 
     rows: int
     columns: int
     channels: int
     together: int = 1
     unroll: int = 1
-    dense: bool = False  # by the kernel of `channels`, whatever is zero
+    by: str = "lists"  # the kernel of `convolution`; "dense": of `channels`; "winograd": of `winograd`
 
 
 @dataclass(frozen=True)

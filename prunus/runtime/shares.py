@@ -1,8 +1,8 @@
 """Which gated convolutions are worth lists: by the share of channels that is on, and the model of the inner loop.
 
-Lists cost the dense kernel's cycles times the shares of inputs and outputs that are on; with all channels on, that is
-what the dense kernel costs.  So a layer is faster whole, then masked, only where its weights have zeros for the sparse
-kernel.
+Lists cost the cycles of the dense kernel, or Winograd's, times the shares of inputs and outputs that are on; with all
+channels on, that is what these kernels cost.  So a layer is faster whole, then masked, only where its weights have
+zeros for the sparse kernel.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def prefer_whole(graph: Graph, pictures: Sequence[Sequence[Tensor]]) -> None:
             weight = node.tensors["weight"].detach().float().numpy()
             y = Layout.of(*node.shape[2:], lanes=here.lanes)
             options = best(weight, shape_of(node), y, here.registers)
-            least, dense = options[0][0], next(c for c, choice in options if choice.dense)
+            least, dense = options[0][0], next(c for c, choice in options if choice.by != "lists")
             if least < dense:
                 cycles[number] = least, dense
     shares = shares_on(graph, pictures) if cycles else {}

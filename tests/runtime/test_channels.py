@@ -105,7 +105,7 @@ def test_wrong_inputs_and_layers_are_refused() -> None:
 
 
 def test_bounds_are_proved() -> None:
-    shape, choice, size = pack.Shape(padding=(1, 1)), pack.Choice(1, 2, 3, 2, dense=True), (5, 3, 3, 3)
+    shape, choice, size = pack.Shape(padding=(1, 1)), pack.Choice(1, 2, 3, 2, by="dense"), (5, 3, 3, 3)
     y = Layout.of(8, 8, lanes=16)
     x = y.with_halo(1)
     k, strips = channels.kernel(x, y, y, choice, shape, size), pack.strips(x, y, y, choice, shape)
