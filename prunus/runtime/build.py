@@ -80,7 +80,7 @@ class Builder(Forms):
             fx, fy, fr = pack.flat(x), pack.flat(y), pack.flat(r) if r is not None else None
         if "choice" not in node.numbers:
             found = best(weight, shape, fy, self.registers)
-            usable = (choice for _, choice in found if choice.by != "lists" or not gated.by_lists(node))
+            usable = (choice for _, choice in found if not gated.by_lists(node) or listed.able(choice))
             node.numbers["choice"] = list(astuple(next(usable)))
         choice = pack.Choice(*node.numbers["choice"])
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)

@@ -12,6 +12,7 @@ from prunus.runtime.forms import ROW, Forms, Value, bounds_of, shape_of
 from prunus.runtime.graph import Node
 from prunus.runtime.layout import FLOAT
 
+POINTERS = 8
 Three = tuple[Any, Any, Any]  # of input, output and residual
 
 
@@ -23,6 +24,11 @@ def decide(forms: Forms, number: int, value: Value) -> None:
     many = max(int(n["number"]), n["floor"]) if n["rule"] == "largest" else n["floor"]
     text = select.emit_select(forms.lanes, n["rule"], n["scales"])
     forms.step(value.node.name, "gate", text, [source, mask, lists, float(n["number"]), value.channels, many])
+
+
+def able(choice: pack.Choice) -> bool:
+    """Whether a choice can be run on lists of channels: every output has a pointer of its own, in a register."""
+    return choice.by == "dense" or (choice.by == "winograd" and choice.together <= POINTERS)
 
 
 def convolve(forms: Forms, node: Node, at: Three, held: Three, choice: pack.Choice) -> None:

@@ -179,9 +179,17 @@ def emit(k: WinogradKernel) -> str:
             if not k.listed:  # there are weights and room for whole groups
                 e.loop(first_out, last_out, lambda g: group(g, k.together), step=k.together)
                 return
-            whole = e.b.sub(last_out, e.b.srem(e.b.sub(last_out, first_out), e.const(k.together)))
+            count, many = e.b.sub(last_out, first_out), e.const(k.together)
+            whole = e.b.sub(last_out, e.b.srem(count, many))
             e.loop(first_out, whole, lambda g: group(g, k.together), step=k.together)
-            e.loop(whole, last_out, lambda g: group(g, 1))
+            # the last ones once more together with some before them, or, where they are too few, one by one
+            enough, again = e.b.icmp_signed(">=", count, many), e.b.sub(last_out, many)
+            with e.b.if_else(enough) as (some, few):
+                with some:
+                    left = e.b.zext(e.b.icmp_signed("<", whole, last_out), e.i64)
+                    e.loop(0, left, lambda _: group(again, k.together))
+                with few:
+                    e.loop(whole, last_out, lambda g: group(g, 1))
 
         def out_of(o: Any, empty: bool) -> None:
             to, _, of_bias, rest = of_output(o)
