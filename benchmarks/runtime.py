@@ -7,9 +7,9 @@ busy machine interrupts long calls more than short ones.  --masks: zeros drawn a
 whole network (layers are then unequally sparse); drawn in the 1x1 convolutions alone (pointwise); or among the
 coefficients of filters in a basis, as many as random has among weights (interspace); or none, but channels removed, by
 multiples of 8, until so much fewer multiply-adds are left (channels).  Weights are random: the time does not depend on
-them.  The engine's layers are tuned by the clock.  Real zeros, of a training or a one-shot method: --files MODEL=FILE, as `prunus.save` wrote it.
-The largest difference from ONNX Runtime's outputs, what runs where, torch's share of the time, and the seconds of
-compiling (of the processor) are reported.  --out goes on where it stopped.
+them.  The engine's layers are tuned by the clock.  Real zeros, of a training or a one-shot method: --files MODEL=FILE, as
+`prunus.save` wrote it.  The largest difference from ONNX Runtime's outputs, what runs where, torch's share of the time,
+and the seconds of compiling and tuning (of the processor) are reported.  --out goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def rows(args: argparse.Namespace) -> Iterator[tuple[str, str, float, Callable[[
 
 def table(done: list[dict[str, Any]]) -> None:
     """What was measured, a row a network."""
-    names = "network|zeros|of weights|threads|ONNX Runtime|OpenVINO|prunus|times faster|compile, s|tune, s".split("|")
-    print(f"| {' | '.join(names)} |")
+    print("| network | zeros | of weights | threads | ONNX Runtime | OpenVINO | prunus | times faster ", end="")
+    print("| compile, s | tune, s |")
     print("|---" * 10 + "|")
     for d in sorted(done, key=lambda d: (d["threads"], d["model"], d["masks"], d["sparsity"])):
         ms = " | ".join(f"{d['ms'][name]:.3g}" for name in (*OTHERS, "prunus"))
