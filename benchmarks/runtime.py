@@ -7,9 +7,9 @@ busy machine interrupts long calls more than short ones.  --masks: zeros drawn a
 whole network (layers are then unequally sparse); drawn in the 1x1 convolutions alone (pointwise); or among the
 coefficients of filters in a basis, as many as random has among weights (interspace); or none, but channels removed, by
 multiples of 8, until so much fewer multiply-adds are left (channels).  Weights are random: the time does not depend on
-them.  The engine's layers are tuned by the clock.  Real zeros, of a training or a one-shot method: --files MODEL=FILE, as
-`prunus.save` wrote it.  The largest difference from ONNX Runtime's outputs, what runs where, torch's share of the time,
-and the seconds of compiling and tuning (of the processor) are reported.  --out goes on where it stopped.
+them.  The engine's layers are tuned by the clock.  Real zeros, of a training or a one-shot method: --files MODEL=FILE,
+as `prunus.save` wrote it.  The largest difference from ONNX Runtime's outputs, what runs where, torch's share of the
+time, and the seconds of compiling and tuning (of the processor) are reported.  --out goes on where it stopped.
 """
 
 from __future__ import annotations
