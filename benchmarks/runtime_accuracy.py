@@ -5,11 +5,11 @@
         --methods "sparsegpt, lamp's densities" --images 256 --epochs 12 --teach --batch 32 --lr 0.01
 
 Masks a trained network in one shot, the kept weights solved again from images of the training part, and (--epochs)
-trains it on with its zeros held, by the labels or (--teach) by what the dense network says of the images alone; every network goes to a file in the folder, and its accuracy on the test part to
-`accuracy.jsonl` there.  Goes on where it stopped, inside the training too.  `runtime.py --files` times the files.
-EfficientNet-Lite0 is masked in its 1x1 convolutions; its sample of ImageNet has even rows to calibrate on and odd rows
-to test.  Needs the folder named by PRUNUS_SHARED
-(default ../shared).
+trains it on with its zeros held, by the labels or (--teach) by what the dense network says of the images alone.  Every
+network goes to a file in the folder, and its accuracy on the test part to `accuracy.jsonl` there.  Goes on where it
+stopped, inside the training too.  `runtime.py --files` times the files.  EfficientNet-Lite0 is masked in its 1x1
+convolutions; its sample of ImageNet has even rows to calibrate on, and to train, and odd rows to test.  Needs the
+folder named by PRUNUS_SHARED (default ../shared).
 """
 
 from __future__ import annotations
