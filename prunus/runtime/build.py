@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import channels, fallback, kernels, matrices, pack, winograd
+from prunus.runtime import channels, fallback, kernels, matrices, pack, weighted, winograd
 from prunus.runtime.choose import best
 from prunus.runtime.convolution import emit
 from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, shape_of
@@ -28,9 +28,9 @@ class Builder(Forms):
         super().__init__(graph, lanes=lanes, registers=registers, images=images, threads=threads)
         for number, node in graph.nodes.items():
             getattr(self, "do_" + node.kind)(number, self.values[number])
-        for number in graph.outputs:
-            if self.values[number].forms:
-                self.rows(number).dies = len(self.steps)
+        given = [self.rows(number) for number in graph.outputs if self.values[number].forms]
+        for rows in given:  # after the last of them is made
+            rows.dies = len(self.steps)
         self.size = arrange(self.buffers)
 
     def do_input(self, number: int, value: Value) -> None:
@@ -134,8 +134,12 @@ class Builder(Forms):
         x, source = self.want(node.inputs[0], wanted, fill)
         y = self.primary(number)
         target = self.tiles(value, y)
-        text = kernels.emit_pool(x, y, tuple(node.numbers["kernel"]), shape.stride, shape.padding, node.numbers["of"])
-        self.step(node.name, "pool", text, [source, target, value.channels])
+        counts, window = node.numbers.get("counts"), tuple(node.numbers["kernel"])
+        text = kernels.emit_pool(
+            x, y, window, shape.stride, shape.padding, node.numbers["of"], counted=counts is not None
+        )
+        counted = [] if counts is None else [weighted.shares(counts, y)]
+        self.step(node.name, "pool", text, [source, target, value.channels, *counted])
         self.finish(number, y)
 
     def do_add(self, number: int, value: Value) -> None:
@@ -206,6 +210,25 @@ class Builder(Forms):
         table = np.where(index >= 0, of[index], -1)
         table = np.where(table >= 0, places(x)[table], -1).reshape(-1)
         self.copy(value, source, target, table, None, x.plane, y.plane, planes=planes)
+
+    def do_resize(self, number: int, value: Value) -> None:
+        numbers, before = value.node.numbers, self.values[value.node.inputs[0]]
+        form = next((f for f, _ in before.forms if f), self.canonical(before.node.shape))
+        x, source = self.want(value.node.inputs[0], form)
+        y = self.primary(number)
+        sources, weights = weighted.taps(numbers["rows"], numbers["columns"], x, y)
+        rest = [*sources.shape[:2], value.channels, x.plane, y.plane]
+        text = weighted.emit_weighted(self.lanes)
+        self.step(value.node.name, "resize", text, [source, self.tiles(value, y), sources, weights, *rest])
+
+    def do_rows(self, number: int, value: Value) -> None:
+        node, source = value.node, self.rows(value.node.inputs[0])
+        target = value.forms[None, 0.0] = self.buffer(self.images * value.row * FLOAT)
+        given = np.zeros((2, value.row), dtype=np.float32)
+        given[:, : value.channels] = [node.tensors[name].numpy() for name in ("scale", "shift")]
+        bounds, function = bounds_of(node)
+        rest = [value.row // self.lanes, self.images, value.row * FLOAT, *bounds]
+        self.step(node.name, "rows", weighted.emit_rows(self.lanes, function), [source, target, *given, *rest])
 
     def do_cat(self, number: int, value: Value) -> None:
         y = self.primary(number)

@@ -103,7 +103,7 @@ class Forms:
             return [(layout, fill), *((y, 0.0) for _ in node.inputs[1:])]
         if node.kind in ("add", "mul", "cat", "mean"):
             shapes = [self.graph.nodes[i].shape for i in node.inputs]
-            rows = [node.kind == "mul" and shape != node.shape for shape in shapes]
+            rows = [node.kind in ("add", "mul") and shape != node.shape for shape in shapes]
             return [None if r else (self.canonical(shape), 0.0) for shape, r in zip(shapes, rows)]
         return [None for _ in node.inputs]
 
