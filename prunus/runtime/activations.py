@@ -13,6 +13,10 @@ LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4  # the first has few bits, so th
 EXP = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)  # Abramowitz and Stegun 7.1.26
 
+SMALL, LARGE = 0.35, 20.0  # below the one polynomials are right; beyond the other mish(x) is x
+NEAR_EXPM1 = (1 / 40320, 1 / 5040, *EXP[:-1])  # of (exp(x) - 1) / x
+NEAR_TANH = (-1382 / 155925, 62 / 2835, -17 / 315, 2 / 15, -1 / 3, 1.0)  # of tanh(x) / x, in x^2
+
 
 def polynomial(e: Emitter, x: Any, coefficients: tuple[float, ...]) -> Any:
     """Horner's scheme, the highest power first."""
@@ -62,16 +66,61 @@ def gelu_tanh(e: Emitter, x: Any) -> Any:
     return e.b.fmul(x, sigmoid(e, e.b.fmul(e.b.fmul(x, inner), e.floats(2 * sqrt(2 / 3.141592653589793)))))
 
 
-FUNCTIONS: dict[str, Callable[[Emitter, Any], Any]] = {
+def expm1(e: Emitter, x: Any) -> Any:
+    """exp(x) - 1; near zero by a polynomial, as no difference of almost equal numbers."""
+    near = e.b.fmul(x, polynomial(e, x, NEAR_EXPM1))
+    return e.b.select(_small(e, x), near, e.b.fsub(exp(e, x), e.floats(1.0)))
+
+
+def tanh(e: Emitter, x: Any) -> Any:
+    """2 sigmoid(2 x) - 1, near zero by a polynomial."""
+    two = e.floats(2.0)
+    near = e.b.fmul(x, polynomial(e, e.b.fmul(x, x), NEAR_TANH))
+    return e.b.select(_small(e, x), near, e.call("fma", sigmoid(e, e.b.fmul(x, two)), two, e.floats(-1.0)))
+
+
+def _small(e: Emitter, x: Any) -> Any:
+    return e.b.fcmp_ordered("<", e.call("fabs", x), e.floats(SMALL))
+
+
+def leaky_relu(e: Emitter, x: Any, slope: float) -> Any:
+    """x, or where that is negative, a part of it."""
+    return e.b.select(e.b.fcmp_ordered("<", x, e.floats(0.0)), e.b.fmul(x, e.floats(slope)), x)
+
+
+def elu(e: Emitter, x: Any, alpha: float = 1.0, scale: float = 1.0, inner: float = 1.0) -> Any:
+    """scale x, or where x is negative, scale alpha (exp(inner x) - 1): ELU, SELU and CELU."""
+    below = e.b.fmul(expm1(e, e.b.fmul(x, e.floats(inner))), e.floats(scale * alpha))
+    return e.b.select(e.b.fcmp_ordered("<", x, e.floats(0.0)), below, e.b.fmul(x, e.floats(scale)))
+
+
+def mish(e: Emitter, x: Any) -> Any:
+    """x tanh(log(1 + exp x)) = x n / (n + 2), n = exp(x) (exp(x) + 2)."""
+    power = exp(e, e.b.select(e.b.fcmp_ordered(">", x, e.floats(LARGE)), e.floats(LARGE), x))
+    n = e.b.fmul(power, e.b.fadd(power, e.floats(2.0)))
+    return e.b.fmul(x, e.b.fdiv(n, e.b.fadd(n, e.floats(2.0))))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sigmoid": sigmoid,
     "silu": lambda e, x: e.b.fmul(x, sigmoid(e, x)),
     "hardsigmoid": hardsigmoid,
     "hardswish": lambda e, x: e.b.fmul(x, hardsigmoid(e, x)),
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "tanh": tanh,
+    "leaky_relu": leaky_relu,
+    "elu": elu,
+    "mish": mish,
 }
 
 
 def activate(e: Emitter, name: str, value: Any, low: Any, high: Any) -> Any:
-    """The function of that name, or, with none, the value between two bounds."""
-    return FUNCTIONS[name](e, value) if name else e.clamp(value, low, high)
+    """The function of that name, or, with none, the value between two bounds.
+
+    Numbers that a function takes stand behind its name, e.g. ``leaky_relu 0.1``.
+    """
+    if not name:
+        return e.clamp(value, low, high)
+    function, *numbers = name.split()
+    return FUNCTIONS[function](e, value, *map(float, numbers))

@@ -30,7 +30,7 @@ ENDS = ("low", "high", "function")  # what is done to a sum before it is stored
 def note_factors(item: fx.Node, known: dict[Any, Any], factors: Factors) -> None:
     """Remember that a constant is coefficients times a basis, through views of the product."""
     name = str(item.target).removeprefix("aten.").split(".")[0]
-    first = item.args[0] if item.args else None
+    first = item.args[0] if item.args and isinstance(item.args[0], fx.Node) else None
     if name in ("bmm", "matmul", "mm"):
         left, right = (known[a] for a in item.args[:2])
         matrix = right if right.dim() == 2 else right[0] if right.dim() == 3 and right.stride(0) == 0 else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import channels, fallback, gated, kernels, listed, matrices, pack, winograd
+from prunus.runtime import channels, fallback, gated, kernels, listed, matrices, pack, weighted, winograd
 from prunus.runtime.choose import best
 from prunus.runtime.convolution import emit
 from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, bounds_of, shape_of
@@ -39,9 +39,9 @@ class Builder(Forms):
         self.convolutions: dict[int, Convolution] = {}
         for number, node in graph.nodes.items():
             getattr(self, "do_" + node.kind)(number, self.values[number])
-        for number in graph.outputs:
-            if self.values[number].forms:
-                self.rows(number).dies = len(self.steps)
+        given = [self.rows(number) for number in graph.outputs if self.values[number].forms]
+        for rows in given:  # after the last of them is made
+            rows.dies = len(self.steps)
         self.size = arrange(self.tables, arrange(self.buffers))
 
     def do_input(self, number: int, value: Value) -> None:
@@ -154,9 +154,12 @@ class Builder(Forms):
         x, source = self.want(node.inputs[0], wanted, fill)
         y = self.primary(number)
         target = self.tiles(value, y)
-        lists, kernel = self.written(node), tuple(node.numbers["kernel"])
-        text = kernels.emit_pool(x, y, kernel, shape.stride, shape.padding, node.numbers["of"], lists is not None)
-        self.step(node.name, "pool", text, [source, target, value.channels if lists is None else lists])
+        lists, counts = self.written(node), node.numbers.get("counts")
+        more = {"listed": lists is not None, "counted": counts is not None}
+        window = tuple(node.numbers["kernel"])
+        text = kernels.emit_pool(x, y, window, shape.stride, shape.padding, node.numbers["of"], **more)
+        counted = [] if counts is None else [weighted.shares(counts, y)]
+        self.step(node.name, "pool", text, [source, target, value.channels if lists is None else lists, *counted])
         self.finish(number, y)
 
     def do_add(self, number: int, value: Value) -> None:
@@ -232,6 +235,25 @@ class Builder(Forms):
         table = np.where(index >= 0, of[index], -1)
         table = np.where(table >= 0, places(x)[table], -1).reshape(-1)
         self.copy(value, source, target, table, None, x.plane, y.plane, planes=planes)
+
+    def do_resize(self, number: int, value: Value) -> None:
+        numbers, before = value.node.numbers, self.values[value.node.inputs[0]]
+        form = next((f for f, _ in before.forms if f), self.canonical(before.node.shape))
+        x, source = self.want(value.node.inputs[0], form)
+        y = self.primary(number)
+        sources, weights = weighted.taps(numbers["rows"], numbers["columns"], x, y)
+        rest = [*sources.shape[:2], value.channels, x.plane, y.plane]
+        text = weighted.emit_weighted(self.lanes)
+        self.step(value.node.name, "resize", text, [source, self.tiles(value, y), sources, weights, *rest])
+
+    def do_rows(self, number: int, value: Value) -> None:
+        node, source = value.node, self.rows(value.node.inputs[0])
+        target = value.forms[None, 0.0] = self.buffer(self.images * value.row * FLOAT)
+        given = np.zeros((2, value.row), dtype=np.float32)
+        given[:, : value.channels] = [node.tensors[name].numpy() for name in ("scale", "shift")]
+        bounds, function = bounds_of(node)
+        rest = [value.row // self.lanes, self.images, value.row * FLOAT, *bounds]
+        self.step(node.name, "rows", weighted.emit_rows(self.lanes, function), [source, target, *given, *rest])
 
     def do_cat(self, number: int, value: Value) -> None:
         y = self.primary(number)

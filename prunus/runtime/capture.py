@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from prunus.core.errors import TraceError
 from prunus.core.inputs import Inputs
 from prunus.core.running import undisturbed
-from prunus.runtime import gating
+from prunus.runtime import arithmetic, gating, resampling  # noqa: F401  register how their operators are read
 from prunus.runtime.bases import Factors, attach_factors, note_factors
 from prunus.runtime.graph import Graph, Node, Ref, fuse
 from prunus.runtime.operators import READERS, SAME, Call
@@ -152,8 +152,8 @@ def _operator(number: Ref, item: fx.Node, known: dict[Any, Any], nodes: dict[int
     shape = tuple(value.shape) if isinstance(value, Tensor) else ()
     args = fx.map_arg(item.args, lambda n: known[n])
     kwargs = fx.map_arg(item.kwargs, lambda n: known[n])
-    call = Call(nodes, shape, name)
-    if name in SAME and isinstance(args[0], Ref):
+    call = Call(nodes, shape, name, item.target)
+    if name in SAME and isinstance(args[0], (Ref, Tensor)):
         return args[0]
     floating = isinstance(value, Tensor) and value.dtype == torch.float32
     if name in READERS and floating:

@@ -109,16 +109,18 @@ def emit(k: Kernel) -> str:
                 sums += [e.floats(0.0)] * (len(sums) * (k.unroll - 1))
 
                 def nonzero(at: Any, *sums: Any) -> list[Any]:
-                    new = []
+                    new: list[Any] = []
                     for u in range(k.unroll):
                         here = e.offset(e.offset(entries, at), u * k.entry)
                         source = e.offset(xs, e.number(here, e.const(0), 1))
                         weights = [e.broadcast(here, 4 + 4 * i) for i in range(k.together)]
-                        loaded = [e.load(source, t) for t in t_x] if k.together > 1 else []
-                        for i, w in enumerate(weights):
-                            for n, t in enumerate(t_x):
-                                value = loaded[n] if loaded else e.load(source, t)
-                                new.append(e.call("fma", w, value, sums[(u * k.together + i) * len(t_x) + n]))
+                        begin_at = len(new)
+                        new += sums[begin_at : begin_at + k.together * len(t_x)]
+                        for n, t in enumerate(t_x):  # one vector at a time: the sums take the registers
+                            value = e.load(source, t)
+                            for i, w in enumerate(weights):
+                                place = begin_at + i * len(t_x) + n
+                                new[place] = e.call("fma", w, value, new[place])
                     return new
 
                 scale = e.const(k.entry)

@@ -106,7 +106,7 @@ class Forms:
             return [(layout, fill), *(None if kind == "gate" else (y, 0.0) for kind in rest)]
         if node.kind in ("add", "mul", "cat", "mean"):
             read = [self.graph.nodes[i] for i in node.inputs]
-            rows = [r.kind == "gate" or (node.kind == "mul" and r.shape != node.shape) for r in read]
+            rows = [r.kind == "gate" or (node.kind in ("add", "mul") and r.shape != node.shape) for r in read]
             return [None if row else (self.canonical(r.shape), 0.0) for r, row in zip(read, rows)]
         return [None for _ in node.inputs]
 

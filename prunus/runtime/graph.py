@@ -20,9 +20,9 @@ class Node:
     """One operation: its kind, the nodes it reads, numbers (JSON), weights, and the shape of what it gives.
 
     Kinds: ``input``, ``conv`` (stride, padding, dilation, groups, low, high, function; a second input is added before
-    these), ``linear``, ``add``, ``mul``, ``pool`` (max or mean), ``mean``, ``flatten``, ``gate`` (`gated`), ``pick``
-    (channels and pixels by index), ``cat``, and ``torch`` for everything else: an ATen operator by its name, with its
-    arguments.
+    these), ``linear``, ``rows`` (scale and shift of features), ``add``, ``mul``, ``pool`` (max or mean), ``mean``,
+    ``flatten``, ``gate`` (`gated`), ``pick`` (channels and pixels by index), ``resize`` (pixels as sums of others),
+    ``cat``, and ``torch`` for everything else: an ATen operator by its name, with its arguments.
     """
 
     kind: str
@@ -139,12 +139,17 @@ def _fold_affine(graph: Graph) -> None:
             continue
         before = graph.nodes[node.inputs[0]]
         scale, shift = node.tensors["scale"], node.tensors["shift"]
-        plain = before.kind == "conv" and "low" not in before.numbers and len(before.inputs) == 1
+        plain = before.kind in ("conv", "linear") and "low" not in before.numbers and len(before.inputs) == 1
         if plain and len(graph.users()[node.inputs[0]]) == 1:
             for name in before.tensors.keys() & {"weight", "coefficients"}:
-                before.tensors[name] = before.tensors[name].double() * scale.reshape(-1, 1, 1, 1)
+                before.tensors[name] = before.tensors[name].double() * scale.reshape(
+                    -1, *[1] * (before.tensors[name].dim() - 1)
+                )
             before.tensors["bias"] = before.tensors["bias"].double() * scale + shift
             _absorb(graph, number)
+            continue
+        if len(node.shape) == 2:
+            node.kind = "rows"
             continue
         node.kind, channels = "conv", len(scale)
         node.numbers |= {"stride": 1, "padding": [0, 0], "dilation": [1, 1], "groups": channels}
@@ -161,7 +166,9 @@ def _fuse_pads(graph: Graph) -> None:
         channels, *before = graph.nodes[node.inputs[0]].shape[1:]
         kept, (rows, columns) = node.numbers["kept"][0], node.numbers["kept"][1:]
         first = [k.index(0) if 0 in k else -1 for k in (rows, columns)]
-        whole = [k[f : f + n] == list(range(n)) for k, f, n in zip((rows, columns), first, before)]
+        whole = [
+            k == [-1] * f + list(range(n)) + [-1] * (len(k) - f - n) for k, f, n in zip((rows, columns), first, before)
+        ]
         if kept == list(range(channels)) and all(whole) and min(first) >= 0:
             for reader in (graph.nodes[n] for n in readers):
                 reader.inputs = [node.inputs[0] if i == number else i for i in reader.inputs]
@@ -174,7 +181,7 @@ def _fuse_bounds(graph: Graph) -> None:
             continue
         source = node.inputs[0]
         before = graph.nodes[source]
-        able = before.kind in ("conv", "linear", "add", "mul") and before.numbers.get("mask") != "after"
+        able = before.kind in ("conv", "linear", "rows", "add", "mul") and before.numbers.get("mask") != "after"
         if "low" in before.numbers:  # bounds of what has bounds
             able = able and not (before.numbers.get("function") or node.numbers.get("function"))
             within = {end: min(max(before.numbers[end], node.low), node.numbers["high"]) for end in ("low", "high")}
@@ -198,21 +205,30 @@ def _fuse_sums(graph: Graph) -> None:
             and len(graph.nodes[i].inputs) == 1 + ("out" in graph.nodes[i].numbers)
             and "low" not in graph.nodes[i].numbers
             and users[i] == [number]
+            and graph.nodes[i].shape == node.shape == graph.nodes[_other(node.inputs, i)].shape
         ]
         if not able:
             continue
         chosen = max(able, key=order.index)
-        (other,) = [i for i in node.inputs if i != chosen]
+        other = _other(node.inputs, chosen)
         made = graph.nodes.pop(chosen)
         made.inputs.insert(1, other)
         made.numbers |= node.numbers
         graph.nodes[number] = made  # in the place of the sum
 
 
+def _other(pair: list[int], one: int) -> int:
+    return pair[1] if pair[0] == one else pair[0]
+
+
 def _lone_bounds(graph: Graph) -> None:
-    """Bounds that nothing took in become a convolution with one: that has bounds."""
+    """Bounds that nothing took in become a product with one, which has bounds: a convolution, or of rows."""
     for node in graph.nodes.values():
         if node.kind == "bounds":
+            if len(node.shape) == 2:
+                node.kind = "rows"
+                node.tensors = {"scale": torch.ones(node.shape[1]), "shift": torch.zeros(node.shape[1])}
+                continue
             if len(node.shape) != 4:
                 node.kind = "torch"
                 node.numbers = {"operator": "aten.clamp.default", "plain": True, **_clamp_arguments(node.numbers)}

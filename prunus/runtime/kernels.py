@@ -169,10 +169,16 @@ def emit_pool(
     stride: int,
     padding: tuple[int, int],
     kind: str,
+    *,
     listed: bool = False,
+    counted: bool = False,
 ) -> str:
-    """``max`` or ``mean`` of windows: 0 x, 1 y, 2 channels, or with `listed` lists of them."""
+    """``max`` or ``mean`` of windows: 0 x, 1 y, 2 channels, or with `listed` lists of them.
+
+    If `counted`, 3 `weighted.shares`, for every pixel.
+    """
     e = Emitter(x.lanes)
+    shares = e.slot(3) if counted else None
     step = 4 * x.lanes
     taps = [x.at(ky - padding[0], kx - padding[1]) for ky in range(kernel[0]) for kx in range(kernel[1])]
 
@@ -186,7 +192,10 @@ def emit_pool(
                 for tap in taps[1:]:
                     other = e.load(source, tap)
                     value = e.larger(value, other) if kind == "max" else e.b.fadd(value, other)
-                if kind == "mean":
+                if shares is not None:
+                    place = e.b.add(e.b.mul(r, e.const(y.tile[1])), c)
+                    value = e.b.fmul(value, e.load(shares, e.b.mul(place, e.const(step))))
+                elif kind == "mean":
                     value = e.b.fmul(value, e.floats(1 / len(taps)))
                 e.store(value, ys, e.b.add(e.b.add(y_row, e.b.mul(c, e.const(step))), e.const(y.at(0, 0))))
 

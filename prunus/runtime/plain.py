@@ -47,14 +47,15 @@ def step(number: int, node: Node, graph: Graph) -> Step:
     function = fallback.resolve(node) if node.kind == "torch" else KINDS[node.kind](node)
     low, high = node.numbers.get("low", -INFINITY), node.numbers.get("high", INFINITY)
     bounded = node.kind != "torch" and (low > -INFINITY or high < INFINITY)
-    applied = FUNCTIONS[node.numbers["function"]] if node.numbers.get("function") else None
+    name, *given = node.numbers.get("function", "").split() or [""]
+    applied = FUNCTIONS.get(name)
 
     mask, gate = node.numbers.get("mask", ""), node.numbers.get("out", -1)
     read = [i for i in node.inputs if node.kind == "mul" or graph.nodes[i].kind != "gate"]
 
     def run(objects: dict[int, Any], view: Any) -> None:
         made = function([objects[i] for i in read] + ([objects[gate]] if mask else []))
-        made = applied(made) if applied else made.clamp(low, high) if bounded else made
+        made = applied(made, *map(float, given)) if applied else made.clamp(low, high) if bounded else made
         objects[number] = made * objects[gate][:, :, None, None] if mask == "after" else made
 
     return Step(node.name, "torch", run=run)
@@ -81,12 +82,45 @@ def _conv(node: Node) -> Operator:
 
 def _linear(node: Node) -> Operator:
     weight, bias = (node.tensors[k].float() for k in ("weight", "bias"))
-    return lambda x: F.linear(x[0], weight, bias)
+    return lambda x: F.linear(x[0].flatten(1), weight, bias).reshape(-1, *node.shape[1:])
 
 
 def _pool(node: Node) -> Operator:
-    n, pool = node.numbers, F.max_pool2d if node.numbers["of"] == "max" else F.avg_pool2d
-    return lambda x: pool(x[0], n["kernel"], n["stride"], n["padding"])
+    n, (height, width) = node.numbers, node.shape[2:]
+    most = n["of"] == "max"
+    share = 1 / (n["kernel"][0] * n["kernel"][1])
+    if "counts" in n:
+        share = 1 / torch.outer(*(torch.tensor(c).float() for c in n["counts"]))
+
+    def run(x: Sequence[Tensor]) -> Tensor:
+        ends = [
+            (out - 1) * n["stride"] + k - p - size
+            for out, k, p, size in zip((height, width), n["kernel"], n["padding"], x[0].shape[2:])
+        ]
+        padded = F.pad(x[0], (n["padding"][1], ends[1], n["padding"][0], ends[0]), value=-INFINITY if most else 0.0)
+        if most:
+            return F.max_pool2d(padded, n["kernel"], n["stride"])
+        return share * F.avg_pool2d(padded, n["kernel"], n["stride"], divisor_override=1)
+
+    return run
+
+
+def _resize(node: Node) -> Operator:
+    matrices = []
+    for name, size in zip(("rows", "columns"), node.shape[2:]):
+        axis = node.numbers[name]
+        matrix = torch.zeros(size, 1 + max(i for row in axis for i, _ in row))
+        for to, row in enumerate(axis):
+            for i, weight in row:
+                matrix[to, int(i)] = weight
+        matrices.append(matrix)
+    down, across = matrices
+    return lambda x: down @ x[0][:, :, : down.shape[1], : across.shape[1]] @ across.t()
+
+
+def _rows(node: Node) -> Operator:
+    scale, shift = (node.tensors[name].float() for name in ("scale", "shift"))
+    return lambda x: x[0] * scale + shift
 
 
 def _mean(x: Tensor, node: Node) -> Tensor:
@@ -111,20 +145,26 @@ KINDS: dict[str, Callable[[Node], Operator]] = {
     "linear": _linear,
     "pool": _pool,
     "pick": _pick,
+    "resize": _resize,
+    "rows": _rows,
     "add": lambda node: lambda x: x[0] + x[1],
     "mul": lambda node: lambda x: x[0] * x[1].reshape(*x[1].shape, *[1] * (x[0].dim() - x[1].dim())),
     "mean": lambda node: lambda x: _mean(x[0], node),
     "gate": lambda node: lambda x: gating.decide(
         x[0], *(node.numbers[k] for k in ("rule", "number", "floor", "scales"))
     ),
-    "flatten": lambda node: lambda x: x[0].flatten(1),
+    "flatten": lambda node: lambda x: x[0].reshape(len(x[0]), *node.shape[1:]),
     "cat": lambda node: lambda x: torch.cat(list(x), 1),
 }
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "hardsigmoid": F.hardsigmoid,
     "hardswish": F.hardswish,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "tanh": torch.tanh,
+    "leaky_relu": F.leaky_relu,
+    "elu": torch.ops.aten.elu.default,
+    "mish": F.mish,
 }

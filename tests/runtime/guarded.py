@@ -208,6 +208,25 @@ class Shuffle(nn.Module):
         return self.last(torch.cat([F.max_pool2d(y, 2, 1), F.avg_pool2d(y * y + y, 2, 1)], 1))
 
 
+class Pixels(nn.Module):
+    """Pictures of other sizes, windows that are counted, filters turned round, numbers a channel, features alone."""
+
+    sizes = ((1, 17, 20), (3, 16, 16), (17, 9, 12))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up = nn.Conv2d(3, 6, 3, (2, 1), 1), nn.ConvTranspose2d(6, 5, 3, 2, 1, 1)
+        self.a, self.norm, self.last = nn.Linear(5, 70), nn.BatchNorm1d(70), nn.Linear(70, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.stem(x), 0.2) * 0.5 + 0.1
+        y = F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False)
+        x = F.interpolate(y, size=tuple(x.shape[2:]), mode="bilinear") - x
+        x = F.pad(F.adaptive_avg_pool2d(F.elu(self.up(x)), (7, 5)), (2, 1, 1, 3), mode="reflect")
+        x = torch.tanh(F.relu(self.a(x.mean((2, 3)))))
+        return self.last(F.mish(self.norm(x)))
+
+
 class Basis(nn.Module):
     """Filters in a basis."""
 
@@ -222,8 +241,10 @@ class Basis(nn.Module):
         return self.c(F.relu(self.b(y)))
 
 
-BROKEN = ("mobile", "shuffle", "basis")  # which together have every kind of step
-NETWORKS: dict[str, type[nn.Module]] = {n.__name__.lower(): n for n in (Residual, Mobile, Dense, Shuffle, Basis)}
+BROKEN = ("mobile", "shuffle", "pixels", "basis")  # which together have every kind of step
+NETWORKS: dict[str, type[nn.Module]] = {
+    n.__name__.lower(): n for n in (Residual, Mobile, Dense, Shuffle, Pixels, Basis)
+}
 
 
 def zeroed(model: nn.Module, sparsity: float) -> nn.Module:
