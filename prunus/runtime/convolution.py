@@ -107,7 +107,7 @@ def emit(k: Kernel) -> str:
                 sums += [e.floats(0.0)] * (len(sums) * (k.unroll - 1))
 
                 def nonzero(at: Any, *sums: Any) -> list[Any]:
-                    new = []
+                    new: list[Any] = []
                     for u in range(k.unroll):
                         here = e.offset(e.offset(entries, at), u * k.entry)
                         source = e.offset(xs, e.number(here, e.const(0), 1))
