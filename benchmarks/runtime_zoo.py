@@ -52,7 +52,20 @@ def network(line: str, sparsity: float) -> nn.Module:
         if p.dim() > 1:
             p.data[torch.rand_like(p) < sparsity] = 0
             p.data /= (1 - sparsity) ** 0.5
-    return model
+    return settle(model, [int(n) for n in line.split(":")[2].split("x")])
+
+
+def settle(model: nn.Module, shape: list[int]) -> nn.Module:
+    """Batch norms get the statistics of noise, or what goes through a network of random weights would die out."""
+    momenta = {m: m.momentum for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for norm in momenta:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        model(torch.randn(4, *shape[1:], generator=torch.Generator().manual_seed(1)))
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
+    return model.eval()
 
 
 def picture(line: str, model: nn.Module) -> Tensor:

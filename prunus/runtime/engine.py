@@ -175,7 +175,7 @@ class CompiledNetwork(nn.Module):
 
     def _check(self, args: tuple[Tensor, ...]) -> None:
         wanted = [self.graph.nodes[n].shape for n in self.inputs]
-        given = [tuple(getattr(a, "shape", ())) for a in args]
+        given = [tuple(a.shape) if isinstance(a, Tensor) else () for a in args]
         fits = len(given) == len(wanted) and all(g[1:] == w[1:] and len(g) == len(w) for g, w in zip(given, wanted))
         if not fits or not given or any(g[0] != given[0][0] for g in given) or not given[0][0]:
             shapes = ", ".join(str(("n", *w[1:])).replace("'", "") for w in wanted)
@@ -183,6 +183,13 @@ class CompiledNetwork(nn.Module):
                 f"the network was compiled for inputs of shapes {shapes}; it was given "
                 f"{', '.join(map(str, given)) or 'none'}. Compile it with example_inputs of the size that it will get."
             )
+        for n, a in zip(self.inputs, args):
+            kind = self.graph.nodes[n].numbers.get("dtype", "torch.float32")
+            if str(a.dtype) != kind or a.device.type != "cpu" or a.layout != torch.strided:
+                raise InputError(
+                    f"the network was compiled for {kind} in the processor's memory; it was given {a.dtype} on "
+                    f"{a.device} ({a.layout}). Convert the input: x.to('cpu', {kind})."
+                )
 
     def _piece(self, args: list[Tensor]) -> list[Tensor]:
         objects: dict[int, Any] = {}

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -74,7 +75,17 @@ def load(path: str | Path, *, threads: int = 1) -> CompiledNetwork:
         raise FileError(f"{path} is no compiled network. Write one with prunus.runtime.save(network, path).")
     if header.get(DIGEST) != _digest(header[KEY], tensors):
         raise FileError(f"{path}: the checksum is wrong, so the file was damaged or edited. Save the network again.")
-    whole = json.loads(header[KEY])
+    try:
+        return _built(json.loads(header[KEY]), tensors, path, threads)
+    except FileError:  # says what is wrong
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise FileError(
+            f"{path}: what it holds is no network that can be run ({type(error).__name__}: {error}). Save it again."
+        ) from error
+
+
+def _built(whole: dict[str, Any], tensors: dict[str, Tensor], path: str | Path, threads: int) -> CompiledNetwork:
     nodes = {
         number: Node(kind, inputs, tuple(shape), numbers, {name: tensors[f"{number}.{name}"] for name in names}, title)
         for number, kind, inputs, shape, numbers, names, title in whole["nodes"]
