@@ -5,10 +5,11 @@
 Batch 1, float32, all in turns in one process, medians; milliseconds of processor time where there is one thread, as a
 busy machine interrupts long calls more than short ones.  --masks: zeros drawn at random; chosen by magnitude over the
 whole network (layers are then unequally sparse); drawn in the 1x1 convolutions alone (pointwise); or among the
-coefficients of filters in a basis, as many as random has among weights (interspace).  Weights are random: the time
-does not depend on them.  Real zeros, of a training or a one-shot method: --files MODEL=FILE, as `prunus.save` wrote it.
-The largest difference from ONNX Runtime's outputs, what runs where, torch's share of the time, and the seconds of
-compiling (of the processor) are reported.  --out goes on where it stopped.
+coefficients of filters in a basis, as many as random has among weights (interspace); or none, but channels removed, by
+multiples of 8, until so much fewer multiply-adds are left (channels).  Weights are random: the time does not depend on
+them.  The engine's layers are tuned by the clock.  Real zeros, of a training or a one-shot method: --files MODEL=FILE,
+as `prunus.save` wrote it.  The largest difference from ONNX Runtime's outputs, what runs where, torch's share of the
+time, and the seconds of compiling and tuning (of the processor) are reported.  --out goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ TURN = 0.03  # seconds that one engine runs before the next one has its turn
 LEAST = 5  # turns of every engine
 SIZES = {"torchvision": 224, "timm": 224, "prunus": 32}
 OTHERS = ("onnxruntime", "openvino")
-MASKS = ("random", "magnitude", "pointwise", "interspace")
+MASKS = ("random", "magnitude", "pointwise", "interspace", "channels")
 
 
 def parse() -> argparse.Namespace:
@@ -66,6 +67,10 @@ def with_zeros(name: str, sparsity: float, masks: str) -> nn.Module:
         scores = prunus.score(groups, "l1")
         prunus.mask_(model, groups, prunus.allocate(groups, scores, prunus.Budget(density=1 - sparsity)))
         return model
+    if masks == "channels":
+        example = torch.randn(1, 3, *[SIZES[name.split(":")[0]]] * 2)
+        budget = prunus.Budget(macs=1 - sparsity)
+        return prunus.prune_(model, example, allocator="uniform", budget=budget, round_to=8).model
     if masks == "interspace":
         prunus.interspace_(model)
         for *_, basis in interspaced(model):
@@ -101,19 +106,22 @@ def measure(model: nn.Module, example: Tensor, threads: int, seconds: float) -> 
         calls = {name: backends[name].call(path, Inputs.of(example), threads) for name in OTHERS}
     want = torch.from_numpy(calls["onnxruntime"]()[0])
     start = time.process_time()  # of all threads: beside other work a clock on the wall says little
-    compiled = compile(model, example, threads=threads)
+    compile(model, example, threads=threads)
     compiling = time.process_time() - start
-    calls["prunus"] = lambda: compiled(example)
+    tuned = compile(model, example, threads=threads, tune=True)
+    tuning = time.process_time() - start - compiling
+    calls["prunus"] = lambda: tuned(example)
     times = in_turns(calls, seconds, time.process_time if threads == 1 else time.perf_counter)
     return {
         "ms": times,
         "ratio": min(times[name] for name in OTHERS) / times["prunus"],
-        "error": float((compiled(example) - want).abs().max() / want.abs().max()),
-        "operations": {kind: len(names) for kind, names in compiled.report().items()},
-        "by_torch": by_torch(compiled),
+        "error": float((tuned(example) - want).abs().max() / want.abs().max()),
+        "operations": {kind: len(names) for kind, names in tuned.report().items()},
+        "by_torch": by_torch(tuned),
         "compile_seconds": compiling,
-        "activation_bytes": compiled.size,
-        "weight_bytes": compiled.weights,
+        "tune_seconds": tuning,
+        "activation_bytes": tuned.size,
+        "weight_bytes": tuned.weights,
     }
 
 
@@ -132,12 +140,13 @@ def rows(args: argparse.Namespace) -> Iterator[tuple[str, str, float, Callable[[
 
 def table(done: list[dict[str, Any]]) -> None:
     """What was measured, a row a network."""
-    print("| network | zeros | of weights | threads | ONNX Runtime | OpenVINO | prunus | times faster | compile, s |")
-    print("|---" * 9 + "|")
+    print("| network | zeros | of weights | threads | ONNX Runtime | OpenVINO | prunus | times faster ", end="")
+    print("| compile, s | tune, s |")
+    print("|---" * 10 + "|")
     for d in sorted(done, key=lambda d: (d["threads"], d["model"], d["masks"], d["sparsity"])):
         ms = " | ".join(f"{d['ms'][name]:.3g}" for name in (*OTHERS, "prunus"))
         name = d["model"].partition(":")[2]
-        rest = f"{d['threads']} | {ms} | {d['ratio']:.2f} | {d['compile_seconds']:.1f}"
+        rest = f"{d['threads']} | {ms} | {d['ratio']:.2f} | {d['compile_seconds']:.1f} | {d['tune_seconds']:.1f}"
         print(f"| {name} | {d['masks']} | {100 * d['sparsity']:.0f} % | {rest} |")
     for said in sorted({f"{d['model']}: {d['by_torch']}" for d in done if d["by_torch"]}):
         print(said)

@@ -2,14 +2,14 @@
 
     python benchmarks/runtime_accuracy.py --network resnet56 --folder runs/masked --densities 0.1 --epochs 3
     python benchmarks/runtime_accuracy.py --network efficientnet_lite0 --folder runs/masked --densities 0.3 0.2 \
-        --methods "sparsegpt, lamp's densities" --images 256 --recalibrate
+        --methods "sparsegpt, lamp's densities" --images 256 --epochs 12 --teach --batch 32 --lr 0.01
 
 Masks a trained network in one shot, the kept weights solved again from images of the training part, and (--epochs)
-trains it on with its zeros held; every network goes to a file in the folder, and its accuracy on the test part to
-`accuracy.jsonl` there.  Goes on where it stopped, inside the training too.  `runtime.py --files` times the files.
-EfficientNet-Lite0 is masked in its 1x1 convolutions; its sample of ImageNet has even rows to calibrate on and odd rows
-to test.  Needs the folder named by PRUNUS_SHARED
-(default ../shared).
+trains it on with its zeros held, by the labels or (--teach) by what the dense network says of the images alone.  Every
+network goes to a file in the folder, and its accuracy on the test part to `accuracy.jsonl` there.  Goes on where it
+stopped, inside the training too.  `runtime.py --files` times the files.  EfficientNet-Lite0 is masked in its 1x1
+convolutions; its sample of ImageNet has even rows to calibrate on, and to train, and odd rows to test.  Needs the
+folder named by PRUNUS_SHARED (default ../shared).
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--recalibrate", action="store_true", help="batch norms too, from the same images")
     parser.add_argument("--epochs", type=int, default=0, help="of training with the zeros held")
     parser.add_argument("--train", type=int, default=25_000, help="images of an epoch")
+    parser.add_argument("--teach", action="store_true", help="train by the dense network's outputs alone")
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -142,6 +144,9 @@ def recover(args: Any, model: Model, masked: nn.Module, method: str, density: fl
         preprocess=model.preprocess,
         epochs=args.epochs,
         lr=args.lr,
+        batch=args.batch,
+        teacher=model.module.eval() if args.teach else None,
+        distill={"temperature": 2.0, "weight": 1.0} if args.teach else None,
         weight_decay=1e-4,
         precision="32",
         channels_last=False,

@@ -21,6 +21,7 @@ class BinaryGate(Gate):
     """
 
     scales = False
+    rule = "positive"
 
     def __init__(self, inputs: int, outputs: int, floor: int = 1, bias: float = 3.0) -> None:
         super().__init__(inputs, outputs, floor)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunus.dynamic.gate import Gate, Seen
 from prunus.dynamic.method import Method, methods
+from prunus.runtime.gating import largest
 
 STEP = 0.1  # by which the density falls from stage to stage
 
@@ -19,6 +20,7 @@ class FBSGate(Gate):
     r"""$g = \mathrm{relu}(ss(x)\,\Phi + \rho)$ with $ss(x)$ the mean of $|x|$ a channel; on are the `count` largest."""
 
     count: Tensor
+    rule, absolute = "largest", True
 
     def __init__(self, inputs: int, outputs: int, floor: int = 1, init: str = "he") -> None:
         super().__init__(inputs, outputs, floor)
@@ -38,9 +40,13 @@ class FBSGate(Gate):
         """Saliencies, linear in what is seen as far as they are positive."""
         return self.predict(seen).relu()
 
+    def number(self) -> Tensor | int:
+        """How many are on."""
+        return self.count
+
     def choose(self, saliency: Tensor) -> Tensor:
         """The `count` largest saliencies, as they are: winners take all."""
-        winners = saliency.topk(int(self.count), dim=1).indices
+        winners = largest(saliency, int(self.count))
         return torch.zeros_like(saliency).scatter(1, winners, saliency.gather(1, winners))
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunus.runtime import gating
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -34,7 +36,8 @@ class Gate(nn.Module):
     r"""Masks the channels of a map, sample by sample: $\hat F_{nc} = \hat\pi_{nc} F_{nc}$.
 
     A method's gate says what it sees of the input (`pool`), how saliencies come from that (`respond`) and which of them
-    are on (`choose`).
+    are on (`choose`).  Where `rule` and `number` say the last, too, in the words of `prunus.runtime.gating.decide`, the
+    sparse engine has a kernel for it.
 
     Attributes:
         open: saliencies are one and every channel is on: the network is the backbone, to the bit.
@@ -45,6 +48,8 @@ class Gate(nn.Module):
 
     macs: int  # multiply-adds of one saliency
     scales = True  # whether a channel that is on is multiplied by its saliency
+    rule = ""  # by which channels are on, for the engine
+    absolute = False  # whether `pool` is the mean of absolute values
 
     def __init__(self, inputs: int, outputs: int, floor: int = 1) -> None:
         super().__init__()
@@ -79,12 +84,12 @@ class Gate(nn.Module):
         if self.open:
             return saliency, saliency.new_zeros(len(saliency), dtype=torch.bool)
         if self.fixed is not None:
-            most = saliency.topk(self.fixed, dim=1).indices
+            most = gating.largest(saliency, self.fixed)
             mask = torch.zeros_like(saliency).scatter(1, most, self.lift(saliency).gather(1, most))
             return mask, torch.zeros_like(saliency[:, 0], dtype=torch.bool)
         mask = self.choose(saliency)
         short = (mask != 0).sum(1) < self.floor
-        best = torch.zeros_like(mask).scatter_(1, saliency.topk(self.floor, dim=1).indices, 1.0)
+        best = torch.zeros_like(mask).scatter_(1, gating.largest(saliency, self.floor), 1.0)
         raised = torch.where(best > 0, self.lift(saliency), mask)
         return torch.where(short[:, None], raised, mask), short
 
@@ -92,14 +97,31 @@ class Gate(nn.Module):
         """What a channel that the floor keeps is multiplied by: its saliency."""
         return saliency
 
+    def number(self) -> Tensor | int:
+        """The number of `rule`."""
+        return 0
+
+    def as_operator(self, x: Tensor) -> bool:
+        """Whether the network is being read by the engine, and this gate is one that it knows."""
+        return gating.asked() and bool(self.rule) and not self.open and x.dim() == 4
+
     def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Hook: look at what goes into the convolution."""
-        self._saliency = self.look(args[0])
+        if not self.as_operator(args[0]):
+            self._saliency = self.look(args[0])
+            return
+        saliency = self.respond(gating.seen(args[0], self.absolute))
+        if self.fixed is not None:
+            self._saliency = gating.gate(saliency, self.fixed, "largest", 0, self.scales)
+        else:
+            self._saliency = gating.gate(saliency, self.number(), self.rule, self.floor, self.scales)
 
     def after(self, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         """Hook: mask what the site gives, ``(N, C, *positions)``."""
         saliency, self._saliency = self._saliency, None
         assert saliency is not None
+        if self.as_operator(y):  # the rectifier that forward applies next is enough: the mask is not negative
+            return gating.masked(y, saliency)
         mask, floored = self.mask_of(saliency)
         y = y.relu() if self.relu else y  # forward does it once more, which changes nothing
         if self.tape is not None:

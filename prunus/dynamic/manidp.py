@@ -25,6 +25,7 @@ class ManiGate(Gate):
     """
 
     threshold: Tensor
+    rule = "reaches"
 
     def __init__(self, inputs: int, outputs: int, floor: int = 1, init: str = "kaiming") -> None:
         super().__init__(inputs, outputs, floor)
@@ -42,6 +43,10 @@ class ManiGate(Gate):
     def respond(self, seen: Tensor) -> Tensor:
         """Saliencies from the global average of the input."""
         return self.expand(self.reduce(seen).relu()).relu().clamp(max=LARGEST)
+
+    def number(self) -> Tensor | int:
+        """The threshold."""
+        return self.threshold
 
     def choose(self, saliency: Tensor) -> Tensor:
         """Saliencies that reach the threshold, as they are; zero elsewhere."""

@@ -28,9 +28,9 @@ def notes(path: str | Path) -> list[str]:
 def to_sparse(model: nn.Module, example_inputs: Any, path: str | Path, *, verify: bool = True) -> float | None:
     """Write `model` compiled for prunus's own engine, in which weights that are zero take no time.
 
-    The file holds graph and weights, no code: `prunus.runtime.load` reads it on any processor.  It is first written
-    beside `path`, read again, and moved there only when the engine gives what torch gives, at batch sizes 1 and 3, on
-    random inputs like the example.
+    How every layer is best run is measured on this processor.  The file holds graph and weights, no code:
+    `prunus.runtime.load` reads it on any processor.  It is first written beside `path`, read again, and moved there
+    only when the engine gives what torch gives, at batch sizes 1 and 3, on random inputs like the example.
 
     Args:
         model: any module that `torch.export` can follow, with zeros, cut, or neither; it is left as it was.
@@ -55,7 +55,7 @@ def to_sparse(model: nn.Module, example_inputs: Any, path: str | Path, *, verify
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save(compile(model, with_batch(inputs, 1)), partial)
+        save(compile(model, with_batch(inputs, 1), tune=True), partial)
         error = _error(model, inputs, load(partial)) if verify else None
         if error is not None and not error <= TOLERANCE:
             raise VerificationError(

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus.core import Groups, InputError, Inputs, Registry
+from prunus.core.progress import progress
 from prunus.core.running import undisturbed
-from prunus.observe.progress import progress
 
 Loss = Callable[[Any, Any], Tensor]
 Watch = Callable[[], AbstractContextManager[Any]]

@@ -129,7 +129,7 @@ class DataSpec(Strict):
 class MeasureSpec(Strict):
     """What is timed at the end: every backend at every batch size.
 
-    ``auto``: torch and ONNX Runtime; where the run leaves zeros, OpenVINO too if it is installed, and prunus's engine.
+    ``auto``: torch, ONNX Runtime and prunus's engine; where the run leaves zeros, OpenVINO too if it is installed.
     """
 
     backends: list[str] | Literal["auto"] = "auto"
@@ -152,9 +152,4 @@ class MeasureSpec(Strict):
             return self.backends
         from prunus.export.openvino import installed
 
-        return [
-            "torch",
-            "onnxruntime",
-            *(["openvino"] if zeros and installed() else []),
-            *(["sparse"] if zeros else []),
-        ]
+        return ["torch", "onnxruntime", *(["openvino"] if zeros and installed() else []), "sparse"]

@@ -28,9 +28,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 from prunus.core import Group, Groups, Inputs, Operator, Plan
+from prunus.core.progress import progress
 from prunus.core.replay import Replay
 from prunus.core.running import undisturbed
-from prunus.observe.progress import progress
 from prunus.recovery.calibration import bytes_of_a_sample, first
 from prunus.recovery.repair import MEMORY, residual
 

@@ -71,7 +71,16 @@ def lines(
     return _svg("".join(parts), f"{title}: from {show(known[0])} to {show(known[-1])} over {len(values)} epochs")
 
 
-def histogram(values: Sequence[float], *, upper: float, title: str, kind: str, bins: int = 40) -> str:
+def histogram(
+    values: Sequence[float],
+    *,
+    upper: float,
+    title: str,
+    kind: str,
+    bins: int = 40,
+    of: str = "channels",
+    axis: str = "size of the scale",
+) -> str:
     """How many values lie where between 0 and `upper`; larger ones are counted in the last bar.
 
     Args:
@@ -79,6 +88,7 @@ def histogram(values: Sequence[float], *, upper: float, title: str, kind: str, b
         upper: the right end of the axis, so that several charts can share it.
         title: what is counted.
         kind: CSS class of the bars, ``"before"`` or ``"after"``.
+        of, axis: what has a value, and what the value is.
     """
     upper = upper or 1.0
     counts = [0] * bins
@@ -94,12 +104,12 @@ def histogram(values: Sequence[float], *, upper: float, title: str, kind: str, b
             where = f"{i * upper / bins:.3g} to {(i + 1) * upper / bins:.3g}"
             bars.append(
                 f'<rect class="bar {kind}" x="{left + 0.5:.1f}" y="{y(n)}" width="{max(right - left - 1, 1):.1f}" '
-                f'height="{y(0) - y(n):.1f}"><title>{n} channels with a scale of {where}</title></rect>'
+                f'height="{y(0) - y(n):.1f}"><title>{n} {of}, {axis} {where}</title></rect>'
             )
-    axis = [t for t in ticks(0, y.high) if t == int(t)]
-    inner = _grid_y(y, axis, "{:.0f}".format) + "".join(bars)
-    inner += _grid_x(x, ticks(0, upper, 5), "{:g}".format, "size of the scale")
-    return _svg(inner, f"{title}: {len(values)} channels, most in one bar {top}")
+    marks = [t for t in ticks(0, y.high) if t == int(t)]
+    inner = _grid_y(y, marks, "{:.0f}".format) + "".join(bars)
+    inner += _grid_x(x, ticks(0, upper, 5), "{:g}".format, axis)
+    return _svg(inner, f"{title}: {len(values)} {of}, most in one bar {top}")
 
 
 def _svg(inner: str, label: str) -> str:

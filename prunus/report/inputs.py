@@ -26,7 +26,14 @@ def inputs(result: Mapping[str, Any]) -> dict[str, Any] | None:
         "gates": words.short(found["gates"]),
         "count": f"{found['inputs']:,}",
         "range": f"{100 * low:.0f} % to {100 * high:.0f} %, half of them at most {100 * middle:.0f} %",
-        "chart": charts.histogram(values, upper=1.0, title="Share of the whole network's computation", kind="after"),
+        "chart": charts.histogram(
+            values,
+            upper=1.0,
+            title="Share of the whole network's computation",
+            kind="after",
+            of="inputs",
+            axis="share of the computation",
+        ),
         "rows": [
             {"title": title, "pictures": [_picture(p, dense) for p in found.get(key) or ()]}
             for key, title in (("easy", "Least computation"), ("hard", "Most computation"))

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-BACKENDS = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "sparse": "prunus sparse"}
+CLEARLY = 1.1  # times faster
+BACKENDS = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "sparse": "prunus engine"}
 
 
 def times(before: float | None, after: float | None) -> float | None:
@@ -67,14 +68,14 @@ def main_timing(result: Mapping[str, Any]) -> Timing | None:
 
 
 def skipped_zeros(result: Mapping[str, Any]) -> Timing | None:
-    """What zeros buy: prunus's engine after the run beside the fastest dense runtime before it, one sample first.
+    """What zeros, or gates, buy: prunus's engine after the run, the fastest dense runtime before it, one sample first.
 
     >>> before, after = {"onnxruntime,b1,t1": 4.0, "openvino,b1,t1": 3.0, "sparse,b1,t1": 5.0}, {"sparse,b1,t1": 1.0}
     >>> sides = {"before": {"density": 1.0, "latency_ms": before}, "after": {"density": 0.1, "latency_ms": after}}
     >>> skipped_zeros(sides).where
-    'prunus sparse after, OpenVINO before, batch 1, 1 thread'
+    'prunus engine after, OpenVINO before, batch 1, 1 thread'
     """
-    if not sparse(result):
+    if not sparse(result) and not result.get("dynamic"):
         return None
     known = timings(result)
     ours = [t for t in known if t.backend == BACKENDS["sparse"] and t.after is not None]
@@ -85,6 +86,20 @@ def skipped_zeros(result: Mapping[str, Any]) -> Timing | None:
             fastest = min(dense, key=lambda o: o.before or 0.0)
             name = f"{BACKENDS['sparse']} after, {fastest.backend} before"
             return Timing(name, t.batch, t.threads, fastest.before, t.after)
+    return None
+
+
+def in_engine(result: Mapping[str, Any]) -> tuple[Timing, Timing] | None:
+    """The times in prunus's engine and in the fastest other runtime, where the engine runs the new network faster.
+
+    One sample first; None where it is not clearly faster.
+    """
+    known = [t for t in timings(result) if t.after is not None]
+    for ours in (t for t in known if t.backend == BACKENDS["sparse"]):
+        others = [o for o in known if (o.batch, o.threads) == (ours.batch, ours.threads) and o is not ours]
+        fastest = min(others, key=lambda o: o.after or 0.0, default=None)
+        ratio = times(fastest.after, ours.after) if fastest else None
+        return (ours, fastest) if fastest and ratio and ratio > CLEARLY else None
     return None
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from prunus.runtime import channels, fallback, kernels, matrices, pack, weighted, winograd
+from prunus.runtime import channels, fallback, gated, kernels, listed, matrices, pack, weighted, winograd
 from prunus.runtime.choose import best
 from prunus.runtime.convolution import emit
-from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, shape_of
-from prunus.runtime.graph import INFINITY, Graph, Node
+from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, bounds_of, shape_of
+from prunus.runtime.graph import Graph, Node
 from prunus.runtime.layout import FLOAT, Layout, pixels, places
 
 SPARSE_LINEAR = 0.25  # density below which a product with a matrix goes by its nonzeros
@@ -21,17 +21,28 @@ SECOND_CACHE = 512 * 1024  # bytes: outputs beyond it are asked for ahead of the
 Layouts = tuple[Layout, Layout, Layout | None]  # of input, output and residual
 
 
+@dataclass(frozen=True)
+class Convolution:
+    """What a convolution is run as: the number of its step, its weights, and where its values lie."""
+
+    step: int
+    weight: np.ndarray
+    shape: pack.Shape
+    layouts: Layouts
+
+
 class Builder(Forms):
     """Goes through a graph once, a method a kind of node; `steps`, `values` and the arena's `size` are the result."""
 
     def __init__(self, graph: Graph, *, lanes: int, registers: int, images: int, threads: int) -> None:
         super().__init__(graph, lanes=lanes, registers=registers, images=images, threads=threads)
+        self.convolutions: dict[int, Convolution] = {}
         for number, node in graph.nodes.items():
             getattr(self, "do_" + node.kind)(number, self.values[number])
         given = [self.rows(number) for number in graph.outputs if self.values[number].forms]
         for rows in given:  # after the last of them is made
             rows.dies = len(self.steps)
-        self.size = arrange(self.buffers)
+        self.size = arrange(self.tables, arrange(self.buffers))
 
     def do_input(self, number: int, value: Value) -> None:
         if value.node.numbers["plain"]:
@@ -67,13 +78,21 @@ class Builder(Forms):
         pointwise = weight.shape[2:] == (1, 1) and shape.stride == 1 and shape.padding == (0, 0)
         if pointwise and not (x.halo or y.halo or (r is not None and r.halo)):
             fx, fy, fr = pack.flat(x), pack.flat(y), pack.flat(r) if r is not None else None
-        choice = self.choose(node, weight, shape, fy)
+        if "choice" not in node.numbers:
+            found = best(weight, shape, fy, self.registers)
+            usable = (choice for _, choice in found if not gated.by_lists(node) or listed.able(choice))
+            node.numbers["choice"] = list(astuple(next(usable)))
+        choice = pack.Choice(*node.numbers["choice"])
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
         held: list[Any] = [source, target, residual or 0, bias]
         sizes = (source.size, target.size, residual.size if residual else None)
-        by = getattr(self, "conv_by_" + choice.by)
-        by(node, weight, shape, choice, (fx, fy, fr), held, sizes)
+        if gated.by_lists(node):
+            listed.convolve(self, node, (fx, fy, fr), (source, target, residual), choice)
+        else:
+            by = getattr(self, "conv_by_" + choice.by)
+            by(node, weight, shape, choice, (fx, fy, fr), held, sizes)
+        self.convolutions[number] = Convolution(len(self.steps) - 1, weight, shape, (fx, fy, fr))
         self.finish(number, y)
 
     def conv_by_lists(
@@ -81,10 +100,11 @@ class Builder(Forms):
     ) -> None:
         table, packed = pack.strips(*of, choice, shape), pack.pack(weight, shape, of[0], choice, self.threads)
         bounds, function = bounds_of(node)
-        sparse = replace(pack.kernel(*of, choice, shape, sizes[1] > SECOND_CACHE), function=function)
+        mask, kind, factors = self.masked(node, "sparse")
+        sparse = replace(pack.kernel(*of, choice, shape, sizes[1] > SECOND_CACHE), function=function, mask=mask)
         pack.check_bounds(packed, table, sparse, sizes)
         data = [packed.entries, packed.records, packed.segments, table, len(table), packed.blocks, *bounds]
-        self.step(node.name, "sparse", emit(sparse), [*held, *data])
+        self.step(node.name, kind, emit(sparse), [*held, *data, *factors])
 
     def conv_by_dense(
         self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
@@ -98,7 +118,8 @@ class Builder(Forms):
         )
         lists = [(used, np.arange(len(weight)))]
         table, (bounds, function) = pack.strips(*of, choice, shape), bounds_of(node)
-        dense = replace(channels.kernel(*of, choice, shape, weight.shape), function=function)
+        mask, kind, factors = self.masked(node, "dense")
+        dense = replace(channels.kernel(*of, choice, shape, weight.shape), function=function, mask=mask)
         tables = channels.tables(
             weight.shape, shape.groups, lists, planes, together=choice.together, threads=self.threads
         )
@@ -107,26 +128,25 @@ class Builder(Forms):
             dense = replace(dense, tap=4 * choice.together)
         channels.check_bounds(tables, table, dense, weight.nbytes, sizes)
         data = [tables.ins, tables.outs, tables.jobs, tables.segments, table, len(table), *bounds, choice.channels]
-        self.step(node.name, "dense", channels.emit(dense), [*held, weight, *data])
+        self.step(node.name, kind, channels.emit(dense), [*held, weight, *data, *factors])
 
     def conv_by_winograd(
         self, node: Node, weight: np.ndarray, shape: pack.Shape, choice: pack.Choice, of: Layouts, held: Any, sizes: Any
     ) -> None:
-        c_out, c_in = weight.shape[:2]
-        bounds, function = bounds_of(node)
-        k = replace(winograd.kernel(*of, choice), function=function)
-        patches, strips = winograd.tables(*of, shape, k)
-        winograd.check_bounds(patches, k, (c_in, c_out), sizes)
-        plane, products, share = winograd.work(c_in, c_out, k)
-        between = self.buffer(self.threads * share)
-        data = [winograd.pack(weight, k), patches, strips, len(strips), between, *bounds]
-        self.step(node.name, "winograd", winograd.emit(k), [*held, *data, c_in, c_out, plane, products, share])
+        (c_out, c_in), (bounds, function) = weight.shape[:2], bounds_of(node)
+        mask, kind, factors = self.masked(node, "winograd")
+        k = replace(winograd.kernel(*of, choice), function=function, mask=mask)
+        starts, strips = winograd.patches(*of, shape, k)
+        winograd.check_bounds(starts, k, (c_in, c_out), sizes)
+        packed, (plane, products, share) = winograd.pack(weight, k), winograd.work(c_in, c_out, k)
+        data = [packed, 0, 0, 0, 0, starts, strips, len(strips), *bounds, self.buffer(self.threads * share)]
+        rest = [plane, products, share, packed[0].nbytes, *(factors or [0]), c_in, c_out]
+        self.step(node.name, kind, winograd.emit(k), [*held, *data, *rest])
 
-    def choose(self, node: Node, weight: np.ndarray, shape: pack.Shape, y: Layout) -> pack.Choice:
-        """How a layer is run: as noted in the node, else by the model of the inner loop, and noted."""
-        if "choice" not in node.numbers:
-            node.numbers["choice"] = list(astuple(best(weight, shape, y, self.registers)[0][1]))
-        return pack.Choice(*node.numbers["choice"])
+    def masked(self, node: Node, kind: str) -> tuple[str, str, list[Any]]:
+        """When a convolution is multiplied by a mask, if ever, what its step is called, and the mask's factors."""
+        mask = node.numbers.get("mask", "")
+        return (mask, "masked", [self.values[node.numbers["out"]].forms[None, 0.0]]) if mask else ("", kind, [])
 
     def do_pool(self, number: int, value: Value) -> None:
         node, shape = value.node, shape_of(value.node)
@@ -134,12 +154,12 @@ class Builder(Forms):
         x, source = self.want(node.inputs[0], wanted, fill)
         y = self.primary(number)
         target = self.tiles(value, y)
-        counts, window = node.numbers.get("counts"), tuple(node.numbers["kernel"])
-        text = kernels.emit_pool(
-            x, y, window, shape.stride, shape.padding, node.numbers["of"], counted=counts is not None
-        )
+        lists, counts = self.written(node), node.numbers.get("counts")
+        window, of, every = tuple(node.numbers["kernel"]), node.numbers["of"], value.channels
+        ways = {"listed": lists is not None, "counted": counts is not None}
+        text = kernels.emit_pool(x, y, window, shape.stride, shape.padding, of, **ways)
         counted = [] if counts is None else [weighted.shares(counts, y)]
-        self.step(node.name, "pool", text, [source, target, value.channels, *counted])
+        self.step(node.name, "pool", text, [source, target, every if lists is None else lists, *counted])
         self.finish(number, y)
 
     def do_add(self, number: int, value: Value) -> None:
@@ -157,10 +177,15 @@ class Builder(Forms):
     do_mul = do_add
 
     def do_mean(self, number: int, value: Value) -> None:
+        numbers = value.node.numbers
         x, source = self.want(value.node.inputs[0], self.canonical(self.graph.nodes[value.node.inputs[0]].shape))
         target = value.forms[None, 0.0] = self.buffer(self.images * value.row * FLOAT)
-        arguments = [source, target, value.channels, value.row * FLOAT]
-        self.step(value.node.name, "mean", kernels.emit_mean(x), arguments)
+        which = self.lists[numbers["into"]] if "into" in numbers else value.channels
+        text = kernels.emit_mean(x, absolute=numbers.get("absolute", False), listed="into" in numbers)
+        self.step(value.node.name, "mean", text, [source, target, which, value.row * FLOAT])
+
+    def do_gate(self, number: int, value: Value) -> None:
+        listed.decide(self, number, value)
 
     def do_flatten(self, number: int, value: Value) -> None:
         value.forms[None, 0.0] = self.rows(value.node.inputs[0])
@@ -237,9 +262,3 @@ class Builder(Forms):
         for i, (x, source) in zip(value.node.inputs, parts):
             self.move(self.values[i], source, x, At(target, start * y.plane), y)
             start += self.values[i].channels
-
-
-def bounds_of(node: Node) -> tuple[list[float], str]:
-    """The bounds that a kernel keeps values between, or the name of the function in their place."""
-    numbers = node.numbers
-    return [float(numbers.get("low", -INFINITY)), float(numbers.get("high", INFINITY))], numbers.get("function", "")

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from prunus.core.errors import TraceError
 from prunus.core.inputs import Inputs
 from prunus.core.running import undisturbed
-from prunus.runtime import arithmetic, resampling  # noqa: F401  register how their operators are read
+from prunus.runtime import arithmetic, gating, resampling  # noqa: F401  some register how operators are read
 from prunus.runtime.bases import Factors, attach_factors, note_factors
 from prunus.runtime.graph import Graph, Node, Ref, fuse
 from prunus.runtime.operators import READERS, SAME, Call
@@ -19,7 +19,7 @@ from prunus.runtime.operators import READERS, SAME, Call
 
 def capture(model: nn.Module, inputs: Inputs) -> Graph:
     """The network as data, in evaluation mode; raises `TraceError` when torch cannot export it."""
-    with undisturbed(model), warnings.catch_warnings():
+    with undisturbed(model), gating.as_operators(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(model, tuple(inputs.args), dict(inputs.kwargs))

@@ -41,6 +41,7 @@ SLOTS = (
     "low",
     "high",
     "block",
+    "mask",
 )
 UNROLLED = 25  # taps that are all written out; of more, a row of taps is
 
@@ -60,6 +61,7 @@ class DenseKernel:
     residual: int | None = None  # its row
     function: str = ""  # of `activations`, in place of the bounds
     tap: int = 4  # from a weight to the next tap's of the same channels
+    mask: str = ""  # whether outputs are multiplied by their float of `mask`, ``before`` or ``after`` all that follows
 
 
 def emit(k: DenseKernel) -> str:
@@ -113,9 +115,15 @@ def emit(k: DenseKernel) -> str:
 
         def finish() -> list[Any]:
             done = sums
+            if k.mask:  # where a bias lies in its array, so does a factor
+                at = [e.offset(e.slot(14), e.number(record, e.const(8), 1)) for record in records]
+                factors = [f for p in at for f in [e.broadcast(p)] * len(t_y)]
+            if k.mask == "before":
+                done = [e.b.fmul(s, f) for s, f in zip(done, factors)]
             if k.residual is not None:
-                done = [e.b.fadd(s, e.load(p, t)) for s, (p, t) in zip(sums, ((p, t) for p in ro for t in t_r))]
-            return [activate(e, k.function, v, low, high) for v in done]
+                done = [e.b.fadd(s, e.load(p, t)) for s, (p, t) in zip(done, ((p, t) for p in ro for t in t_r))]
+            done = [activate(e, k.function, v, low, high) for v in done]
+            return [e.b.fmul(v, f) for v, f in zip(done, factors)] if k.mask == "after" else done
 
         done = e.either(last, finish, lambda: sums)
         for value, (p, t) in zip(done, ((p, t) for p in yo for t in t_y)):

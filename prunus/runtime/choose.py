@@ -86,7 +86,9 @@ def dense(
         for rows in range(1, min(height, 7) + 1):
             for columns in range(1, min(width, 14) + 1):
                 size = rows * columns
-                if size * together + together + 1 > registers:
+                # a row of the input is kept in registers from tap to tap; what does not fit is spilt in every tap
+                row = columns + kernel[1] if taps > 1 else 0
+                if size * together + max(together + 1, row) > registers:
                     continue
                 strips = -(-height // rows) * -(-width // columns)
                 seen = _seen(rows, kernel[0], shape, 0) * _seen(columns, kernel[1], shape, 1)
@@ -137,3 +139,12 @@ def best(weight: np.ndarray, shape: Shape, y: Layout, registers: int) -> list[tu
     found += dense((kh, kw), shape, c_in * shape.groups, c_out, y, registers)
     found += by_winograd(weight.shape, shape, y, registers)
     return sorted(found, key=lambda pair: pair[0])
+
+
+def variants(found: list[tuple[float, Choice]], many: int) -> list[Choice]:
+    """The cheapest few that are not alike: no kernel more than twice, and then with other outputs together."""
+    some: dict[tuple[str, int], Choice] = {}
+    for _, choice in found:
+        if sum(by == choice.by for by, _ in some) < 2:
+            some.setdefault((choice.by, choice.together), choice)
+    return list(some.values())[:many]

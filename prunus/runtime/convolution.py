@@ -36,6 +36,7 @@ SLOTS = (
     "n_blocks",
     "low",
     "high",
+    "mask",
 )
 
 
@@ -55,6 +56,7 @@ class Kernel:
     residual: tuple[int, int] | None = None  # its row and plane
     ahead: bool = False  # ask for the next list's output and residual early: they are not in the second cache
     function: str = ""  # of `activations`, in place of the bounds
+    mask: str = ""  # whether outputs are multiplied by their float of `mask`, ``before`` or ``after`` all that follows
 
     @property
     def entry(self) -> int:
@@ -129,6 +131,11 @@ def emit(k: Kernel) -> str:
 
                 def finish() -> list[Any]:
                     done = sums[:size]
+                    if k.mask:
+                        its = e.offset(e.slot(12), e.b.mul(channel, e.const(4)))
+                        factors = [f for i in range(k.together) for f in [e.broadcast(its, 4 * i)] * len(t_y)]
+                    if k.mask == "before":
+                        done = [e.b.fmul(v, f) for v, f in zip(done, factors)]
                     if k.residual:
                         assert rs is not None
                         for i in range(k.together):
@@ -136,7 +143,8 @@ def emit(k: Kernel) -> str:
                             for n, t in enumerate(t_r):
                                 at = i * len(t_r) + n
                                 done[at] = e.b.fadd(done[at], e.load(ro, t))
-                    return [activate(e, k.function, v, low, high) for v in done]
+                    done = [activate(e, k.function, v, low, high) for v in done]
+                    return [e.b.fmul(v, f) for v, f in zip(done, factors)] if k.mask == "after" else done
 
                 last = e.b.icmp_signed("!=", e.b.and_(flags, e.const(LAST)), e.const(0))
                 done = e.either(last, finish, lambda: sums[:size])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
-from prunus.runtime import jit, memory
+from prunus.runtime import gated, jit, memory
 from prunus.runtime.bases import mix
 from prunus.runtime.build import Builder
 from prunus.runtime.capture import capture
@@ -21,17 +21,21 @@ from prunus.runtime.graph import Graph
 from prunus.runtime.walk import Workers
 
 
-def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> CompiledNetwork:
+def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1, tune: bool = False) -> CompiledNetwork:
     """`model` as kernels made for this processor, in which weights that are zero take no time.
 
     The network is exported, batch norms are folded, bounds and sums are fused into convolutions, and every layer is
     run sparse or dense, whichever takes fewer cycles.  What has no kernel is run by torch; `report` lists it, and
     `prunus.runtime.profile` says what it costs.  A processor without vectors gets torch for all, and a warning.
     Batches of any size are run, in pieces of as many samples as `example_inputs` has (a power of two, at most a
-    vector's floats).  Weights are copied: compile again after changing them.
+    vector's floats); a network with gates (`prunus.dynamic`) sample by sample, with the channels that are on for it.
+    Weights are copied: compile again after changing them.
 
-    `example_inputs`: what forward takes.  Raises `TraceError` when the model cannot be exported, `InputError` for
-    inputs without samples, `MissingExtraError` without llvmlite.
+    `example_inputs`: what forward takes.  `tune`: run a few variants of every layer and take the
+    fastest, where else a model of the processor decides; takes seconds, and `prunus.runtime.save` keeps what was found.
+
+    Raises `TraceError` when the model cannot be exported, `InputError` for inputs without samples, `MissingExtraError`
+    without llvmlite.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
     >>> x = torch.randn(1, 3, 9, 9)
@@ -42,6 +46,7 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> Compi
         raise InputError(f"threads={threads}: the engine needs at least one. Give threads=1.")
     inputs = Inputs.of(example_inputs)
     from prunus.runtime.plain import network_of  # which is a network of this kind
+    from prunus.runtime.shares import prefer_whole
 
     if inputs.kwargs:
         raise InputError(
@@ -55,8 +60,28 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> Compi
         )
     images = min(jit.lanes(), 1 << (len(first) - 1).bit_length())
     sized = [_to_batch(a, len(first), images) for a in inputs.args]
-    graph = mix(capture(model, Inputs(tuple(sized))), images)
+    graph = _owned(capture(model, Inputs(tuple(sized))), model)
+    if gated.has_gates(graph):  # every picture has its own lists
+        pictures = [[_part(a, len(first), i) for a in inputs.args] for i in range(len(first))]
+        graph = graph if images == 1 else _owned(capture(model, Inputs(tuple(pictures[0]))), model)
+        images = 1
+        prefer_whole(graph, pictures)
+    graph = mix(graph, images)
+    if tune and jit.vectors():
+        from prunus.runtime.tune import tune_
+
+        graph = tune_(graph, images=images, threads=threads)
     return network_of(graph, images=images, threads=threads)
+
+
+def _owned(graph: Graph, model: nn.Module) -> Graph:
+    """A graph with weights of its own: later changes of the model change neither the kernels nor what is saved."""
+    theirs = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    for node in graph.nodes.values():
+        for name, tensor in node.tensors.items():
+            if tensor.untyped_storage().data_ptr() in theirs:
+                node.tensors[name] = tensor.detach().clone()
+    return graph
 
 
 def _to_batch(value: Any, before: int, after: int) -> Any:
@@ -64,6 +89,11 @@ def _to_batch(value: Any, before: int, after: int) -> Any:
     if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != before or before == after:
         return value
     return value[torch.arange(after) % before].contiguous()
+
+
+def _part(value: Any, samples: int, which: int) -> Any:
+    """One sample of a batch."""
+    return value[which : which + 1] if isinstance(value, Tensor) and value.dim() and len(value) == samples else value
 
 
 class CompiledNetwork(nn.Module):
@@ -80,6 +110,7 @@ class CompiledNetwork(nn.Module):
         self.workers = Workers(threads)
         builder = Builder(graph, lanes=here.lanes, registers=here.registers, images=images, threads=threads)
         self.steps, self.values = builder.steps, builder.values
+        self.convolutions = {number: c.step for number, c in builder.convolutions.items()}
         self.inputs, self.outputs = graph.inputs(), graph.outputs
         self.arena = memory.buffer(builder.size)
         rows = [self.values[n].forms.get((None, 0.0)) for n in (*self.inputs, *self.outputs)]

@@ -77,6 +77,8 @@ class Forms:
         self.steps: list[Step] = []
         self.users = graph.users()
         self.buffers: list[Buffer] = []
+        self.tables: list[Buffer] = []  # of integers
+        self.lists: dict[int, Buffer] = {}  # of channels that are on and off, by a gate's number
         self.values = {number: Value(node) for number, node in graph.nodes.items()}
         self.demands: dict[int, list[tuple[Layout, float]]] = {number: [] for number in graph.nodes}
         for node in graph.nodes.values():
@@ -100,11 +102,12 @@ class Forms:
             halo = max(shape.halo(tuple(kernel)), node.numbers.get("beyond", False))
             layout = y.before(shape.stride, *x.shape[2:]).with_halo(halo)
             fill = -INFINITY if node.numbers.get("of") == "max" and layout.halo and x.low < 0 else 0.0
-            return [(layout, fill), *((y, 0.0) for _ in node.inputs[1:])]
+            rest = [self.graph.nodes[i].kind for i in node.inputs[1:]]
+            return [(layout, fill), *(None if kind == "gate" else (y, 0.0) for kind in rest)]
         if node.kind in ("add", "mul", "cat", "mean"):
-            shapes = [self.graph.nodes[i].shape for i in node.inputs]
-            rows = [node.kind in ("add", "mul") and shape != node.shape for shape in shapes]
-            return [None if r else (self.canonical(shape), 0.0) for shape, r in zip(shapes, rows)]
+            read = [self.graph.nodes[i] for i in node.inputs]
+            rows = [r.kind == "gate" or (node.kind in ("add", "mul") and r.shape != node.shape) for r in read]
+            return [None if row else (self.canonical(r.shape), 0.0) for r, row in zip(read, rows)]
         return [None for _ in node.inputs]
 
     def primary(self, number: int) -> Layout:
@@ -119,6 +122,16 @@ class Forms:
         """A new buffer, born at the next step."""
         made = Buffer(-(-size // ALIGN) * ALIGN, len(self.steps), len(self.steps))
         self.buffers.append(made)
+        return made
+
+    def table(self, size: int) -> Buffer:
+        """A buffer of integers, born at the next step.
+
+        No floats will lie there: where a vector has lanes beyond the picture, kernels compute with what is left over
+        in them, and small integers are floats with which processors are slow.
+        """
+        made = self.buffer(size)
+        self.tables.append(self.buffers.pop())
         return made
 
     def tiles(self, value: Value, layout: Layout) -> Buffer:
@@ -203,7 +216,7 @@ class Forms:
     def move(
         self, value: Value, source: Buffer, known: Layout, target: Buffer | At, layout: Layout, fill: float = 0.0
     ) -> None:
-        """A value, or its halo where source and target are the same, from layout to layout."""
+        """A value, or its halo where source and target are the same, from layout to layout: channels that it has."""
         in_place = source is target
         table = remap(known, layout)
         found = kernels.shuffles(table, in_place=in_place)
@@ -214,8 +227,15 @@ class Forms:
             return
         kinds, pairs = found
         if kinds:
-            text = kernels.emit_shuffle(self.lanes, known, layout, kinds, [len(p) for p in pairs])
-            self.step(value.node.name, "layout", text, [source, target, np.concatenate(pairs), fill, value.channels])
+            lists = self.written(value.node)
+            text = kernels.emit_shuffle(self.lanes, known, layout, kinds, [len(p) for p in pairs], lists is not None)
+            rest = [fill, value.channels if lists is None else lists]
+            self.step(value.node.name, "layout", text, [source, target, np.concatenate(pairs), *rest])
+
+    def written(self, node: Node) -> Buffer | None:
+        """The lists of the channels that are all a value has; None where it has all."""
+        n = node.numbers
+        return self.lists[n["out"] if "out" in n else n["into"]] if n.get("partial") else None
 
     def finish(self, number: int, layout: Layout) -> None:
         """Fills the halo and clears the overhang, where a reader looks at them."""
@@ -232,22 +252,28 @@ def shape_of(node: Node) -> pack.Shape:
     return pack.Shape(n["stride"], tuple(n["padding"]), tuple(n.get("dilation", (1, 1))), n.get("groups", 1))
 
 
+def bounds_of(node: Node) -> tuple[list[float], str]:
+    """The bounds that a kernel keeps values between, or the name of the function in their place."""
+    numbers = node.numbers
+    return [float(numbers.get("low", -INFINITY)), float(numbers.get("high", INFINITY))], numbers.get("function", "")
+
+
 def rows_of(pixel: np.ndarray, value: Value) -> np.ndarray:
     """Where pixel (n * height + y) * width + x of a channel lies in rows, counted from the channel's first float."""
     n, rest = np.divmod(pixel, value.area)
     return np.where(pixel >= 0, n * value.row + rest, -1)
 
 
-def arrange(buffers: list[Buffer]) -> int:
-    """Gives every buffer an offset in one arena, so that those that live at a time do not overlap; its size."""
+def arrange(buffers: list[Buffer], start: int = 0) -> int:
+    """Gives every buffer an offset in an arena from `start` on; those that live at a time do not overlap.  Its end."""
     placed: list[Buffer] = []
     for buffer in sorted(buffers, key=lambda b: -b.size):
         alive = sorted((b for b in placed if b.born <= buffer.dies and buffer.born <= b.dies), key=lambda b: b.offset)
-        at = 0
+        at = start
         for other in alive:
             if at + buffer.size <= other.offset:
                 break
             at = max(at, other.offset + other.size)
         buffer.offset = at
         placed.append(buffer)
-    return max((b.offset + b.size for b in buffers), default=0)
+    return max((b.offset + b.size for b in buffers), default=start)

@@ -21,8 +21,8 @@ class Node:
 
     Kinds: ``input``, ``conv`` (stride, padding, dilation, groups, low, high, function; a second input is added before
     these), ``linear``, ``rows`` (scale and shift of features), ``add``, ``mul``, ``pool`` (max or mean), ``mean``,
-    ``flatten``, ``pick`` (channels and pixels by index), ``resize`` (pixels as sums of others), ``cat``, and ``torch``
-    for everything else: an ATen operator by its name, with its arguments.
+    ``flatten``, ``gate`` (`gated`), ``pick`` (channels and pixels by index), ``resize`` (pixels as sums of others),
+    ``cat``, and ``torch`` for everything else: an ATen operator by its name, with its arguments.
     """
 
     kind: str
@@ -66,7 +66,10 @@ def fuse(graph: Graph) -> Graph:
 
     A sum goes into a convolution that nothing else reads, and takes its place in the order: all it reads is there.
     """
-    for step in (_fuse_pads, _shuffles, _fold_affine, _fuse_bounds, _fuse_sums, _fuse_bounds, _lone_bounds, _points):
+    from prunus.runtime.gated import find_lists, fuse_masks  # which reads this file
+
+    steps = [_fuse_pads, _shuffles, _fold_affine, _fuse_bounds, fuse_masks, _fuse_sums, _fuse_bounds, _lone_bounds]
+    for step in (*steps, _points):
         step(graph)
     users = graph.users()
     for number in reversed(list(graph.nodes)):
@@ -74,6 +77,7 @@ def fuse(graph: Graph) -> Graph:
             node = graph.nodes.pop(number)
             for source in node.inputs:
                 users[source].remove(number)
+    find_lists(graph)
     return graph
 
 
@@ -177,9 +181,14 @@ def _fuse_bounds(graph: Graph) -> None:
             continue
         source = node.inputs[0]
         before = graph.nodes[source]
-        able = before.kind in ("conv", "linear", "rows", "add", "mul") and "low" not in before.numbers
+        able = before.kind in ("conv", "linear", "rows", "add", "mul") and before.numbers.get("mask") != "after"
+        if "low" in before.numbers:  # bounds of what has bounds
+            able = able and not (before.numbers.get("function") or node.numbers.get("function"))
+            within = {end: min(max(before.numbers[end], node.low), node.numbers["high"]) for end in ("low", "high")}
+        else:
+            within = node.numbers
         if able and len(graph.users()[source]) == 1:
-            before.numbers |= node.numbers
+            before.numbers |= within
             _absorb(graph, number)
 
 
@@ -193,7 +202,7 @@ def _fuse_sums(graph: Graph) -> None:
             i
             for i in node.inputs
             if graph.nodes[i].kind == "conv"
-            and len(graph.nodes[i].inputs) == 1
+            and len(graph.nodes[i].inputs) == 1 + ("out" in graph.nodes[i].numbers)
             and "low" not in graph.nodes[i].numbers
             and users[i] == [number]
             and graph.nodes[i].shape == node.shape == graph.nodes[_other(node.inputs, i)].shape
@@ -203,7 +212,7 @@ def _fuse_sums(graph: Graph) -> None:
         chosen = max(able, key=order.index)
         other = _other(node.inputs, chosen)
         made = graph.nodes.pop(chosen)
-        made.inputs.append(other)
+        made.inputs.insert(1, other)
         made.numbers |= node.numbers
         graph.nodes[number] = made  # in the place of the sum
 

@@ -77,12 +77,17 @@ def machine() -> Machine:
     return Machine(binding.get_process_triple(), binding.get_host_cpu_name(), features.flatten(), lanes)
 
 
+def vectors() -> bool:
+    """Whether this processor has vectors that kernels are made for."""
+    try:
+        return bool(machine().lanes)
+    except InputError:
+        return False
+
+
 def lanes() -> int:
     """Floats in a vector of this processor; the most there can be where it has none that kernels are made for."""
-    try:
-        return machine().lanes
-    except InputError:
-        return 16
+    return machine().lanes if vectors() else 16
 
 
 def target(of: Machine) -> Any:
@@ -105,21 +110,26 @@ def folder() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "prunus" / "kernels"
 
 
+def key_of(text: str) -> str:
+    """A name for what belongs to a text, this processor and these versions."""
+    import llvmlite
+
+    return hashlib.sha256("\n".join((text, repr(machine()), llvmlite.__version__)).encode()).hexdigest()[:32]
+
+
 def address(text: str) -> int:
     """The address of the function ``kernel`` of a module in LLVM's language: in memory, on disk, or assembled now.
 
     The key is the text, the processor and the versions.  An object file whose checksum is wrong is made again.
     """
     binding, here = llvm(), machine()
-    import llvmlite
-
-    key = hashlib.sha256("\n".join((text, repr(here), llvmlite.__version__)).encode()).hexdigest()[:32]
+    key = key_of(text)
     if key in ADDRESSES:
         return ADDRESSES[key]
-    code = _stored(key)
+    code = stored(key)
     if code is None:
         code = assemble(text.replace("@kernel(", f"@k{key}(").replace('@"kernel"(', f"@k{key}("), here)
-        _store(key, code)
+        store(key, code)
     holder = binding.create_mcjit_compiler(binding.parse_assembly(""), target(here))
     holder.add_object_file(binding.ObjectFileRef.from_data(code))
     holder.finalize_object()
@@ -128,7 +138,8 @@ def address(text: str) -> int:
     return ADDRESSES[key]
 
 
-def _stored(key: str) -> bytes | None:
+def stored(key: str) -> bytes | None:
+    """What `store` wrote under a key, on this machine; None where there is nothing, or its checksum is wrong."""
     try:
         data = (folder() / key).read_bytes()
     except OSError:
@@ -136,7 +147,8 @@ def _stored(key: str) -> bytes | None:
     return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
 
 
-def _store(key: str, code: bytes) -> None:
+def store(key: str, code: bytes) -> None:
+    """Keeps bytes on disk for the next time."""
     try:
         folder().mkdir(parents=True, exist_ok=True, mode=0o700)  # it is code: nobody else may write there
         with tempfile.NamedTemporaryFile(dir=folder(), delete=False) as file:

@@ -13,15 +13,19 @@ import numpy as np
 from prunus.runtime.activations import activate
 from prunus.runtime.emit import Emitter
 from prunus.runtime.layout import FLOAT, Layout
+from prunus.runtime.select import HEAD
 
 PATTERNS = 24  # most kinds of shuffles in one kernel; beyond, floats are copied one by one
 
 
-def each_channel(e: Emitter, channels: Any, source_plane: int, target_plane: int, body: Any) -> None:
-    """``body(x, y)`` on this thread's channels of slots 0 and 1."""
+def each_channel(e: Emitter, slot: int, listed: bool, source_plane: int, target_plane: int, body: Any) -> None:
+    """``body(x, y)`` on this thread's channels of slots 0 and 1; `slot` has their number, or lists of them."""
     x, y = e.slot(0), e.slot(1)
+    lists = e.slot(slot)
+    channels = e.number(lists, e.const(0)) if listed else e.slot(slot, e.i64)
 
     def channel(c: Any) -> None:
+        c = e.number(e.offset(lists, HEAD), c) if listed else c
         body(e.offset(x, e.b.mul(c, e.const(source_plane))), e.offset(y, e.b.mul(c, e.const(target_plane))))
 
     e.loop(*e.share(channels), channel)
@@ -52,10 +56,20 @@ def shuffles(table: np.ndarray, *, in_place: bool) -> tuple[list[tuple[int, ...]
     return [tuple(k.tolist()) for k in kinds], [pairs[which.reshape(-1) == i] for i in range(len(kinds))]
 
 
-def emit_shuffle(lanes: int, source: Layout, target: Layout, kinds: list[tuple[int, ...]], counts: list[int]) -> str:
-    """Moves planes by whole vectors: 0 x, 1 y, 2 pairs (of all kinds in turn), 3 fill (a float), 4 channels."""
+def emit_shuffle(
+    lanes: int,
+    source: Layout,
+    target: Layout,
+    kinds: list[tuple[int, ...]],
+    counts: list[int],
+    listed: bool = False,
+) -> str:
+    """Moves planes by whole vectors.
+
+    0 x, 1 y, 2 pairs (of all kinds in turn), 3 fill (a float), 4 channels, or with `listed` lists of them.
+    """
     e = Emitter(lanes)
-    pairs, fill, channels = e.slot(2), e.broadcast(e.arguments, 24), e.slot(4, e.i64)
+    pairs, fill = e.slot(2), e.broadcast(e.arguments, 24)
     index = e.ir.VectorType(e.i32, lanes)
 
     def plane(x: Any, y: Any) -> None:
@@ -70,7 +84,7 @@ def emit_shuffle(lanes: int, source: Layout, target: Layout, kinds: list[tuple[i
             e.loop(start, start + count, move)
             start += count
 
-    each_channel(e, channels, source.plane, target.plane, plane)
+    each_channel(e, 4, listed, source.plane, target.plane, plane)
     return str(e)
 
 
@@ -156,9 +170,13 @@ def emit_pool(
     padding: tuple[int, int],
     kind: str,
     *,
+    listed: bool = False,
     counted: bool = False,
 ) -> str:
-    """``max`` or ``mean`` of windows: 0 x, 1 y, 2 channels, and if `counted` 3 `weighted.shares`, for every pixel."""
+    """``max`` or ``mean`` of windows: 0 x, 1 y, 2 channels, or with `listed` lists of them, 3 shares.
+
+    With `counted`, every pixel's sum is multiplied by its own share (`weighted.shares`).
+    """
     e = Emitter(x.lanes)
     shares = e.slot(3) if counted else None
     step = 4 * x.lanes
@@ -185,7 +203,7 @@ def emit_pool(
 
         e.loop(0, y.tile[0], row)
 
-    each_channel(e, e.slot(2, e.i64), x.plane, y.plane, plane)
+    each_channel(e, 2, listed, x.plane, y.plane, plane)
     return str(e)
 
 
@@ -246,8 +264,11 @@ def emit_planes(layout: Layout) -> str:
     return str(e)
 
 
-def emit_mean(x: Layout) -> str:
-    """The mean of every picture: 0 x, 1 y (images, row), 2 channels, 3 bytes of a row of y."""
+def emit_mean(x: Layout, *, absolute: bool = False, listed: bool = False) -> str:
+    """The mean of every picture, or of its absolute values: 0 x, 1 y (images, row), 2 channels, 3 bytes of a row of y.
+
+    With `listed`, 2 are lists of channels; the mean of those that are off is zero.
+    """
     e = Emitter(x.lanes)
     px, py, y_row = e.slot(0), e.slot(1), e.slot(3, e.i64)
     each = x.lanes // x.images
@@ -257,12 +278,12 @@ def emit_mean(x: Layout) -> str:
 
         def row(r: Any, total: Any) -> list[Any]:
             start = e.offset(xs, e.b.mul(r, e.const(x.row)))
-            return e.loop(
-                0,
-                x.tile[1],
-                lambda i, t: [e.b.fadd(t, e.load(start, e.b.mul(i, e.const(4 * x.lanes))))],
-                [total],
-            )
+
+            def pixel(i: Any, total: Any) -> list[Any]:
+                value = e.load(start, e.b.mul(i, e.const(4 * x.lanes)))
+                return [e.b.fadd(total, e.call("fabs", value) if absolute else value)]
+
+            return e.loop(0, x.tile[1], pixel, [total])
 
         (total,) = e.loop(0, x.tile[0], row, [e.floats(0.0)])
         total = e.b.fmul(total, e.floats(1 / (x.height * x.width)))
@@ -273,5 +294,16 @@ def emit_mean(x: Layout) -> str:
             place = e.offset(py, e.b.add(e.b.mul(c, e.const(FLOAT)), e.b.mul(y_row, e.const(n))))
             e.b.store(lane[0], place)
 
-    e.loop(*e.share(e.slot(2, e.i64)), plane)
+    if not listed:
+        e.loop(*e.share(e.slot(2, e.i64)), plane)
+        return str(e)
+    lists = e.slot(2)
+    on, off = (e.number(e.offset(lists, at), e.const(0)) for at in (0, 4))
+    e.loop(*e.share(on), lambda i: plane(e.number(e.offset(lists, HEAD), i)))
+    rest = e.offset(lists, e.b.add(e.b.mul(e.b.add(on, off), e.const(4)), e.const(HEAD)))
+
+    def nothing(i: Any) -> None:
+        e.b.store(e.ir.Constant(e.f32, 0.0), e.offset(py, e.b.mul(e.number(rest, i), e.const(FLOAT))))
+
+    e.loop(*e.share(off), nothing)
     return str(e)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunus.core.errors import InputError
-from prunus.runtime import fallback, jit
+from prunus.runtime import fallback, gating, jit
 from prunus.runtime.engine import CompiledNetwork
 from prunus.runtime.forms import Step
 from prunus.runtime.graph import INFINITY, Graph, Node
@@ -36,22 +36,27 @@ class PlainNetwork(CompiledNetwork):
         self.graph, self.images, self.threads, self.lock = graph, images, threads, threading.Lock()
         self.inputs, self.outputs = graph.inputs(), graph.outputs
         self.given, self.made = [None] * len(self.inputs), [None] * len(self.outputs)
-        self.steps = [_step(number, node) for number, node in graph.nodes.items() if node.kind != "input"]
+        self.steps = [step(number, node, graph) for number, node in graph.nodes.items() if node.kind != "input"]
         self.segments = [*self.steps]
         self.values, self.kept, self.size = {}, [], 0
         self.weights = sum(t.numel() * t.element_size() for n in graph.nodes.values() for t in n.tensors.values())
 
 
-def _step(number: int, node: Node) -> Step:
+def step(number: int, node: Node, graph: Graph) -> Step:
+    """A node as a step of torch."""
     function = fallback.resolve(node) if node.kind == "torch" else KINDS[node.kind](node)
     low, high = node.numbers.get("low", -INFINITY), node.numbers.get("high", INFINITY)
     bounded = node.kind != "torch" and (low > -INFINITY or high < INFINITY)
     name, *given = node.numbers.get("function", "").split() or [""]
     applied = FUNCTIONS.get(name)
 
+    mask, gate = node.numbers.get("mask", ""), node.numbers.get("out", -1)
+    read = [i for i in node.inputs if node.kind == "mul" or graph.nodes[i].kind != "gate"]
+
     def run(objects: dict[int, Any], view: Any) -> None:
-        made = function([objects[i] for i in node.inputs])
-        objects[number] = applied(made, *map(float, given)) if applied else made.clamp(low, high) if bounded else made
+        made = function([objects[i] for i in read] + ([objects[gate]] if mask else []))
+        made = applied(made, *map(float, given)) if applied else made.clamp(low, high) if bounded else made
+        objects[number] = made * objects[gate][:, :, None, None] if mask == "after" else made
 
     return Step(node.name, "torch", run=run)
 
@@ -69,7 +74,8 @@ def _conv(node: Node) -> Operator:
         ]
         padded = F.pad(x[0], (n["padding"][1], ends[1], n["padding"][0], ends[0]))
         made = F.conv2d(padded, weight, bias, n["stride"], 0, n["dilation"], n["groups"])
-        return made + x[1] if len(x) > 1 else made
+        made = made * x[-1][:, :, None, None] if n.get("mask") == "before" else made
+        return made + x[1] if len(x) > 1 + bool(n.get("mask")) else made
 
     return run
 
@@ -117,6 +123,10 @@ def _rows(node: Node) -> Operator:
     return lambda x: x[0] * scale + shift
 
 
+def _mean(x: Tensor, node: Node) -> Tensor:
+    return (x.abs() if node.numbers.get("absolute") else x).mean((2, 3), keepdim=len(node.shape) == 4)
+
+
 def _pick(node: Node) -> Operator:
     kept = [torch.tensor(k) for k in node.numbers["kept"]]
 
@@ -138,8 +148,11 @@ KINDS: dict[str, Callable[[Node], Operator]] = {
     "resize": _resize,
     "rows": _rows,
     "add": lambda node: lambda x: x[0] + x[1],
-    "mul": lambda node: lambda x: x[0] * x[1],
-    "mean": lambda node: lambda x: x[0].mean((2, 3), keepdim=len(node.shape) == 4),
+    "mul": lambda node: lambda x: x[0] * x[1].reshape(*x[1].shape, *[1] * (x[0].dim() - x[1].dim())),
+    "mean": lambda node: lambda x: _mean(x[0], node),
+    "gate": lambda node: (
+        lambda x: gating.decide(x[0], *(node.numbers[k] for k in ("rule", "number", "floor", "scales")))
+    ),
     "flatten": lambda node: lambda x: x[0].reshape(len(x[0]), *node.shape[1:]),
     "cat": lambda node: lambda x: torch.cat(list(x), 1),
 }

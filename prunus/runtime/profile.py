@@ -36,14 +36,20 @@ def profile(network: CompiledNetwork, rounds: int = 5) -> list[Share]:
     >>> round(sum(s.share for s in profile(network)), 6)
     1.0
     """
+    best = timed(network, rounds)
+    total = sum(best) or 1.0
+    return [Share(step.name, step.kind, seconds / total) for step, seconds in zip(network.steps, best)]
+
+
+def timed(network: CompiledNetwork, rounds: int) -> list[float]:
+    """The seconds of every step, the least of `rounds`."""
     inputs = [_zeros(network.graph.nodes[n]) for n in network.inputs]
     best: list[float] = []
     with network.lock, torch.no_grad():
         for _ in range(rounds):
             took = _round(network, inputs)
             best = [min(pair) for pair in zip(best, took)] if best else took
-    total = sum(best) or 1.0
-    return [Share(step.name, step.kind, seconds / total) for step, seconds in zip(network.steps, best)]
+    return best
 
 
 def by_torch(network: CompiledNetwork) -> str:
@@ -65,6 +71,9 @@ def _zeros(node: Node) -> torch.Tensor:
 def _round(network: CompiledNetwork, inputs: list[torch.Tensor]) -> list[float]:
     """Seconds of every step, one after the other; a kernel's threads in turn."""
     objects: dict[int, Any] = dict(zip(network.inputs, inputs))
+    for view, given in zip(network.given, inputs):
+        if view is not None:
+            view.copy_(given)  # the round before used its memory for other things
     took = []
     for segment in network.segments:
         if isinstance(segment, Step):

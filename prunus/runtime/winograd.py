@@ -5,13 +5,13 @@ r"""Winograd's convolution: dense 3x3 layers with 2.25 or 4 times fewer multipli
 `d_c`: a patch of (m + 2) x (m + 2) pixels of the input; `Y`: m x m pixels of the output; `*`: number by number.  The
 lanes of a vector are tiles of the picture, so that the transforms are sums of whole vectors.  A strip of T patches is
 transformed, multiplied by the transformed weights, a matrix product for each of the (m + 2)^2 places, and transformed
-back; what lies between stays in the second cache.
+back; what lies between stays in the second cache.  Channels may come in lists, as in `channels`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,12 +19,13 @@ import numpy as np
 
 from prunus.core.errors import InputError
 from prunus.runtime.activations import activate
+from prunus.runtime.channels import INPUT, JOB, OUTPUT, Tables
 from prunus.runtime.emit import Emitter
 from prunus.runtime.layout import Layout
 from prunus.runtime.pack import Choice, Shape
 
 # by m, the pixels of an output patch along an axis; the points are 0, 1, -1, (2, -2,) and infinity
-INPUT = {
+INPUT_OF = {
     2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
     4: [
         [4, 0, -5, 0, 1, 0],
@@ -35,7 +36,7 @@ INPUT = {
         [0, 4, 0, -5, 0, 1],
     ],
 }
-WEIGHT = {
+WEIGHT_OF = {
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
     4: [
         [1 / 4, 0, 0],
@@ -46,28 +47,12 @@ WEIGHT = {
         [0, 0, 1],
     ],
 }
-OUTPUT = {
+OUTPUT_OF = {
     2: [[1, 1, 1, 0], [0, 1, -1, -1]],
     4: [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
 }
-SLOTS = (
-    "x",
-    "y",
-    "residual",
-    "bias",
-    "weights",
-    "patches",
-    "strips",
-    "n_strips",
-    "work",
-    "low",
-    "high",
-    "c_in",
-    "c_out",
-    "plane",
-    "products",
-    "share",
-)
+SLOTS = ("x", "y", "residual", "bias", "weights", "ins", "outs", "jobs", "segments", "patches", "strips", "n_strips")
+SLOTS_TOO = ("low", "high", "work", "plane", "products", "share", "place", "mask", "c_in", "c_out")
 
 
 @dataclass(frozen=True)
@@ -84,6 +69,8 @@ class WinogradKernel:
     y_plane: int
     residual: tuple[int, int] | None = None  # its row and plane
     function: str = ""  # of `activations`, in place of the bounds
+    listed: bool = False  # whether lists say which channels are read and made; else all are
+    mask: str = ""  # whether outputs are multiplied by their float of `mask`, ``before`` or ``after`` all that follows
 
     @property
     def places(self) -> int:
@@ -118,91 +105,147 @@ def transform(e: Emitter, matrix: Sequence[Sequence[int]], patch: list[list[Any]
 
 @cache
 def emit(k: WinogradKernel) -> str:
-    """The kernel in LLVM's language; its arguments are `SLOTS`."""
+    """The kernel in LLVM's language; its arguments are `SLOTS` and `SLOTS_TOO`.
+
+    Threads share the strips, or, where channels are listed, the jobs; lists and jobs are those of `channels`.
+    """
     e = Emitter(k.lanes)
-    x, y, residual, bias, weights, patches, strips = (e.slot(i) for i in range(7))
-    n_strips, c_in, c_out, plane, products, share = (e.slot(i, e.i64) for i in (7, 11, 12, 13, 14, 15))
-    low, high = e.broadcast(e.arguments, 72), e.broadcast(e.arguments, 80)
+    x, y, residual, bias, weights, ins, outs, jobs, segments, patches, strips = (e.slot(i) for i in range(11))
+    n_strips, plane, products, share, place_bytes = (e.slot(i, e.i64) for i in (11, 15, 16, 17, 18))
+    c_in, c_out = e.slot(20, e.i64), e.slot(21, e.i64)
+    low, high = e.broadcast(e.arguments, 96), e.broadcast(e.arguments, 104)
     vector, n = 4 * k.lanes, k.m + 2
-    transformed = e.offset(e.slot(8), e.b.mul(e.thread, share))
-    product = e.offset(transformed, products)
-    groups = e.b.sdiv(e.b.add(c_out, e.const(k.together - 1)), e.const(k.together))
+    row = k.patches * vector
+    transformed = e.offset(e.slot(14), e.b.mul(e.thread, share))
+    product, mask = e.offset(transformed, products), e.slot(19) if k.mask else None
 
     def times(value: Any, factor: int) -> Any:
         return e.b.mul(value, e.const(factor))
 
-    def strip(s: Any) -> None:
+    def of_input(c: Any) -> tuple[Any, Any]:
+        """Bytes to an input channel, and to its weights from those of an output."""
+        if not k.listed:
+            return times(c, k.x_plane), times(c, 4 * k.together)
+        record = e.offset(ins, times(c, INPUT.itemsize))
+        return e.number(record, e.const(0)), e.number(record, e.const(1))
+
+    def of_output(o: Any) -> list[Any]:
+        """Bytes to an output channel, its weights, its bias, and its residual."""
+        if not k.listed:
+            rest = times(o, k.residual[1]) if k.residual else e.const(0)
+            return [times(o, k.y_plane), times(e.b.mul(o, c_in), 4), times(o, 4), rest]
+        record = e.offset(outs, times(o, OUTPUT.itemsize))
+        return [e.number(record, e.const(i)) for i in range(4)]
+
+    def strip(s: Any, first_in: Any, last_in: Any, first_out: Any, last_out: Any) -> None:
         first = e.offset(patches, times(e.number(strips, s), 12))
 
         def into(c: Any) -> None:
+            channel, at = e.offset(x, of_input(c)[0]), times(e.b.sub(c, first_in), row)
+
             def patch(t: Any) -> None:
-                source = e.offset(e.offset(x, times(c, k.x_plane)), e.number(first, t, 12))
+                source = e.offset(channel, e.number(first, t, 12))
                 held = [[e.load(source, r * k.x_row + q * vector) for q in range(n)] for r in range(n)]
-                at = e.offset(transformed, times(e.b.add(times(c, k.patches), t), vector))
-                for value in (v for row in transform(e, INPUT[k.m], held) for v in row):
-                    e.store(value, at)
-                    at = e.offset(at, plane)
+                target = e.offset(transformed, e.b.add(at, times(t, vector)))
+                for value in (v for line in transform(e, INPUT_OF[k.m], held) for v in line):
+                    e.store(value, target)
+                    target = e.offset(target, plane)
 
             e.loop(0, k.patches, patch)
 
         def multiply(place: Any) -> None:
-            of_place = e.offset(transformed, e.b.mul(place, plane))
+            of_place, w = e.offset(transformed, e.b.mul(place, plane)), e.offset(weights, e.b.mul(place, place_bytes))
 
-            def group(g: Any) -> None:
-                here = e.b.add(e.b.mul(place, groups), g)
-                w = e.offset(weights, times(e.b.mul(here, c_in), 4 * k.together))
+            def group(g: Any, many: int) -> None:
+                starts = range(many if k.listed else 1)
+                pointers = [e.offset(w, of_output(e.b.add(g, e.const(i)))[1]) for i in starts]
 
                 def channel(c: Any, *sums: Any) -> list[Any]:
-                    source, factors = (
-                        e.offset(of_place, times(c, k.patches * vector)),
-                        e.offset(w, times(c, 4 * k.together)),
-                    )
+                    source, at = e.offset(of_place, times(e.b.sub(c, first_in), row)), of_input(c)[1]
                     values = [e.load(source, t * vector) for t in range(k.patches)]
+                    here = [e.offset(p, at) for p in pointers]  # of all outputs together, or of each
                     new = []
-                    for i in range(k.together):
-                        factor = e.broadcast(factors, 4 * i)
+                    for i in range(many):
+                        factor = e.broadcast(here[i]) if k.listed else e.broadcast(here[0], 4 * i)
                         new += [e.call("fma", factor, v, sums[i * k.patches + t]) for t, v in enumerate(values)]
                     return new
 
-                sums = e.loop(0, c_in, channel, [e.floats(0.0)] * (k.together * k.patches))
-                row = k.patches * vector
-                target = e.offset(product, e.b.add(times(g, k.together * k.places * row), times(place, row)))
-                for i in range(k.together):
+                sums = e.loop(first_in, last_in, channel, [e.floats(0.0)] * (many * k.patches))
+                at = e.b.add(times(e.b.sub(g, first_out), k.places * row), times(place, row))
+                for i in range(many):
                     for t in range(k.patches):
-                        e.store(sums[i * k.patches + t], target, i * k.places * row + t * vector)
+                        e.store(sums[i * k.patches + t], e.offset(product, at), i * k.places * row + t * vector)
 
-            e.loop(0, groups, group)
+            if not k.listed:  # there are weights and room for whole groups
+                e.loop(first_out, last_out, lambda g: group(g, k.together), step=k.together)
+                return
+            count, many = e.b.sub(last_out, first_out), e.const(k.together)
+            whole = e.b.sub(last_out, e.b.srem(count, many))
+            e.loop(first_out, whole, lambda g: group(g, k.together), step=k.together)
+            # the last ones once more together with some before them, or, where they are too few, one by one
+            enough, again = e.b.icmp_signed(">=", count, many), e.b.sub(last_out, many)
+            with e.b.if_else(enough) as (some, few):
+                with some:
+                    left = e.b.zext(e.b.icmp_signed("<", whole, last_out), e.i64)
+                    e.loop(0, left, lambda _: group(again, k.together))
+                with few:
+                    e.loop(whole, last_out, lambda g: group(g, 1))
 
-        def out_of(o: Any) -> None:
-            offset = e.broadcast(e.offset(bias, times(o, 4)))
+        def out_of(o: Any, empty: bool) -> None:
+            to, _, of_bias, rest = of_output(o)
+            offset = e.broadcast(e.offset(bias, of_bias))
+            factor = e.broadcast(e.offset(mask, of_bias)) if k.mask else None
 
             def patch(t: Any) -> None:
-                at = e.offset(product, e.b.add(times(o, k.places * k.patches * vector), times(t, vector)))
-                held = [[e.load(at, (r * n + q) * k.patches * vector) for q in range(n)] for r in range(n)]
-                target = e.offset(e.offset(y, times(o, k.y_plane)), e.number(e.offset(first, 4), t, 12))
-                for r, row in enumerate(transform(e, OUTPUT[k.m], held)):
-                    for q, value in enumerate(row):
+                lines = [[e.floats(0.0)] * k.m] * k.m
+                if not empty:
+                    at = e.offset(product, e.b.add(times(e.b.sub(o, first_out), k.places * row), times(t, vector)))
+                    held = [[e.load(at, (r * n + q) * row) for q in range(n)] for r in range(n)]
+                    lines = transform(e, OUTPUT_OF[k.m], held)
+                target = e.offset(e.offset(y, to), e.number(e.offset(first, 4), t, 12))
+                for r, line in enumerate(lines):
+                    for q, value in enumerate(line):
                         value = e.b.fadd(value, offset)
+                        value = e.b.fmul(value, factor) if k.mask == "before" else value
                         if k.residual:
-                            other = e.offset(residual, times(o, k.residual[1]))
-                            other = e.offset(other, e.number(e.offset(first, 8), t, 12))
+                            other = e.offset(e.offset(residual, rest), e.number(e.offset(first, 8), t, 12))
                             value = e.b.fadd(value, e.load(other, r * k.residual[0] + q * vector))
-                        e.store(activate(e, k.function, value, low, high), target, r * k.y_row + q * vector)
+                        value = activate(e, k.function, value, low, high)
+                        value = e.b.fmul(value, factor) if k.mask == "after" else value
+                        e.store(value, target, r * k.y_row + q * vector)
 
             e.loop(0, k.patches, patch)
 
-        e.loop(0, c_in, into)
-        e.loop(0, k.places, multiply)
-        e.loop(0, c_out, out_of)
+        def whole() -> None:
+            e.loop(first_in, last_in, into)
+            e.loop(0, k.places, multiply)
+            e.loop(first_out, last_out, lambda o: out_of(o, empty=False))
 
-    e.loop(*e.share(n_strips), strip)
+        if not k.listed:
+            whole()
+            return
+        with e.b.if_else(e.b.icmp_signed("<", first_in, last_in)) as (some, none):
+            with some:
+                whole()
+            with none:  # channels that are off
+                e.loop(first_out, last_out, lambda o: out_of(o, empty=True))
+
+    def job(j: Any) -> None:
+        record = e.offset(jobs, times(j, JOB.itemsize))
+        ends = [e.number(record, e.const(i)) for i in range(4)]
+        e.loop(0, n_strips, lambda s: strip(s, *ends))
+
+    if k.listed:
+        e.loop(e.number(segments, e.thread), e.number(e.offset(segments, 4), e.thread), job)
+    else:
+        e.loop(*e.share(n_strips), lambda s: strip(s, e.const(0), c_in, e.const(0), c_out))
     return str(e)
 
 
 def fits(weight: tuple[int, ...], shape: Shape, y: Layout) -> list[int]:
     """The sizes of output patches with which a layer can be run: none unless it is 3x3 at stride one."""
     plain = weight[2:] == (3, 3) and shape.stride == 1 and shape.dilation == (1, 1) and shape.groups == 1
-    return [m for m in INPUT if plain and m <= min(y.tile)]
+    return [m for m in INPUT_OF if plain and m <= min(y.tile)]
 
 
 def kernel(x: Layout, y: Layout, residual: Layout | None, choice: Choice) -> WinogradKernel:
@@ -212,8 +255,8 @@ def kernel(x: Layout, y: Layout, residual: Layout | None, choice: Choice) -> Win
 
 
 def pack(weight: np.ndarray, k: WinogradKernel) -> np.ndarray:
-    """Weights (C_out, C_in, 3, 3), transformed: (places, groups of output channels, C_in, `together`)."""
-    g = np.array(WEIGHT[k.m])
+    """Weights (C_out, C_in, 3, 3), transformed, as they are read: (places, groups of outputs, C_in, `together`)."""
+    g = np.array(WEIGHT_OF[k.m])
     u = np.einsum("ai,ocij,bj->aboc", g, weight.astype(np.float64), g, optimize=True)
     c_out, c_in = weight.shape[:2]
     groups = -(-c_out // k.together)
@@ -222,7 +265,17 @@ def pack(weight: np.ndarray, k: WinogradKernel) -> np.ndarray:
     return np.ascontiguousarray(filled.reshape(k.places, groups, k.together, c_in).transpose(0, 1, 3, 2))
 
 
-def tables(
+def tables(t: Tables, weight: tuple[int, ...], k: WinogradKernel) -> Tables:
+    """Tables of `channels` for weights (C_out, C_in, 3, 3), with the places that `pack` gave them."""
+    ins, outs, (c_in, *taps) = t.ins.copy(), t.outs.copy(), weight[1:]
+    tap = 4 * int(np.prod(taps))
+    c, o = ins[:, 1] // tap, outs[:, 1] // (c_in * tap)
+    ins[:, 1] = c * 4 * k.together
+    outs[:, 1] = o // k.together * (c_in * k.together * 4) + o % k.together * 4
+    return replace(t, ins=ins, outs=outs)
+
+
+def patches(
     x: Layout, y: Layout, residual: Layout | None, shape: Shape, k: WinogradKernel
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where every patch begins in a channel of input, output and residual, (n, 3) int32; and every strip's first patch.
@@ -247,9 +300,7 @@ def work(c_in: int, c_out: int, k: WinogradKernel) -> tuple[int, int, int]:
     return plane, products, products + -(-c_out // k.together) * k.together * k.places * k.patches * vector
 
 
-def check_bounds(
-    patches: np.ndarray, k: WinogradKernel, channels: tuple[int, int], sizes: Sequence[int | None]
-) -> None:
+def check_bounds(starts: np.ndarray, k: WinogradKernel, channels: tuple[int, int], sizes: Sequence[int | None]) -> None:
     """Proves that a kernel stays within buffers of `sizes` (input, output, residual) for (C_in, C_out) channels.
 
     Raises `InputError` with what would be touched.
@@ -261,8 +312,8 @@ def check_bounds(
         row, plane = k.residual
         spans.append(("residual", 2, (channels[1] - 1) * plane + (k.m - 1) * row + k.m * vector))
     for what, i, reach in spans:
-        least, most, size = int(patches[:, i].min()), int(patches[:, i].max()) + reach, sizes[i] or 0
-        if least < 0 or most > size or (patches[:, i] % vector).any():
+        least, most, size = int(starts[:, i].min()), int(starts[:, i].max()) + reach, sizes[i] or 0
+        if least < 0 or most > size or (starts[:, i] % vector).any():
             raise InputError(
                 f"the kernel {k} would touch bytes {least} to {most} of its {what}, which has {size}. This is a fault "
                 "of prunus: please report the layer."

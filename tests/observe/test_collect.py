@@ -128,7 +128,7 @@ def test_statistics_cannot_be_changed():
 
 
 def test_a_long_pass_shows_how_far_it_is(capsys, monkeypatch):
-    from prunus.observe.progress import progress
+    from prunus.core.progress import progress
 
     assert list(progress(range(3), "waiting", after=60)) == [0, 1, 2]
     assert capsys.readouterr().err == ""

@@ -101,7 +101,7 @@ def test_charts_show_the_data(run_folder):
     before, after = gamma_values(run_folder, "before"), gamma_values(run_folder, "after")
     near, count = sum(v <= 0.01 * max(before + after) for v in after), len(after)
     assert f"{near} of {count} channels" in page.text
-    bars = [int(n) for n in re.findall(r"<title>(\d+) channels with a scale", text)]
+    bars = [int(n) for n in re.findall(r"<title>(\d+) channels, size of the scale", text)]
     assert sum(bars) == 2 * count  # every channel is in a bar, before and after
 
 

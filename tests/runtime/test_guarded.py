@@ -17,7 +17,7 @@ KINDS = {
     "dense": "dense layout pool sparse",
     "shuffle": "add dense layout mul pool sparse",
     "pixels": "layout mean pool resize rows",
-    "basis": "sparse",
+    "basis": "layout sparse",
     "dynamic": "dynamic",
 }
 

@@ -1,0 +1,89 @@
+"""From gates and gated convolutions to steps: a decision, the tables that follow from it, the kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from prunus.runtime import channels, gated, pack, select, winograd
+from prunus.runtime.forms import ROW, Forms, Value, bounds_of, shape_of
+from prunus.runtime.graph import Node
+from prunus.runtime.layout import FLOAT
+
+POINTERS = 8
+Three = tuple[Any, Any, Any]  # of input, output and residual
+
+
+def decide(forms: Forms, number: int, value: Value) -> None:
+    """A gate: its mask is the value's row, its lists lie beside it."""
+    n, source = value.node.numbers, forms.rows(value.node.inputs[0])
+    mask = value.forms[None, 0.0] = forms.buffer((value.row + ROW) * FLOAT)
+    lists = forms.lists[number] = forms.table(select.size(value.channels))
+    many = max(int(n["number"]), n["floor"]) if n["rule"] == "largest" else n["floor"]
+    text = select.emit_select(forms.lanes, n["rule"], n["scales"])
+    forms.step(value.node.name, "gate", text, [source, mask, lists, float(n["number"]), value.channels, many])
+
+
+def able(choice: pack.Choice) -> bool:
+    """Whether a choice can be run on lists of channels: every output has a pointer of its own, in a register."""
+    return choice.by == "dense" or (choice.by == "winograd" and choice.together <= POINTERS)
+
+
+def convolve(forms: Forms, node: Node, at: Three, held: Three, choice: pack.Choice) -> None:
+    """A convolution that makes the channels of a list, or reads them; `at` are layouts, `held` buffers.
+
+    The tables of all channels are known, and proved; a step before the convolution gathers those of the lists.
+    """
+    shape, weight = shape_of(node), node.tensors["weight"].detach().float().numpy()
+    (c_out, c_in), (bounds, function) = weight.shape[:2], bounds_of(node)
+    x, y, residual = at
+    own, off = gated.depthwise(node), "out" in node.numbers and not node.numbers.get("partial")
+    c_in = c_in * shape.groups
+    lists = [(np.arange(c_in), np.arange(c_out))]
+    planes = x.plane, y.plane, residual.plane if residual is not None else 0
+    full = channels.tables(weight.shape, shape.groups, lists, planes, together=choice.together)
+    sizes = tuple(b.size if b is not None else None for b in held)
+    mask = node.numbers.get("mask", "")
+    factors = forms.values[node.numbers["out"]].forms[None, 0.0] if mask else 0
+    if choice.by == "winograd":
+        k = replace(winograd.kernel(x, y, residual, choice), function=function, mask=mask, listed=True)
+        starts, strips = winograd.patches(x, y, residual, shape, k)
+        winograd.check_bounds(starts, k, (c_in, c_out), sizes)
+        full, weight = winograd.tables(full, weight.shape, k), winograd.pack(weight, k)
+        plane, products, share = winograd.work(c_in, c_out, k)
+        rest = [starts, strips, len(strips), *bounds, forms.buffer(forms.threads * share)]
+        rest += [plane, products, share, weight[0].nbytes, factors, c_in, c_out]
+        text = winograd.emit(k)
+    else:
+        strips = pack.strips(x, y, residual, choice, shape)
+        kernel = channels.kernel(x, y, residual, choice, shape, weight.shape)
+        kernel = replace(kernel, function=function, mask=mask)
+        channels.check_bounds(full, strips, kernel, weight.nbytes, sizes)  # type: ignore[arg-type]
+        rest, text = [strips, len(strips), *bounds, choice.channels, factors], channels.emit(kernel)
+    nothing = full.outs.copy()
+    nothing[:, 1:3] = 0, c_out * FLOAT  # no weights; the bias and the factor behind those of channels: zero
+    bias = np.zeros(c_out + 1, dtype=np.float32)
+    bias[:c_out] = node.tensors["bias"].detach().float().numpy()
+    threads = forms.threads
+
+    into, out = (forms.lists.get(node.numbers.get(name, -1)) for name in ("into", "out"))
+    ins: Any = full.ins if into is None or own else forms.table(full.ins.nbytes)
+    if own:
+        outs: Any = np.concatenate([full.outs, nothing])
+        empty = full.jobs.copy()
+        empty[:, 1], empty[:, 2:4] = empty[:, 0], empty[:, 2:4] + c_out
+        rows, others, jobs = full.jobs, empty, forms.table(2 * full.jobs.nbytes)
+    else:
+        outs = full.outs if out is None else forms.table(full.outs.nbytes)
+        rows, others, jobs = full.outs, nothing, forms.table(2 * threads * channels.JOB.itemsize)
+    segments = forms.table((threads + 1) * 4)
+    gather = select.emit_tables(
+        forms.lanes, into=into is not None and not own, out=out is not None, off=bool(off), depthwise=own
+    )
+    gathered = [into or 0, full.ins, ins, out or 0, rows, others, jobs if own else outs, jobs, segments]
+    forms.step(node.name, "lists", gather, [*gathered, c_in, c_out, choice.together])
+    source, target, other = held
+    given = [source, target, other or 0, bias, weight, ins, outs, jobs, segments]
+    forms.step(node.name, "listed", text, [*given, *rest])
