@@ -114,8 +114,8 @@ KINDS: dict[str, Callable[[Node], Operator]] = {
     "add": lambda node: lambda x: x[0] + x[1],
     "mul": lambda node: lambda x: x[0] * x[1].reshape(*x[1].shape, *[1] * (x[0].dim() - x[1].dim())),
     "mean": lambda node: lambda x: _mean(x[0], node),
-    "gate": lambda node: lambda x: gating.decide(
-        x[0], *(node.numbers[k] for k in ("rule", "number", "floor", "scales"))
+    "gate": lambda node: (
+        lambda x: gating.decide(x[0], *(node.numbers[k] for k in ("rule", "number", "floor", "scales")))
     ),
     "flatten": lambda node: lambda x: x[0].flatten(1),
     "cat": lambda node: lambda x: torch.cat(list(x), 1),
