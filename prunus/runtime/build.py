@@ -79,9 +79,9 @@ class Builder(Forms):
         if pointwise and not (x.halo or y.halo or (r is not None and r.halo)):
             fx, fy, fr = pack.flat(x), pack.flat(y), pack.flat(r) if r is not None else None
         if "choice" not in node.numbers:
-            found = best(weight, shape, fy, self.registers)
-            usable = (choice for _, choice in found if not gated.by_lists(node) or listed.able(choice))
-            node.numbers["choice"] = list(astuple(next(usable)))
+            choose = listed.choose if gated.by_lists(node) else best
+            parts = (listed.shares(self.graph, node),) if gated.by_lists(node) else ()
+            node.numbers["choice"] = list(astuple(choose(weight, shape, fy, self.registers, *parts)[0][1]))
         choice = pack.Choice(*node.numbers["choice"])
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from prunus.runtime import channels, gated, pack, select, winograd
+from prunus.runtime.choose import by_winograd, dense
 from prunus.runtime.forms import ROW, Forms, Value, bounds_of, shape_of
-from prunus.runtime.graph import Node
-from prunus.runtime.layout import FLOAT
+from prunus.runtime.graph import Graph, Node
+from prunus.runtime.layout import FLOAT, Layout
 
-POINTERS = 8
+POINTERS = 8  # outputs together at most: each has a pointer to its weights, in a register
+FETCHED = 4.0  # bytes of weights a cycle, from beyond the second cache
 Three = tuple[Any, Any, Any]  # of input, output and residual
 
 
@@ -26,9 +28,30 @@ def decide(forms: Forms, number: int, value: Value) -> None:
     forms.step(value.node.name, "gate", text, [source, mask, lists, float(n["number"]), value.channels, many])
 
 
-def able(choice: pack.Choice) -> bool:
-    """Whether a choice can be run on lists of channels: every output has a pointer of its own, in a register."""
-    return choice.by == "dense" or (choice.by == "winograd" and choice.together <= POINTERS)
+def shares(graph: Graph, node: Node) -> tuple[float, float]:
+    """The shares of a convolution's outputs and inputs that gates leave on, as measured; half, where they were not."""
+    numbers = (node.numbers.get(end, -1) for end in ("out", "into"))
+    out, into = (graph.nodes[n].numbers.get("share", 0.5) if n >= 0 else 1.0 for n in numbers)
+    return out, (out if gated.depthwise(node) else into)
+
+
+def choose(
+    weight: np.ndarray, shape: pack.Shape, y: Layout, registers: int, parts: tuple[float, float]
+) -> list[tuple[float, pack.Choice]]:
+    """The ways to run a layer by lists of such `parts` of its outputs and inputs, with cycles, the cheapest first."""
+    c_out, c_in, *window = (max(1, round(n * part)) for n, part in zip(weight.shape, (*parts, 1.0, 1.0)))
+    if shape.groups > 1:
+        shape, c_in = replace(shape, groups=c_out), c_out
+    found = dense((window[0], window[1]), shape, c_in, c_out, y, registers)
+    transformed = by_winograd((c_out, c_in, *window), shape, y, registers)
+    found += [pair for pair in transformed if pair[1].together <= POINTERS]
+
+    def cycles(pair: tuple[float, pack.Choice]) -> float:
+        # rows of weights that are off lie beside those that are on, and come along; Winograd's lie in groups
+        places, rows = ((pair[1].rows + 2) ** 2, 1.0) if pair[1].by == "winograd" else (window[0] * window[1], parts[0])
+        return pair[0] + rows * weight[:, :, 0, 0].size * places * FLOAT / FETCHED
+
+    return sorted(found, key=cycles)
 
 
 def convolve(forms: Forms, node: Node, at: Three, held: Three, choice: pack.Choice) -> None:

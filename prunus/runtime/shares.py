@@ -8,21 +8,21 @@ zeros for the sparse kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from prunus.core.errors import InputError
-from prunus.runtime import gated, jit
+from prunus.runtime import gated, jit, listed
 from prunus.runtime.choose import best
 from prunus.runtime.forms import shape_of
 from prunus.runtime.graph import Graph
 from prunus.runtime.layout import Layout
 from prunus.runtime.plain import step
 
-SEEN = 16  # pictures, at most
+SEEN = 8  # pictures, at most
 ZEROS = 0.2  # of the weights, below which the sparse kernel is never faster
 
 
@@ -38,28 +38,24 @@ def shares_on(graph: Graph, pictures: Sequence[Sequence[Tensor]]) -> dict[int, f
             each.run(objects, None)  # type: ignore[arg-type]
         for number, found in on.items():
             found.append(float(objects[number].count_nonzero()) / objects[number].numel())
-    return {n: float(np.mean(found)) for n, found in on.items()}
+    return {n: fmean(found) for n, found in on.items()}
 
 
 def prefer_whole(graph: Graph, pictures: Sequence[Sequence[Tensor]]) -> None:
-    """Marks convolutions as ``whole`` that are faster so than by lists, at the shares that are on for some pictures."""
+    """Marks convolutions as ``whole`` that are faster so than by lists, at the shares that are on for some pictures.
+
+    The shares are noted in the gates: how a layer is best run by lists depends on them, too.
+    """
     try:
         here = jit.machine()
     except InputError:
         return  # torch runs it
-    cycles = {}
-    for number, node in graph.nodes.items():
+    for number, share in shares_on(graph, pictures).items():
+        graph.nodes[number].numbers["share"] = share
+    for node in graph.nodes.values():
         if node.kind == "conv" and gated.by_lists(node) and (node.tensors["weight"] == 0).float().mean() > ZEROS:
             weight = node.tensors["weight"].detach().float().numpy()
-            y = Layout.of(*node.shape[2:], lanes=here.lanes)
-            options = best(weight, shape_of(node), y, here.registers)
-            least, dense = options[0][0], next(c for c, choice in options if choice.by != "lists")
-            if least < dense:
-                cycles[number] = least, dense
-    shares = shares_on(graph, pictures) if cycles else {}
-    for number, (least, dense) in cycles.items():
-        node = graph.nodes[number]
-        ends = ("out",) if gated.depthwise(node) else ("out", "into")
-        if least < dense * np.prod([shares.get(node.numbers.get(end, -1), 1.0) for end in ends]):
-            node.numbers["whole"] = True
+            given = weight, shape_of(node), Layout.of(*node.shape[2:], lanes=here.lanes), here.registers
+            if best(*given)[0][0] < listed.choose(*given, listed.shares(graph, node))[0][0]:
+                node.numbers["whole"] = True
     gated.find_lists(graph)
