@@ -16,7 +16,7 @@ KINDS = {
     "mobile": "dense layout mean mul sparse",
     "dense": "dense layout pool sparse",
     "shuffle": "add dense layout mul pool sparse",
-    "pixels": "layout mean pool resize rows",
+    "pixels": "dense layout mean pool resize rows sparse",
     "basis": "dense layout sparse winograd",
     "dynamic": "dynamic",
 }
