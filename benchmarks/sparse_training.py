@@ -117,7 +117,7 @@ def attempt(asked: dict[str, Any], args: argparse.Namespace, data: Any, test: An
     with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16-mixed"):
         accuracy = evaluate(net, test, preprocess, progress=False)
     if method == "dense":
-        save_file({name: t.contiguous() for name, t in net.state_dict().items()}, dense)
+        save_file({name: t.clone() for name, t in net.state_dict().items()}, dense)  # a basis may be shared
     return {
         "accuracy": accuracy,
         "left": left(net, groups),
