@@ -117,7 +117,8 @@ def attempt(asked: dict[str, Any], args: argparse.Namespace, data: Any, test: An
     with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16-mixed"):
         accuracy = evaluate(net, test, preprocess, progress=False)
     if method == "dense":
-        save_file({name: t.clone() for name, t in net.state_dict().items()}, dense)  # a basis may be shared
+        own = {name: t.clone(memory_format=torch.contiguous_format) for name, t in net.state_dict().items()}
+        save_file(own, dense)  # a basis may be shared
     return {
         "accuracy": accuracy,
         "left": left(net, groups),
