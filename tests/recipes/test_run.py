@@ -63,7 +63,7 @@ def test_the_result_has_the_promised_form(done: tuple[Path, dict]) -> None:
     assert json.loads((folder / "result.json").read_text()) == result
     assert (result["schema"], result["recipe"], result["model"], result["seed"]) == (1, "tiny", "prunus:digits_net", 0)
     for side in ("before", "after"):
-        assert set(result[side]["latency_ms"]) == {"torch,b1,t1", "onnxruntime,b1,t1"}
+        assert set(result[side]["latency_ms"]) == {"torch,b1,t1", "onnxruntime,b1,t1", "sparse,b1,t1"}
         assert all(ms > 0 for ms in result[side]["latency_ms"].values())
         assert 0 <= result[side]["accuracy"] <= 1
     files = {"before": "01-sparsify", "after": "06-export"}
