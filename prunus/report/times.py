@@ -92,14 +92,15 @@ def skipped_zeros(result: Mapping[str, Any]) -> Timing | None:
 def in_engine(result: Mapping[str, Any]) -> tuple[Timing, Timing] | None:
     """The times in prunus's engine and in the fastest other runtime, where the engine runs the new network faster.
 
-    One sample first; None where it is not clearly faster.
+    The smallest batch at which it clearly is; None where it never is.
     """
     known = [t for t in timings(result) if t.after is not None]
     for ours in (t for t in known if t.backend == BACKENDS["sparse"]):
         others = [o for o in known if (o.batch, o.threads) == (ours.batch, ours.threads) and o is not ours]
         fastest = min(others, key=lambda o: o.after or 0.0, default=None)
         ratio = times(fastest.after, ours.after) if fastest else None
-        return (ours, fastest) if fastest and ratio and ratio > CLEARLY else None
+        if fastest and ratio and ratio > CLEARLY:
+            return ours, fastest
     return None
 
 
