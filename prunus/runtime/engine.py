@@ -197,17 +197,17 @@ class CompiledNetwork(nn.Module):
             if view is None:
                 objects[number] = _to_batch(given, len(given), self.images)
                 continue
-            view[: len(given)].copy_(given)
-            if len(given) < self.images:
-                view[len(given) :].zero_()
+            # by numpy: torch would copy with threads of its own, which then wait for more, busily, beside ours
+            view.numpy()[: len(given)] = given.detach().numpy()
+            view.numpy()[len(given) :] = 0
         for segment in self.segments:
             if isinstance(segment, Step):
                 assert segment.run is not None
                 segment.run(objects, self._view)
             else:
                 self.workers.run(segment)
-        contiguous = torch.contiguous_format
-        return [objects[n] if v is None else v.clone(memory_format=contiguous) for n, v in zip(self.outputs, self.made)]
+        made = [None if v is None else torch.from_numpy(v.numpy().copy()) for v in self.made]
+        return [objects[n] if v is None else v for n, v in zip(self.outputs, made)]
 
     def report(self) -> dict[str, list[str]]:
         """The names of the operations by what runs them: ``sparse``, ``dense``, ``layout``, ..., and ``torch``."""
