@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import channels, fallback, gated, kernels, listed, matrices, pack, weighted, winograd
+from prunus.runtime import channels, fallback, gated, kernels, listed, matrices, pack, patches, weighted, winograd
 from prunus.runtime.choose import best
 from prunus.runtime.convolution import emit
 from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, bounds_of, shape_of
@@ -135,10 +135,10 @@ class Builder(Forms):
     ) -> None:
         (c_out, c_in), (bounds, function) = weight.shape[:2], bounds_of(node)
         mask, kind, factors = self.masked(node, "winograd")
-        k = replace(winograd.kernel(*of, choice), function=function, mask=mask)
-        starts, strips = winograd.patches(*of, shape, k)
-        winograd.check_bounds(starts, k, (c_in, c_out), sizes)
-        packed, (plane, products, share) = winograd.pack(weight, k), winograd.work(c_in, c_out, k)
+        k = replace(patches.kernel(*of, choice), function=function, mask=mask)
+        starts, strips = patches.starts(*of, shape, k)
+        patches.check_bounds(starts, k, (c_in, c_out), sizes)
+        packed, (plane, products, share) = patches.pack(weight, k), patches.work(c_in, c_out, k)
         data = [packed, 0, 0, 0, 0, starts, strips, len(strips), *bounds, self.buffer(self.threads * share)]
         rest = [plane, products, share, packed[0].nbytes, *(factors or [0]), c_in, c_out]
         self.step(node.name, kind, winograd.emit(k), [*held, *data, *rest])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunus.runtime import winograd
+from prunus.runtime import patches
 from prunus.runtime.layout import Layout
 from prunus.runtime.pack import Choice, Shape
 
@@ -110,14 +110,14 @@ def dense(
 def by_winograd(weight: tuple[int, ...], shape: Shape, y: Layout, registers: int) -> list[tuple[float, Choice]]:
     """(cycles, choice) by Winograd's transforms, the cheapest first; none where a layer cannot be run by them."""
     found, (c_out, c_in) = [], weight[:2]
-    for m in winograd.fits(weight, shape, y):
+    for m in patches.fits(weight, shape, y):
         places = (m + 2) ** 2
-        patches = -(-y.tile[0] // m) * -(-y.tile[1] // m)
-        for at_once in range(1, min(patches, 8) + 1):
+        many = -(-y.tile[0] // m) * -(-y.tile[1] // m)
+        for at_once in range(1, min(many, 8) + 1):
             for together in range(1, min(c_out, 16) + 1):
                 if (at_once * together) + at_once + 1 > registers:
                     continue
-                strips, groups = -(-patches // at_once), -(-c_out // together)
+                strips, groups = -(-many // at_once), -(-c_out // together)
                 each = max(at_once * together, at_once + together / 2 + 1, LATENCY)
                 cycles = strips * places * groups * (c_in * each + RECORD)
                 cycles += strips * at_once * (c_in + c_out) * TRANSFORM[m]

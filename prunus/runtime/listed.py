@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.runtime import channels, gated, pack, select, winograd
+from prunus.runtime import channels, gated, pack, patches, select, winograd
 from prunus.runtime.choose import by_winograd, dense
 from prunus.runtime.forms import ROW, Forms, Value, bounds_of, shape_of
 from prunus.runtime.graph import Graph, Node
@@ -71,11 +71,11 @@ def convolve(forms: Forms, node: Node, at: Three, held: Three, choice: pack.Choi
     mask = node.numbers.get("mask", "")
     factors = forms.values[node.numbers["out"]].forms[None, 0.0] if mask else 0
     if choice.by == "winograd":
-        k = replace(winograd.kernel(x, y, residual, choice), function=function, mask=mask, listed=True)
-        starts, strips = winograd.patches(x, y, residual, shape, k)
-        winograd.check_bounds(starts, k, (c_in, c_out), sizes)
-        full, weight = winograd.tables(full, weight.shape, k), winograd.pack(weight, k)
-        plane, products, share = winograd.work(c_in, c_out, k)
+        k = replace(patches.kernel(x, y, residual, choice), function=function, mask=mask, listed=True)
+        starts, strips = patches.starts(x, y, residual, shape, k)
+        patches.check_bounds(starts, k, (c_in, c_out), sizes)
+        full, weight = patches.tables(full, weight.shape, k), patches.pack(weight, k)
+        plane, products, share = patches.work(c_in, c_out, k)
         rest = [starts, strips, len(strips), *bounds, forms.buffer(forms.threads * share)]
         rest += [plane, products, share, weight[0].nbytes, factors, c_in, c_out]
         text = winograd.emit(k)

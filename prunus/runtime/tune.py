@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import astuple
-
-import torch
+from dataclasses import astuple, fields
+from importlib.metadata import version
 
 from prunus.core.progress import progress
 from prunus.runtime import choose, gated, jit
@@ -60,6 +59,5 @@ def tune_(graph: Graph, *, images: int, threads: int) -> Graph:
 def _key(layer: Convolution, threads: int) -> str:
     """A name for layers that are run alike on this machine."""
     density = round(float((layer.weight != 0).mean()) / NEAR) if layer.weight.size else 0
-    return jit.key_of(
-        f"tuned {torch.__version__} {layer.weight.shape} {density} {layer.shape} {layer.layouts} {threads}"
-    )
+    form = f"tuned by {version('prunus')}: {[f.name for f in fields(Choice)]}"
+    return jit.key_of(f"{form} {layer.weight.shape} {density} {layer.shape} {layer.layouts} {threads}")

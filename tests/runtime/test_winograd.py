@@ -15,7 +15,7 @@ pytest.importorskip("llvmlite", reason="the sparse engine's compiler is not inst
 
 from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
-from prunus.runtime import channels, compile, jit, memory, pack, winograd
+from prunus.runtime import channels, compile, jit, memory, pack, patches, winograd
 from prunus.runtime.capture import capture
 from prunus.runtime.choose import best
 from prunus.runtime.engine import CompiledNetwork
@@ -29,7 +29,7 @@ CLOSE = {2: 2e-6, 4: 3e-5}  # by the rows of a patch: the points 2 and -2 cost a
 def test_the_transforms_are_a_convolution(m: int) -> None:
     r = np.random.default_rng(0)
     d, w = r.standard_normal((m + 2, m + 2)), r.standard_normal((3, 3))
-    a, b, g = (np.array(of[m], dtype=np.float64) for of in (winograd.OUTPUT_OF, winograd.INPUT_OF, winograd.WEIGHT_OF))
+    a, b, g = (np.array(of[m], dtype=np.float64) for of in (winograd.OUTPUT_OF, winograd.INPUT_OF, patches.WEIGHT_OF))
     got = a @ ((g @ w @ g.T) * (b @ d @ b.T)) @ a.T
     want = [[(d[i : i + 3, j : j + 3] * w).sum() for j in range(m)] for i in range(m)]
     assert np.allclose(got, want, rtol=0, atol=1e-12)
@@ -65,23 +65,23 @@ def run(
     n, c_in, height, width = x.shape
     c_out = len(weight)
     y = Layout.of(shape.output(height, 3, 0), shape.output(width, 3, 1), lanes=lanes, images=n)
-    if choice.rows not in winograd.fits(weight.shape, shape, y):
+    if choice.rows not in patches.fits(weight.shape, shape, y):
         return None
     source, y, r = y.before(1, height, width).with_halo(shape.halo((3, 3))), y.with_halo(1), y.with_halo(2)
-    whole = winograd.kernel(source, y, r if residual is not None else None, choice)
+    whole = patches.kernel(source, y, r if residual is not None else None, choice)
     many = np.prod([-(-size // choice.rows) for size in y.tile])
     k = replace(whole, patches=min(int(many), choice.columns), mask=when, listed=lists is not None)
-    starts, strips = winograd.patches(source, y, r, shape, k)
+    starts, strips = patches.starts(source, y, r, shape, k)
     held_x, held_y = to_tiles(x, source, c_in, memory.buffer), memory.buffer(c_out * y.plane)
     held_r = to_tiles(residual, r, c_out, memory.buffer) if residual is not None else 0
-    winograd.check_bounds(starts, k, (c_in, c_out), (held_x.size, held_y.size, c_out * r.plane))
+    patches.check_bounds(starts, k, (c_in, c_out), (held_x.size, held_y.size, c_out * r.plane))
     ins, outs = lists or (np.arange(c_in), np.arange(c_out))
     planes = source.plane, y.plane, r.plane
     t = channels.tables(weight.shape, 1, [(ins, outs)], planes, together=k.together, threads=threads)
     t, packed, (plane, products, share) = (
-        winograd.tables(t, weight.shape, k),
-        winograd.pack(weight, k),
-        winograd.work(c_in, c_out, k),
+        patches.tables(t, weight.shape, k),
+        patches.pack(weight, k),
+        patches.work(c_in, c_out, k),
     )
     work = memory.buffer(threads * share + 64)
     work[-64:] = 77
@@ -140,24 +140,24 @@ def test_only_dense_layers_of_three_by_three_are_run_by_it() -> None:
     assert best(dense, shape, y, 32)[0][1].by == "winograd" and best(sparse, shape, y, 32)[0][1].by == "lists"
     wide, strided = (64, 64, 5, 5), pack.Shape(2, (1, 1))
     for size, other in ((wide, shape), ((64, 64, 3, 3), strided), ((64, 1, 3, 3), pack.Shape(groups=64))):
-        assert not winograd.fits(size, other, y)
-    assert winograd.fits((4, 4, 3, 3), shape, Layout.of(14, 14, lanes=16)) == [2]
+        assert not patches.fits(size, other, y)
+    assert patches.fits((4, 4, 3, 3), shape, Layout.of(14, 14, lanes=16)) == [2]
 
 
 def test_bounds_are_proved() -> None:
     shape, choice = pack.Shape(padding=(1, 1)), pack.Choice(4, 2, 3, 4, by="winograd")
     y = Layout.of(32, 32, lanes=16)
     x = y.with_halo(1)
-    k = winograd.kernel(x, y, y, choice)
-    starts, _ = winograd.patches(x, y, y, shape, k)
+    k = patches.kernel(x, y, y, choice)
+    starts, _ = patches.starts(x, y, y, shape, k)
     room = [3 * x.plane, 5 * y.plane, 5 * y.plane]
-    winograd.check_bounds(starts, k, (3, 5), room)
+    patches.check_bounds(starts, k, (3, 5), room)
     for i, what in enumerate(("input", "output", "residual")):
         less = [size - (y.plane if j == i else 0) for j, size in enumerate(room)]
         with pytest.raises(InputError, match=f"of its {what}"):
-            winograd.check_bounds(starts, k, (3, 5), less)
+            patches.check_bounds(starts, k, (3, 5), less)
     with pytest.raises(InputError, match="of its input"):  # no halo where the padding reaches into one
-        winograd.check_bounds(winograd.patches(y, y, y, shape, k)[0], k, (3, 5), room)
+        patches.check_bounds(patches.starts(y, y, y, shape, k)[0], k, (3, 5), room)
 
 
 def test_a_strip_does_not_leave_the_patches() -> None:
