@@ -37,6 +37,7 @@ def test_time_is_the_engine_with_gates_beside_the_fastest_dense_one() -> None:
 def test_sections_of_cut_networks_do_not_appear() -> None:
     html = page.page(Run(Path("run"), result()))
     assert "Where it became narrower" not in html and "learned which channels" not in html
+    assert "Nothing was cut: gates choose channels anew for every input" in html
     assert "it is the stem" in html and "Which inputs took how much" in html
     assert "1 inputs, share of the computation 0.5" in html
     without = {k: v for k, v in result().items() if k != "dynamic"}
