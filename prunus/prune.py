@@ -25,6 +25,7 @@ from prunus.criteria import needed, score, unscored
 from prunus.observe import collect
 from prunus.recovery import merge_, method_of, prepare
 from prunus.surgery import absorb_, give_biases_, select_, shrink_
+from prunus.surgery.attached import check_cuttable
 from prunus.surgery.select import drop_identities_
 from prunus.tracing import check_prunable, trace
 
@@ -79,6 +80,7 @@ def prune_(
     Raises: what its verbs raise; `InputError` when the criterion looks at data and none is given.
     """
     model, wanted = unwrapped(model), needed(criterion, data)
+    check_cuttable(model)
     method = method_of(repair)
     if method and data is None:
         raise InputError(f"repair={repair!r} rebuilds layers from data: give data= batches (no labels are needed).")

@@ -19,6 +19,7 @@ from prunus.criteria import criteria, needed, score, unscored
 from prunus.observe import collect
 from prunus.regularizers import Regularizer, attach_where, regularizer_of
 from prunus.surgery import check_holds, gaps, kept_units, shrink_, silence_, silence_gradients_
+from prunus.surgery.attached import check_cuttable
 from prunus.surgery.shrink import check_same_network
 from prunus.tracing import check_prunable, trace
 
@@ -77,6 +78,7 @@ class Pruner:
         seed: int = 0,
     ) -> None:
         self.model = unwrapped(model)
+        check_cuttable(self.model)
         self.groups = trace(self.model, example_inputs, freeze=freeze, only=only)
         check_prunable(self.groups)
         self._regularizer = None if regularizer is None else regularizer_of(regularizer)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunus.dynamic.gate import Gate, Seen
+from prunus.dynamic.gate import Gate, Seen, mean
 from prunus.dynamic.method import Method, methods
 from prunus.runtime.gating import largest
 
@@ -34,7 +34,7 @@ class FBSGate(Gate):
 
     def pool(self, x: Tensor) -> Tensor:
         """The mean absolute value of every channel."""
-        return x.flatten(2).abs().mean(2)
+        return mean(x.abs())
 
     def respond(self, seen: Tensor) -> Tensor:
         """Saliencies, linear in what is seen as far as they are positive."""

@@ -177,4 +177,8 @@ def _attach(model: nn.Module, text: str) -> None:
     attach_(model, found)
 
 
-attachments["dynamic"] = Attachment(GATE, _describe, _attach)
+UNCUT = (
+    "its gates are as wide as its layers and would not fit once they are cut. Cut first and give it gates then "
+    "(prunus.prune_, then prunus.dynamic.dynamic_), or take them off: prunus.dynamic.static_(model)."
+)
+attachments["dynamic"] = Attachment(GATE, _describe, _attach, UNCUT)

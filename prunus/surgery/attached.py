@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from prunus.core import FileError
+from prunus.core import FileError, InputError
 
 PREFIX = "prunus_attached_"  # of the entries of a file's header
 
@@ -17,12 +17,14 @@ class Attachment:
     """A kind of modules that are attached as children named `child`.
 
     `describe` says as text what a network has of them, None for nothing; `attach` builds it onto a network that was cut
-    already, and raises `FileError` where it does not fit.
+    already, and raises `FileError` where it does not fit.  `uncut` says what to do where a network that has them is to
+    be cut, which they would not follow.
     """
 
     child: str
     describe: Callable[[nn.Module], str | None]
     attach: Callable[[nn.Module, str], None]
+    uncut: str
 
 
 attachments: dict[str, Attachment] = {}  # filled by the rooms that attach
@@ -32,6 +34,13 @@ def described(model: nn.Module) -> dict[str, str]:
     """Entries of a file's header for everything that is attached."""
     found = {PREFIX + kind: a.describe(model) for kind, a in attachments.items()}
     return {key: text for key, text in found.items() if text is not None}
+
+
+def check_cuttable(model: nn.Module) -> None:
+    """Raise `InputError` for a network with something attached that would not fit once it is cut."""
+    for kind, a in attachments.items():
+        if a.describe(model) is not None:
+            raise InputError(f"this {type(model).__name__} is {kind}: {a.uncut}")
 
 
 def in_header(header: dict[str, str]) -> dict[str, str]:

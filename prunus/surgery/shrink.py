@@ -15,6 +15,7 @@ from prunus.core.places import set_place
 from prunus.core.running import has_values
 from prunus.core.stepping import plain_optimizers
 from prunus.core.wrappers import check_whole
+from prunus.surgery.attached import check_cuttable
 from prunus.surgery.memory import memory_format, plan_of, remember_
 from prunus.surgery.optimizer import check_holds, slice_optimizer_
 from prunus.surgery.prove import Reference, culprits, folded, prove, reference
@@ -196,6 +197,7 @@ def _proven(
 def check_same_network(model: nn.Module, groups: Groups) -> None:
     """Raise `InputError` when the groups were traced on another network, or before its last cut."""
     check_whole(model)
+    check_cuttable(model)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, traced in groups.tensors.items():
         found = tuple(tensors[name].shape) if name in tensors else None

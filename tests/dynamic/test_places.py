@@ -194,3 +194,19 @@ def test_a_warm_start_needs_factors_and_data() -> None:
         warm_start_(net, [x])
     with pytest.raises(InputError, match="no batch"):
         warm_start_(net, [])
+
+
+def test_a_network_with_gates_is_not_cut() -> None:
+    net, x = settled(Basic()), example()
+    groups = prunus.trace(net, x)
+    plan = prunus.allocate(groups, prunus.score(groups, "l2"), prunus.Budget(macs=0.5))
+    dynamic_(net, x, "fbs")
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for cut in (
+        lambda: prunus.prune_(net, x, budget=prunus.Budget(macs=0.5)),
+        lambda: prunus.Pruner(net, x, budget=prunus.Budget(macs=0.5)),
+        lambda: prunus.shrink_(net, groups, plan),
+    ):
+        with pytest.raises(InputError, match=r"Basic is dynamic: its gates .* Cut first"):
+            cut()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from prunus.core import FileError, InputError
-from prunus.dynamic import GateTraining, dynamic_, gates, realised
+from prunus.dynamic import GateTraining, dynamic_, gates, realised, watched
+from prunus.dynamic.gate import mean, times
 from prunus.train import fit
 from prunus.train.keeper import Keeper
-from tests.dynamic.problem import Basic, example, problem
+from tests.dynamic.problem import Basic, example, problem, settled
 
 HERE = Path(__file__).parent
 
@@ -141,3 +142,26 @@ def test_wrong_use_is_said() -> None:
         training.load_state_dict(GateTraining(other, steps=2, periods=1).state_dict())
     with pytest.raises(InputError, match="without distill"):
         train(network(), teacher=Basic(), distill={"weight": 0.5})
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_means_and_masks_have_the_gradients_they_should(format: Any) -> None:
+    y = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=format).requires_grad_()
+    mask = torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda y, mask: (mean(y), times(y, mask)), (y, mask))
+    slope = torch.autograd.grad(mean(y).sum(), y)[0]
+    assert slope.is_contiguous(memory_format=format)
+    with torch.no_grad():
+        torch.testing.assert_close(mean(y), y.mean((2, 3)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["manidp", "fbs", "channel-gating"])
+def test_saliencies_are_of_32_bits_where_the_network_is_of_16(method: str) -> None:
+    net, x = settled(Basic()).train(), example(4)
+    dynamic_(net, x, method)
+    with torch.autocast("cpu", dtype=torch.bfloat16), watched(net) as tapes:
+        z = net(x)
+    assert all(tape[0].saliency.dtype == tape[0].features.dtype == torch.float32 for tape in tapes)
+    z.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for gate in gates(net) for p in gate.parameters())
+    assert net.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
