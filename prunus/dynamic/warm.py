@@ -1,8 +1,9 @@
-"""A warm start: saliencies that begin as the mean features of a trained network, which begins as it is."""
+"""A warm start: saliencies that begin as how strong the channels of a trained network are, which begins as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,21 +13,21 @@ from prunus.core import InputError
 from prunus.core.inputs import Inputs
 from prunus.core.running import undisturbed
 from prunus.core.wrappers import unwrapped
-from prunus.dynamic.gate import Gate
-from prunus.dynamic.network import _of, gates, opened, watched
+from prunus.dynamic.gate import Gate, wide
+from prunus.dynamic.network import _of, gates, opened
 from prunus.dynamic.places import NORM_KINDS, Place
 
-LEAST = 0.05  # of a layer's mean saliency, at which a channel without features begins
+LEAST = 0.05  # of a layer's mean saliency, at which a channel that is always zero begins
 
 
 @torch.no_grad()
 def warm_start_(model: nn.Module, batches: Iterable[Any]) -> list[str]:
-    r"""Let saliencies begin at the mean features, $s_c = \overline{|\mathrm{GAP}(F)_c|}$, of which $F$ is divided by.
+    r"""Let saliencies begin at $s_c = \sqrt{\overline{F_c^2}}$, by which the map $F$ is divided; their mean is one.
 
-    A layer's mean saliency is one.
+    The mean of $F_c^2$ is over inputs and positions, behind the activation.
 
     Saliencies that all begin at one say nothing: which channels the first thresholds turn off would be an accident.
-    With $s_c$, similar inputs begin alike in saliencies as in features.  The bias of the last linear layer of a gate
+    With $s_c$ it is those that are weakest.  The bias of the last linear layer of a gate
     becomes $s$, its weight zero, and the scale and shift of the norm (or the convolution) in front of the mask are
     divided by $s$: the network computes what it did, to rounding.  Where an activation that is no rectifier lies
     between, saliencies begin at one.
@@ -46,19 +47,17 @@ def warm_start_(model: nn.Module, batches: Iterable[Any]) -> list[str]:
     >>> torch.testing.assert_close(net(x), before, rtol=1e-4, atol=1e-4)
     """
     model = unwrapped(model)
-    sums: list[Any] = [0.0] * len(gates(model))
-    with undisturbed(model), opened(model), watched(model) as tapes:
+    places = _of(model).placement.places
+    lasts = [_last(gate) for gate in gates(model)]
+    with undisturbed(model), opened(model), _squares(model, places) as sums:
         for batch in batches:
             Inputs.of(batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch)(model)
-            sums = [total + tape[-1].features.abs().sum(0) for total, tape in zip(sums, tapes, strict=True)]
-            for tape in tapes:
-                tape.clear()
-    if not isinstance(sums[0], Tensor):
+    if not sums:
         raise InputError("warm_start_: there is no batch of inputs.")
     ones = []
-    for place, gate, total in zip(_of(model).placement.places, gates(model), sums, strict=True):
-        last = _last(gate)
-        scale = (total / total.mean().clamp(min=1e-12)).clamp(min=LEAST)
+    for place, last in zip(places, lasts, strict=True):
+        strength = sums[place.layer].sqrt()
+        scale = (strength / strength.mean().clamp(min=1e-12)).clamp(min=LEAST).to(last.bias)
         maker = _maker(model, place)
         if maker is None:
             ones.append(place.layer)
@@ -70,6 +69,24 @@ def warm_start_(model: nn.Module, batches: Iterable[Any]) -> list[str]:
         nn.init.zeros_(last.weight)
         last.bias.copy_(scale)
     return ones
+
+
+@contextmanager
+def _squares(model: nn.Module, places: Sequence[Place]) -> Iterator[dict[str, Tensor]]:
+    """By layer, the sums of the squares of its masked map, ``(C,)``, over all that is run."""
+    sums: dict[str, Tensor] = {}
+
+    def add(layer: str, y: Tensor) -> None:
+        sums[layer] = sums.get(layer, 0) + wide(y).square().sum([0, *range(2, y.dim())])
+
+    hooks = [
+        model.get_submodule(p.site).register_forward_hook(lambda _, __, y, layer=p.layer: add(layer, y)) for p in places
+    ]
+    try:
+        yield sums
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _last(gate: Gate) -> nn.Linear:

@@ -23,7 +23,7 @@ class Dynamic(Training):
     """Give the network gates, and train both.
 
     `options` are those of the `method`; `periods` says how often the gates close a step further (default: after every
-    epoch).  `warm` lets saliencies begin as the mean features of the network, which then begins as it is: for networks
+    epoch).  `warm` lets saliencies begin as the strengths of the channels, and the network as it is: for networks
     that are trained.  Only exports may follow.
     """
 

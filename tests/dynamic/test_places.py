@@ -168,22 +168,33 @@ def test_wrong_use_is_said() -> None:
         realised(net.train(), [x])
 
 
+def strengths(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """Root mean squares of what every site gives, behind its activation."""
+    found: list[Tensor] = []
+    for place in dynamic_of(net).placement.places:  # type: ignore[union-attr]
+        taken: list[Tensor] = []
+        hook = net.get_submodule(place.site).register_forward_hook(lambda _, __, y, taken=taken: taken.append(y))
+        with opened(net):
+            net(x)
+        hook.remove()
+        found.append((taken[0].relu() if place.relu else taken[0]).square().mean((0, 2, 3)).sqrt())
+    return found
+
+
 @pytest.mark.parametrize("method", ["manidp", "fbs"])
 @pytest.mark.parametrize("make", [Basic, Separable])
 def test_a_warm_start_changes_nothing_but_says_which_channels_matter(make: Any, method: str) -> None:
     net, x = settled(make()).double(), example(16).double()
     before = net(x)
     dynamic_(net, x, method)
-    with opened(net), watched(net) as tapes:
-        net(x)
-    features = [tape[0].features.abs().mean(0) for tape in tapes]
+    maps = strengths(net, x)
     at_one = warm_start_(net, [x])
     assert at_one == ([] if make is Basic else ["expand.0", "more.0"])  # behind ReLU6 and SiLU a factor is no factor
     torch.testing.assert_close(net(x), before, rtol=1e-9, atol=1e-9)
     with watched(net) as tapes:
         net(x)
-    for place, tape, mean in zip(dynamic_of(net).placement.places, tapes, features):  # type: ignore[union-attr]
-        expected = torch.ones_like(mean) if place.layer in at_one else (mean / mean.mean()).clamp(min=0.05)
+    for place, tape, rms in zip(dynamic_of(net).placement.places, tapes, maps):  # type: ignore[union-attr]
+        expected = torch.ones_like(rms) if place.layer in at_one else (rms / rms.mean()).clamp(min=0.05)
         torch.testing.assert_close(tape[0].saliency, expected.expand(16, -1), rtol=1e-9, atol=1e-9)
 
 
@@ -192,6 +203,8 @@ def test_a_warm_start_needs_factors_and_data() -> None:
     dynamic_(net, x, "channel-gating")
     with pytest.raises(InputError, match="begins all open"):
         warm_start_(net, [x])
+    static_(net)
+    dynamic_(net, x, "fbs")
     with pytest.raises(InputError, match="no batch"):
         warm_start_(net, [])
 
