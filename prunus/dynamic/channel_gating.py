@@ -38,17 +38,13 @@ class BinaryGate(Gate):
         return self.expand(self.reduce(seen).relu())
 
     def choose(self, saliency: Tensor) -> Tensor:
-        """Ones and zeros, with the gradient of the sigmoid."""
-        if self.training:
-            u = torch.rand_like(saliency).clamp(1e-6, 1 - 1e-6)
-            saliency = saliency + u.log() - (-u).log1p()
-        soft = saliency.sigmoid()
-        hard = (saliency > 0).to(soft)
-        return hard + (soft - soft.detach()) if self.training else hard
-
-    def lift(self, saliency: Tensor) -> Tensor:
-        """A channel that the floor keeps is on."""
-        return torch.ones_like(saliency)
+        """Ones and zeros; in training of noisy saliencies, with the gradient of the sigmoid."""
+        if not self.training:
+            return super().choose(saliency)
+        u = torch.rand_like(saliency).clamp(1e-6, 1 - 1e-6)
+        noisy = saliency + u.log() - (-u).log1p()
+        soft = noisy.sigmoid()
+        return super().choose(noisy) + (soft - soft.detach())
 
 
 @methods.register("channel-gating", paper="Veit and Belongie, ECCV 2018; Bejnordi et al., ICLR 2020 (channels)")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from prunus.dynamic.gate import Gate, Seen, mean
 from prunus.dynamic.method import Method, methods
-from prunus.runtime.gating import largest
 
 STEP = 0.1  # by which the density falls from stage to stage
 
@@ -43,11 +42,6 @@ class FBSGate(Gate):
     def number(self) -> Tensor | int:
         """How many are on."""
         return self.count
-
-    def choose(self, saliency: Tensor) -> Tensor:
-        """The `count` largest saliencies, as they are: winners take all."""
-        winners = largest(saliency, int(self.count))
-        return torch.zeros_like(saliency).scatter(1, winners, saliency.gather(1, winners))
 
 
 @methods.register("fbs", paper="Gao et al., Dynamic Channel Pruning: Feature Boosting and Suppression, ICLR 2019")

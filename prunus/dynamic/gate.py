@@ -87,8 +87,8 @@ class Gate(nn.Module):
     r"""Masks the channels of a map, sample by sample: $\hat F_{nc} = \hat\pi_{nc} F_{nc}$.
 
     A method's gate says what it sees of the input (`pool`), how saliencies come from that (`respond`) and which of them
-    are on (`choose`).  Where `rule` and `number` say the last, too, in the words of `prunus.runtime.gating.decide`, the
-    sparse engine has a kernel for it.
+    are on: by `rule` and `number` (see `prunus.runtime.gating.decide`), for which the sparse engine has a kernel, or by
+    a `choose` of its own.
 
     Attributes:
         open: saliencies are one and every channel is on: the network is the backbone, to the bit.
@@ -99,7 +99,7 @@ class Gate(nn.Module):
 
     macs: int  # multiply-adds of one saliency
     scales = True  # whether a channel that is on is multiplied by its saliency
-    rule = ""  # by which channels are on, for the engine
+    rule = ""  # by which channels are on
     absolute = False  # whether `pool` is the mean of absolute values
 
     def __init__(self, inputs: int, outputs: int, floor: int = 1) -> None:
@@ -123,8 +123,8 @@ class Gate(nn.Module):
         return self.respond(self.pool(x).to(next(self.parameters()).dtype))
 
     def choose(self, saliency: Tensor) -> Tensor:
-        """The mask ``(N, C)`` of saliencies ``(N, C)``; zero is off."""
-        raise NotImplementedError
+        """The mask ``(N, C)`` of saliencies ``(N, C)`` before the floor; zero is off."""
+        return gating.decide(saliency, self.rule, self.number(), 0, self.scales)
 
     def look(self, x: Tensor) -> Tensor:
         """The saliencies of an input, in 32 bits; all one when the gate is `open`."""
@@ -138,18 +138,12 @@ class Gate(nn.Module):
         if self.open:
             return saliency, saliency.new_zeros(len(saliency), dtype=torch.bool)
         if self.fixed is not None:
-            most = gating.largest(saliency, self.fixed)
-            mask = torch.zeros_like(saliency).scatter(1, most, self.lift(saliency).gather(1, most))
+            mask = gating.decide(saliency, "largest", self.fixed, 0, self.scales)
             return mask, torch.zeros_like(saliency[:, 0], dtype=torch.bool)
         mask = self.choose(saliency)
         short = (mask != 0).sum(1) < self.floor
-        best = torch.zeros_like(mask).scatter_(1, gating.largest(saliency, self.floor), 1.0)
-        raised = torch.where(best > 0, self.lift(saliency), mask)
-        return torch.where(short[:, None], raised, mask), short
-
-    def lift(self, saliency: Tensor) -> Tensor:
-        """What a channel that the floor keeps is multiplied by: its saliency."""
-        return saliency
+        raised = gating.decide(saliency, "largest", self.floor, 0, self.scales)
+        return torch.where(short[:, None] & (mask == 0), raised, mask), short
 
     def number(self) -> Tensor | int:
         """The number of `rule`."""

@@ -48,10 +48,6 @@ class ManiGate(Gate):
         """The threshold."""
         return self.threshold
 
-    def choose(self, saliency: Tensor) -> Tensor:
-        """Saliencies that reach the threshold, as they are; zero elsewhere."""
-        return saliency * (saliency >= self.threshold)
-
 
 def complexity(
     ce: Tensor, saliencies: Sequence[Tensor], usual: float, share: float = 0.5, power: float = 1.0

@@ -22,7 +22,7 @@ RULES = ("reaches", "positive", "largest")
 _asked: ContextVar[bool] = ContextVar("as_operators", default=False)
 
 
-def decide(saliency: Tensor, rule: str, number: float, floor: int, scales: bool) -> Tensor:
+def decide(saliency: Tensor, rule: str, number: float | Tensor, floor: int, scales: bool) -> Tensor:
     r"""The mask ``(N, C)`` of saliencies ``(N, C)``.
 
     On are channels whose saliency ``reaches`` the number, is ``positive``, or is among the `number` ``largest``; where
@@ -39,8 +39,9 @@ def decide(saliency: Tensor, rule: str, number: float, floor: int, scales: bool)
         on = _among(saliency, max(int(number), floor))
     else:
         on = saliency > 0 if rule == "positive" else saliency >= number
-        short = ((on & (factor != 0)).sum(1) < floor)[:, None]
-        on = on | (short & _among(saliency, floor))
+        if floor:
+            short = ((on & (factor != 0)).sum(1) < floor)[:, None]
+            on = on | (short & _among(saliency, floor))
     return factor * on
 
 
