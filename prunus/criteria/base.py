@@ -133,8 +133,8 @@ def score(
                 scores[group.id] = _checked(finish(found), entry, group)
     if not scores and len(groups):
         raise InputError(
-            f"criterion '{entry.name}' scores none of the {len(groups)} groups: it reads slices of role "
-            f"{' or '.join(entry.declares['roles'])}, and no group has one. Choose another criterion, e.g. 'l2'."
+            f"criterion '{entry.name}' scores none of the {len(groups)} groups, e.g. '{groups[0].id}': "
+            f"{unscored(groups, scores, criterion)[0].why}. Choose another criterion, e.g. 'l2'."
         )
     kind = entry.declares["per"] if per is None else per
     return {id: values / savings(groups, groups[id], kind) for id, values in scores.items()} if kind else scores
@@ -180,17 +180,19 @@ def of_data(criterion: str | Callable[..., Tensor]) -> frozenset[str]:
 def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Callable[..., Tensor]) -> tuple[Fixed, ...]:
     """The groups a criterion could not score, and why: an allocator leaves them whole."""
     entry = criteria.find(criterion)
-    what = " or ".join(sorted(entry.declares["needs"])) if entry.declares["kind"] == "group" else ""
-    what = f"what was seen of its units ({what})" if what else f"slices of role {' or '.join(entry.declares['roles'])}"
-    why = f"criterion '{entry.name}' reads {what}; it has none"
-    return tuple(Fixed(group.id, why) for group in groups if group.id not in scores)
+    read = f"criterion '{entry.name}' reads slices of role {' or '.join(entry.declares['roles'])}; it has none"
+    needs = " and ".join(sorted(entry.declares["needs"]))
+    seen = f"criterion '{entry.name}' reads {needs}, which not every layer of it has (an embedding, one never called)"
+    left = [group for group in groups if group.id not in scores]
+    return tuple(Fixed(g.id, seen if g.with_role(*_roles_in(g, entry)) else read) for g in left)
 
 
 def _raw(entry: Entry[Callable[..., Tensor]], group: Group, seed: int) -> Tensor | None:
     """The scores of one group before they are normalised: ``(units,)``; None where nothing was seen of it."""
     call = entry.call
     units = {need for need in entry.declares["needs"] if collectors[need].declares.get("of") == "group"}
-    if not units <= set(group.stats):
+    weights = entry.declares["needs"] - units
+    if not units <= set(group.stats) or not all(weights <= set(s.stats) for s in group.slices):
         return None
     if entry.declares["kind"] == "group":
         return call(group, seed=seed) if entry.declares["seeded"] else call(group)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import prunus
 from prunus.core import InputError, Slice, UnknownNameError
 from prunus.criteria import criteria, criterion, needs, normalizers, score, unscored
 from prunus.observe import Stats
@@ -210,3 +211,23 @@ def test_normalisers_leave_a_group_of_zeros_at_zero():
 
 def test_a_normaliser_can_be_a_function():
     assert score(scalar_filters(1.0, 2.0), "l1", normalize=lambda s: s + 1)["conv"].tolist() == [2.0, 3.0]
+
+
+def test_a_group_with_a_layer_of_which_nothing_was_seen_is_left_alone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.a, self.b = nn.Embedding(20, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+            self.out = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.words(x)
+            return self.out(x + self.b(self.a(x).relu()))
+
+    net, x = Net().eval(), torch.randint(0, 20, (2, 5))
+    report = prunus.prune_(net, x, budget=prunus.Budget(params=0.8), criterion="wanda", data=[x])
+    assert report.model.a.weight.shape[0] < 16 and report.model.b.weight.shape[0] == 8
+    left = next(fixed for fixed in report.left_alone if fixed.what == "words")
+    assert "reads input-norms, which not every layer of it has" in left.why
+    with pytest.raises(InputError, match="scores none of the 1 groups, e.g. 'words'.*reads input-norms"):
+        prunus.prune_(net, x, budget=prunus.Budget(params=0.9), criterion="wanda", data=[x], freeze="a")
