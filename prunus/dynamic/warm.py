@@ -24,13 +24,11 @@ LEAST = 0.05  # of a layer's mean saliency, at which a channel that is always ze
 def warm_start_(model: nn.Module, batches: Iterable[Any]) -> list[str]:
     r"""Let saliencies begin at $s_c = \sqrt{\overline{F_c^2}}$, by which the map $F$ is divided; their mean is one.
 
-    The mean of $F_c^2$ is over inputs and positions, behind the activation.
-
-    Saliencies that all begin at one say nothing: which channels the first thresholds turn off would be an accident.
-    With $s_c$ it is those that are weakest.  The bias of the last linear layer of a gate
-    becomes $s$, its weight zero, and the scale and shift of the norm (or the convolution) in front of the mask are
-    divided by $s$: the network computes what it did, to rounding.  Where an activation that is no rectifier lies
-    between, saliencies begin at one.
+    The mean of $F_c^2$ is over inputs and positions, behind the activation.  If all saliencies began at one, it would
+    be an accident which channels the first thresholds turn off; so it is the weakest.  The bias of the last linear
+    layer of a gate becomes $s$, its weight zero, and the scale and shift of the norm (or the convolution) in front of
+    the mask are divided by $s$: the network computes what it did, to rounding.  Where an activation that is no
+    rectifier lies between, saliencies begin at one.
 
     Args:
         batches: what forward takes, or ``(x, y)``; a few hundred inputs are enough.
