@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunus.core.replay import Replay
 from prunus.observe.base import Seen, collectors
-from prunus.observe.layers import Layer, Weights, input_axis, onto_units, split_units
+from prunus.observe.layers import Layer, input_axis, onto_units, split_units
 
 
 @collectors.register("zeros", of="group")
@@ -41,7 +41,7 @@ def _read(seen: Seen, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
 
     def watch() -> Replay:
         nonlocal total
-        weights = Weights(seen.model)
+        weights = seen.weights()
         total = torch.zeros(1, groups.units, dtype=torch.float64)
         count.zero_()
 
@@ -64,7 +64,5 @@ def _read(seen: Seen, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
 
 def maps(layer: Layer, batch: int, rows: int) -> Tensor:
     """``(samples, channels, positions)`` of what goes into a layer."""
-    if layer.stride:
-        return layer.x.flatten(2)
     positions = max(rows // max(batch, 1), 1)  # tokens: as many for every sample as in the traced example
-    return layer.x.reshape(-1, positions, layer.x.shape[-1]).mT
+    return layer.by_sample(layer.x, len(layer.x) // positions).mT

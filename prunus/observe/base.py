@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from prunus.core import Groups, InputError, Inputs, Registry
 from prunus.core.progress import progress
 from prunus.core.running import undisturbed
+from prunus.observe.layers import Order, Weights
+from prunus.observe.order import order_of
 
 Loss = Callable[[Any, Any], Tensor]
 Watch = Callable[[], AbstractContextManager[Any]]
@@ -71,7 +73,7 @@ class Stats:
                     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Seen:
     """What a collector is given: the network, its groups, the batches and the loss, batch by batch."""
 
@@ -79,6 +81,11 @@ class Seen:
     groups: Groups
     loader: Iterable[Any]
     loss: Loss | None
+    order: Order | None = None  # of rows; known when two samples were seen
+
+    def weights(self) -> Weights:
+        """Finds layers, which know how their rows lie; to be asked for inside ``watch()``."""
+        return Weights(self.model, self.order)
 
     def forwards(self, watch: Watch = nullcontext) -> Iterator[tuple[Any, Any, int]]:
         """Per batch, the output of the network (run under ``watch()``), the batch and the number of samples.
@@ -91,6 +98,10 @@ class Seen:
             batch = tree_map_only(Tensor, lambda t: t.to(place), batch)
             check_finite(batch, seen)
             inputs = inputs_of(batch)
+            if self.order is None and inputs.batch > 1:
+                pair = next(pieces(batch, 2))
+                first, second = map(inputs_of, pieces(pair, 1))
+                self.order = order_of(self.model, self.groups, inputs_of(pair), (first, second))
             with watch():
                 out = inputs(self.model)
             seen += 1
@@ -165,6 +176,21 @@ def default_loss(output: Any, batch: Any) -> Tensor:
         "it is output.loss, else cross-entropy on (x, y). Give labels, or loss=, a function (output, batch) -> loss; "
         "criteria without labels: 'obs', 'obd-mc', 'lasso', 'apoz', 'entropy', and those of weights alone, e.g. 'l2'."
     )
+
+
+def pieces(batch: Any, samples: int) -> Iterator[Any]:
+    """A batch in pieces of so many consecutive samples, the last perhaps of fewer.
+
+    >>> [x.tolist() for x, y in pieces((torch.arange(3), "y"), 2)]
+    [[0, 1], [2]]
+    """
+    count = inputs_of(batch).batch
+
+    def cut(start: int) -> Any:
+        part = slice(start, start + samples)
+        return tree_map_only(Tensor, lambda t: t[part] if t.dim() and t.shape[0] == count else t, batch)
+
+    yield from map(cut, range(0, count, samples))
 
 
 def inputs_of(batch: Any) -> Inputs:

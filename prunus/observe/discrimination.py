@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from prunus.core import InputError
 from prunus.core.replay import Replay
 from prunus.observe.base import Seen, collectors, default_loss
-from prunus.observe.layers import INPUTS, Layer, Weights
+from prunus.observe.layers import INPUTS, Layer
 from prunus.observe.moments import Consumer, consumers, second_moments
 
 HEADS = 3  # inside the network, evenly placed; the network's own loss is one more
@@ -105,7 +105,7 @@ def pooled(rows: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 
 def rows_of(layer: Layer, out: Tensor, size: int) -> Tensor:
     """The output of a layer as ``(samples, positions, channels)``."""
-    return out.flatten(2).mT if layer.stride and out.dim() > 2 else out.reshape(size, -1, out.shape[-1])
+    return layer.by_sample(out, size)
 
 
 def labels_of(batch: Any, size: int) -> Tensor:
@@ -141,7 +141,7 @@ def _outputs(seen: Seen, places: list[int]) -> Iterator[tuple[Held, Any, int, An
 
     def watch() -> Replay:
         held.clear()
-        weights = Weights(seen.model)
+        weights = seen.weights()
 
         def after(number: int, args: Any, kwargs: Any, out: Any) -> None:
             layer = weights.layer(seen.groups.operators[number], args)

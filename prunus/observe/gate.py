@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.core import InputError
 from prunus.core.replay import Replay
 from prunus.observe.base import Seen, collectors
-from prunus.observe.layers import Layer, Weights, input_axis, onto_units, output_axis, split_units
+from prunus.observe.layers import Layer, input_axis, onto_units, output_axis, split_units
 
 
 @collectors.register("gate", of="group", labels=True)
@@ -31,7 +30,7 @@ def gate(seen: Seen) -> dict[str, Tensor]:
 
     def watch() -> Replay:
         held.clear()
-        weights = Weights(seen.model)
+        weights = seen.weights()
 
         def after(number: int, args: Any, kwargs: Any, out: Any) -> None:
             layer = weights.layer(groups.operators[number], args)
@@ -79,12 +78,4 @@ def through(layer: Layer, slope: Tensor) -> Tensor:
 
 def per_sample(layer: Layer, values: Tensor, size: int) -> Tensor:
     """``(samples, channels)``: summed over positions."""
-    values = values.detach()
-    if layer.stride:
-        return values.flatten(2).sum(2) if values.dim() > 2 else values
-    if values.shape[0] % size:
-        raise InputError(
-            f"layer '{layer.name}' gets {values.shape[0]} rows of {size} samples, so that they cannot be told apart by "
-            "sample. Use a criterion of weights, e.g. 'taylor'."
-        )
-    return values.reshape(size, -1, values.shape[-1]).sum(1)
+    return layer.by_sample(values.detach(), size).sum(1)

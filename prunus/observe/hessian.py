@@ -10,9 +10,8 @@ from torch import Tensor, distributed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunus.observe.average import average, parameters_of
-from prunus.observe.base import Seen, collectors, inputs_of
+from prunus.observe.base import Seen, collectors, inputs_of, pieces
 from prunus.observe.grad import grad
-from prunus.observe.samples import pieces
 
 SEED = 0
 PROBES = 16  # for every batch

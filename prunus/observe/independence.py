@@ -30,7 +30,7 @@ def independence(seen: Seen) -> dict[str, Tensor]:
     batches: list[dict[str, list[Tensor]]] = []
 
     def watch() -> Replay:
-        weights, found = Weights(seen.model), dict[str, list[Tensor]]()
+        weights, found = seen.weights(), dict[str, list[Tensor]]()
         batches.append(found)
 
         def before(number: int, args: Any, kwargs: Any) -> None:

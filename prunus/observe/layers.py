@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunus.core import Groups, Operator
+from prunus.core import Groups, InputError, Operator
 from prunus.core.operators import plain_name
 
+Order = Mapping[tuple[str, int], int]  # name and call of a layer -> its `together`, where it is not all rows
 INPUTS = {"convolution": 0, "mm": 0, "addmm": 1}  # which operand of a layer is what goes in
 
 
@@ -28,6 +29,7 @@ class Layer:
         weight: the operand as ``(out, in / groups, *kernel)``, a view of the parameter whatever way it is stored.
         x: what goes in, ``(N, in, *size)`` or ``(rows, in)``.
         groups, stride, padding, dilation: of a convolution; ``()`` for a linear layer.
+        together: of a linear layer, how many rows of one sample follow each other (see `Order`); 0: all of them.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Layer:
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    together: int = 0
 
     @property
     def key(self) -> tuple[str, int]:
@@ -85,11 +88,27 @@ class Layer:
         """The rows of an output (or of anything of its shape): ``(n, out)``."""
         return y.movedim(1, -1)[torch.unravel_index(index, self.sizes)] if self.stride else y[index]
 
+    def by_sample(self, y: Tensor, samples: int) -> Tensor:
+        """What goes in, an output, or anything of its rows: ``(samples, positions, channels)``.
+
+        Raises: `InputError` when the rows are no multiple of the samples.
+        """
+        if self.stride:
+            return y.flatten(2).mT if y.dim() > 2 else y[:, None]
+        if len(y) % samples:
+            raise InputError(
+                f"layer '{self.name}' gets {len(y)} rows of {samples} samples, so that they cannot be told apart by "
+                "sample. Use a criterion of weights, e.g. 'taylor'."
+            )
+        together = self.together or len(y) // samples
+        return y.reshape(-1, samples, together, y.shape[-1]).transpose(0, 1).flatten(1, 2)
+
 
 class Weights:
-    """Finds the parameter that an operand is a view of."""
+    """Finds the parameter that an operand is a view of; `order` says how the rows of linear layers lie."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, order: Order | None = None) -> None:
+        self._order = order or {}
         self._names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()}
         self._parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
         self._calls: dict[str, int] = {}
@@ -106,15 +125,16 @@ class Weights:
             if transposed or name is None:
                 return None
             many = weight.dim() - 2
-            wide = (tuple(v) * many if len(v) == 1 else tuple(v) for v in (stride, padding, dilation))
-            return Layer(name, self._count(name), weight, x, bias, groups, *wide)
+            s, p, d = (tuple(v) * many if len(v) == 1 else tuple(v) for v in (stride, padding, dilation))
+            return Layer(name, self._count(name), weight, x, bias, groups, s, p, d)
         if operator in INPUTS:
             x, weight = args[-2:]
             name = self._name(weight)
             if name is None or self._name(x) is not None:
                 return None
             bias = args[0] if operator == "addmm" else None
-            return Layer(name, self._count(name), weight.t(), x, bias)
+            call = self._count(name)
+            return Layer(name, call, weight.t(), x, bias, together=self._order.get((name, call), 0))
         return None
 
     def _name(self, tensor: Tensor) -> str | None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from prunus.core import Groups, InputError
 from prunus.core.replay import Replay
 from prunus.observe.base import Seen, collectors
-from prunus.observe.layers import Layer, Weights, input_axis, sample_rows
+from prunus.observe.layers import Layer, input_axis, sample_rows
 
 PER_UNKNOWN = 20  # rows for every unknown, where there are so many
 SAMPLES = 256  # on how many samples at least those rows are counted
@@ -71,7 +71,7 @@ def second_moments(seen: Seen) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
     sums: dict[int, list[Any]] = {}
 
     def watch() -> Replay:
-        weights = Weights(seen.model)
+        weights = seen.weights()
 
         def before(number: int, args: Any, kwargs: Any) -> None:
             layer = weights.layer(groups.operators[number], args)
@@ -105,7 +105,7 @@ def _curvatures(seen: Seen) -> dict[int, Tensor]:
 
     def watch() -> Replay:
         held.clear()
-        weights = Weights(seen.model)
+        weights = seen.weights()
 
         def after(number: int, args: Any, kwargs: Any, out: Any) -> None:
             if weights.layer(groups.operators[number], args) is not None and input_axis(groups, number) is not None:

@@ -15,7 +15,7 @@ from prunus.core.replay import Replay
 from prunus.observe.activations import maps
 from prunus.observe.base import Seen, collectors
 from prunus.observe.gate import per_sample
-from prunus.observe.layers import Layer, Weights, onto_units, output_axis, split_units
+from prunus.observe.layers import Layer, onto_units, output_axis, split_units
 
 ALPHA = 0.5  # of the spread of features, the rest is how little they go together
 DECAY = 0.9  # of the largest factor with which paths of any length still have a finite sum
@@ -40,7 +40,7 @@ class Tape(Replay):
     def __init__(self, seen: Seen) -> None:
         super().__init__(seen.groups.operators)
         self.calls: list[Call] = []
-        self._weights, self._traced = Weights(seen.model), seen.groups.operators
+        self._weights, self._traced = seen.weights(), seen.groups.operators
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         at = self.at

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, distributed
 
 from prunus.observe.average import parameters_of
-from prunus.observe.base import Seen, collectors, inputs_of
-from prunus.observe.samples import pieces, sample_gradients
+from prunus.observe.base import Seen, collectors, inputs_of, pieces
+from prunus.observe.samples import sample_gradients
 
 SAMPLES = 128  # of all processes together
 MEMORY = 2 * 2**30  # bytes that they may take

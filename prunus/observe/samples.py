@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from prunus.core import InputError
 from prunus.observe.average import parameters_of
-from prunus.observe.base import Seen, inputs_of
+from prunus.observe.base import Seen, inputs_of, pieces
 
 MEMORY = 2**23  # bytes that the gradients of some samples by one parameter, and the patches, take: near the processor
 AGREE = 1e-3  # of the largest entry: single against double work in float32
@@ -61,21 +61,6 @@ def sample_gradients(seen: Seen, losses: Losses) -> Iterator[tuple[int, Rows, in
             for number, loss in enumerate(losses(inputs_of(one)(seen.model), one)):
                 slopes = _alone(loss.mean(), parameters)
                 yield number, ((name, slope[None]) for name, slope in slopes.items()), 1
-
-
-def pieces(batch: Any, samples: int) -> Iterator[Any]:
-    """A batch in pieces of so many consecutive samples, the last perhaps of fewer.
-
-    >>> [x.tolist() for x, y in pieces((torch.arange(3), "y"), 2)]
-    [[0, 1], [2]]
-    """
-    count = inputs_of(batch).batch
-
-    def cut(start: int) -> Any:
-        part = slice(start, start + samples)
-        return tree_map_only(Tensor, lambda t: t[part] if t.dim() and t.shape[0] == count else t, batch)
-
-    yield from map(cut, range(0, count, samples))
 
 
 def class_scores(output: Any, kind: str) -> Tensor:
