@@ -98,7 +98,7 @@ class Seen:
             batch = tree_map_only(Tensor, lambda t: t.to(place), batch)
             check_finite(batch, seen)
             inputs = inputs_of(batch)
-            if self.order is None and inputs.batch > 1:
+            if self.order is None and inputs.batch > 1 and self.groups:
                 pair = next(pieces(batch, 2))
                 first, second = map(inputs_of, pieces(pair, 1))
                 self.order = order_of(self.model, self.groups, inputs_of(pair), (first, second))
