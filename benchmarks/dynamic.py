@@ -1,15 +1,16 @@
 """How much faster is a network that skips channels than the dense one in the fastest dense runtime?
 
     PYTHONPATH=. python benchmarks/dynamic.py --out records/2026-11-25-manidp/latency.jsonl
-    PYTHONPATH=. python benchmarks/dynamic.py --cases resnet56 --weights resnet56-manidp-0.6.safetensors --out ...
+    PYTHONPATH=. python benchmarks/dynamic.py --cases resnet56 --weights resnet56-manidp-0.5.safetensors --out ...
 
 Cases: ``layer WxS``, a 3x3 convolution of W channels on S x S pixels with half of its input and output channels on (the
 difference between six such layers in a row and two, so that gates, lists and their calls are counted and the rest is
 not); ``blocks WxS``, two basic blocks behind a 1x1 stem, half of the channels on; networks of the zoo, and ResNet-50 at
 224 x 224, with gates everywhere, so many channels on that about 2.2 times fewer multiply-adds are left.  Channels are
-chosen by fbs gates with random weights, other ones for every input, or come from a file of `prunus.save`.  Gates are
-counted.  Dense is the backbone without gates in torch, ONNX Runtime, OpenVINO and the engine.  One thread, float32,
-batch 1, all in turns in one process, medians of CPU time.  A line of JSON a case.
+chosen by fbs gates with random weights, other ones for every input; or by gates from a file of `prunus.save`, for test
+images of CIFAR-10 (of the folder named by PRUNUS_SHARED).  Gates are counted.  Dense is the backbone without gates in
+torch, ONNX Runtime, OpenVINO and the engine.  One thread, float32, batch 1 unless told, all in turns in one process,
+medians of CPU time.  A line of JSON a case.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from benchmarks.runtime import in_turns
 from prunus import zoo
 from prunus.core.backends import backends
 from prunus.core.inputs import Inputs
+from prunus.data import load
 from prunus.dynamic import by_lists, dynamic_, dynamic_of, gates, realised, skipping, static_
 from prunus.export import to_onnx
 from prunus.runtime import compile, profile
@@ -89,9 +92,11 @@ def main() -> None:
         rows = []
         for make in makers:
             net = gated(make, size, share) if asked.weights is None else prunus.load(asked.weights, make)
-            rows.append(measure(net.eval(), torch.randn(asked.batch, 3, size, size), asked.seconds, asked.torch))
+            x = torch.randn(asked.batch, 3, size, size) if asked.weights is None else images(name, asked.batch)
+            rows.append(measure(net.eval(), x, asked.seconds, asked.torch))
         row = rows[0] if len(rows) == 1 else difference(*rows)
-        row = {"case": name, "batch": asked.batch, "share": share, "weights": str(asked.weights or "")} | judged(row)
+        weights = asked.weights.name if asked.weights else ""
+        row = {"case": name, "batch": asked.batch, "share": share, "weights": weights} | judged(row)
         print(json.dumps(row), flush=True)
         if asked.out:
             with open(asked.out, "a", encoding="utf-8") as file:
@@ -109,6 +114,14 @@ def cases() -> dict[str, tuple[int, float, list[Callable[[], nn.Module]]]]:
         found[name] = (32, RATE, [getattr(zoo, name)])
     found["resnet50"] = (224, RATE, [lambda: zoo.build("torchvision:resnet50").module])
     return found
+
+
+def images(model: str, many: int) -> Tensor:
+    """The first test images of CIFAR-10, as the network takes them."""
+    shared = Path(os.environ.get("PRUNUS_SHARED", "../shared"))
+    origin = zoo.build(f"prunus:{model}", weights=shared / f"models/cifar10/{model}.safetensors")
+    data = load(shared / "data/cifar10", preprocess=origin.preprocess, decide=0)
+    return next(x for x, _ in data.test.batches(many, origin.preprocess))
 
 
 def gated(make: Callable[[], nn.Module], size: int, share: float) -> nn.Module:

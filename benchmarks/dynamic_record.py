@@ -5,10 +5,10 @@
     python benchmarks/dynamic_record.py --out records/2026-11-25-manidp/trials.jsonl --table --plot error.png
 
 Every trial begins with the trained network and goes through the same images, epochs and learning rates; those of static
-pruning are cut first, to the multiply-adds that the dynamic network of the same line of --keep came to (gates included).
+pruning are cut first, to the multiply-adds that the dynamic network of the same line of --keep came to, gates included.
 Slimming has one epoch of sparse training on top.  Settings were chosen on the first 2,000 test images; errors and
-multiply-adds are those of the other 8,000.  A line of JSON a trial; what is there is not done again.  --models keeps the
-networks (`prunus.save`), for benchmarks/dynamic.py.  Needs the folder named by PRUNUS_SHARED (default ../shared).
+multiply-adds are those of the other 8,000.  A line of JSON a trial; what is there is not done again.  --models keeps
+the networks (`prunus.save`), for benchmarks/dynamic.py.  Needs the folder named by PRUNUS_SHARED (default ../shared).
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def run(asked: argparse.Namespace, trial: str, keep: float) -> None:
     data = replace(data, test=data.test.take(torch.arange(CHOSEN_ON, len(data.test.labels))))
     data = replace(data, train=data.train.take(stratified(data.train.labels, asked.images, 0)))
     dense, started, facts = macs(net, x).total, time.perf_counter(), {}
-    common: dict[str, Any] = {"preprocess": preprocess, "weight_decay": 5e-4, "batch": 128, "precision": asked.precision}
+    common: dict[str, Any] = {"preprocess": preprocess, "weight_decay": 5e-4, "batch": 128}
+    common |= {"precision": asked.precision}
     with tempfile.TemporaryDirectory() as folder:
         tuned = {**common, "epochs": asked.epochs, "lr": asked.lr, "stage": "finetune", "folder": folder}
         if trial in METHODS:
