@@ -16,6 +16,9 @@ def join() -> int:
     import torch
     import torch.distributed as dist
 
+    from prunus.train.launch import leave_at_exit
+
+    leave_at_exit()
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return dist.get_rank()

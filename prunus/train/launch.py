@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed
 
 from prunus.core.errors import InputError
 from prunus.train.precision import choose_precision
@@ -46,7 +48,20 @@ def launch(precision: str) -> tuple[Fabric, str]:
         plugins=[TorchElasticEnvironment() if world > 1 else LightningEnvironment()],
     )
     fabric.launch()
+    if world > 1:
+        leave_at_exit()
     return fabric, chosen
+
+
+def leave_at_exit() -> None:
+    """Have this process leave its process group before it ends, where its threads could else abort it."""
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def average_buffers(model: torch.nn.Module, world: int) -> None:
@@ -57,11 +72,9 @@ def average_buffers(model: torch.nn.Module, world: int) -> None:
     """
     if world == 1:
         return
-    import torch.distributed as dist
-
     for buffer in model.buffers():
         if buffer.is_floating_point():
-            dist.all_reduce(buffer)
+            distributed.all_reduce(buffer)
             buffer /= world
 
 
@@ -71,6 +84,6 @@ def averaged(state: dict[str, Any], buffers: list[str], world: int) -> dict[str,
     for name in buffers:  # in the order of the network: the same on every rank
         if name in out and out[name].is_floating_point():
             mean = out[name].clone()
-            torch.distributed.all_reduce(mean)
+            distributed.all_reduce(mean)
             out[name] = mean / world
     return out

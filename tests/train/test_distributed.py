@@ -74,3 +74,7 @@ def test_only_the_first_rank_writes(folder: Path) -> None:
 def test_nan_on_one_rank_stops_both(folder: Path) -> None:
     for rank in (0, 1):
         assert (folder / f"error{rank}.txt").read_text().startswith("TrainingError: stage 'bad': the loss became nan")
+
+
+def test_a_process_leaves_its_group_before_it_ends(folder: Path) -> None:
+    assert all((folder / f"left{rank}").exists() for rank in (0, 1))

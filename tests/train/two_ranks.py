@@ -1,5 +1,6 @@
 """Trains under torchrun; every rank writes what it ended with.  Run as ``torchrun ... two_ranks.py FOLDER``."""
 
+import atexit
 import os
 import runpy
 import sys
@@ -24,6 +25,7 @@ def main() -> None:
         "precision": "32",
         "quiet": True,
     }
+    atexit.register(left, folder / f"left{rank}")  # what is registered first runs last
     out = {}
     for stage, norm, resume in (("plain", False, False), ("norm", True, False), ("norm", True, True)):
         model = TINY["network"](norm=norm, dropout=0.2 if norm else 0.0)
@@ -41,6 +43,12 @@ def main() -> None:
         fit(TINY["network"](norm=False), bad_on(rank), **settings, folder=folder, stage="bad")
     except Exception as error:
         (folder / f"error{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def left(note: Path) -> None:
+    """Note that there is no process group any more."""
+    if not torch.distributed.is_initialized():
+        note.touch()
 
 
 def bad_on(rank: int) -> object:
