@@ -64,7 +64,7 @@ class Skipping(nn.Module):
         self.active = self.on = None
         if self.gate is None:
             return None
-        gate, seen = self.gate, self.gate.pool(x)
+        gate, seen = self.gate, self.gate.see(x)
         if held is not None:
             seen = seen.new_zeros(len(x), self.channels[0]).index_copy(1, held, seen)
         saliency = gate.respond(seen)

@@ -195,7 +195,7 @@ def _proven(
 
 
 def check_same_network(model: nn.Module, groups: Groups) -> None:
-    """Raise `InputError` when the groups were traced on another network, or before its last cut."""
+    """Raise `InputError` for groups of another network, or of before its last cut, and for a network with gates."""
     check_whole(model)
     check_cuttable(model)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())

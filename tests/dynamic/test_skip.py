@@ -49,6 +49,14 @@ def test_skipping_is_masking(make: Any, method: str, fast: Any) -> None:
             equal(quick(part), net(part))
 
 
+def test_skipping_in_16_bits() -> None:
+    net, x = gated(Basic, "fbs").to(torch.bfloat16), example(3).to(torch.bfloat16)
+    quick = skipping(net, x, dense="never")
+    with torch.no_grad():
+        for part in (x[:1], x):
+            torch.testing.assert_close(quick(part), net(part), rtol=0.1, atol=0.1 * float(net(part).abs().max()))
+
+
 @pytest.mark.parametrize("dense", ["always", "auto"])
 def test_layers_above_their_break_even_are_computed_whole(dense: str) -> None:
     net, x = gated(Basic), example(3)
