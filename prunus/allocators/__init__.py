@@ -7,10 +7,10 @@ True
 from importlib import import_module
 from pkgutil import iter_modules
 
-from prunus.allocators.base import Problem, allocate, allocators
+from prunus.allocators.base import Problem, allocate, allocators, kept
 from prunus.allocators.curves import Sensitivity, sensitivity
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Problem", "Sensitivity", "allocate", "allocators", "sensitivity"]
+__all__ = ["Problem", "Sensitivity", "allocate", "allocators", "kept", "sensitivity"]

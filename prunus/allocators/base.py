@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from prunus.allocators.removal import Removal
 from prunus.core import (
     Budget,
     BudgetError,
@@ -55,27 +55,24 @@ class Problem:
         found = dict.fromkeys(together.get(g.id, (g.id,)) for g in self.groups)
         return tuple(ids for ids in found if all(id in self.scores for id in ids))
 
-    def fits(self, keep: Tensor) -> bool:
-        """Whether the network with the units of `keep` left is within every limit."""
-        costs = self.groups.costs(keep)
+    def allows(self, costs: Mapping[str, int]) -> bool:
+        """Whether the costs are within every limit."""
         return all(costs[kind] <= limit for kind, limit in self.limits.items())
 
-    def remove_lowest(self, ranking: Mapping[str, Tensor]) -> Tensor:
+    def remove_lowest(self, ranking: Mapping[str, Tensor], order: Mapping[str, Tensor] | None = None) -> Tensor:
         """The keep mask that removes the fewest lowest-ranked units so that the budget is met, exactly.
 
         `ranking` is one number a unit, comparable over all groups; ties go by order of the groups, then of the units.
-        The masks for 0, 1, 2 ... steps (see `Removal`) are nested, so that bisection finds the first that fits: one
-        step less exceeds the budget.  Raises `BudgetError`, with the least reachable cost, when none does.
+        With `order` (say, the scores), the units of a group go by that, and the numbers of a group of one part may
+        stand in any order: what the first, the second ... to go of it ranks.
+        Raises `BudgetError`, with the least reachable cost, when none does.
         """
-        removal = Removal.of(self, ranking)
-        low, high = 0, removal.steps
-        if not self.fits(removal.keep(high)):
-            least = self.groups.costs(removal.keep(high))
+        removal = Removal.of(self.groups, self.bundles, ranking, self.floors, self.round_to, order)
+        asked = removal.fewest(self.allows)
+        if asked is None:
+            least = removal.costs(removal.lengths)
             raise BudgetError(self._unreachable(least), least)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.fits(removal.keep(middle)) else (middle + 1, high)
-        return removal.keep(low)
+        return removal.keep(asked)
 
     def _unreachable(self, least: Mapping[str, int]) -> str:
         original = self.groups.costs()
@@ -91,92 +88,6 @@ class Problem:
             f"the budget cannot be met: {'; '.join(rows)}.{whole} Ask for no less than that, or lower floor= "
             f"(keeps {sum(self.floors.values())} units now) or round_to= ({self.round_to} now), or freeze less."
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Removal:
-    """Steps in the order in which they go; `keep(k)` is the mask when the first `k` have been asked to go.
-
-    A step takes one unit of a group (one of every part), or, of groups that the model's code keeps in proportion, what
-    all of them lose together.  It ranks as its units do on average.
-    """
-
-    order: Tensor  # (steps,) lowest rank first
-    owner: Tensor  # (steps,) the bundle that each step belongs to: a group, or groups in proportion
-    flat: Tensor  # (units,) number of each scored unit in the keep mask
-    bundle: Tensor  # (units,) the bundle of each unit
-    step: Tensor  # (units,) the step of its bundle that each unit goes with
-    lengths: Tensor  # (bundles,) number of steps
-    floors: Tensor  # (bundles,) least number of steps that stay
-    multiples: Tensor  # (bundles,) the number of steps that stay is a multiple of this
-    units: int
-
-    @classmethod
-    def of(cls, problem: Problem, ranking: Mapping[str, Tensor]) -> Removal:
-        """From one comparable number a unit."""
-        order, owner, flat, bundle, step = [], [], [], [], []
-        lengths, floors, multiples = [], [], []
-        for b, ids in enumerate(problem.bundles):
-            quanta = problem.groups.quanta(ids)
-            length = -(-problem.groups[ids[0]].count // quanta[0])
-            steps_of = [_steps(ranking[id], problem.groups[id].parts, quantum) for id, quantum in zip(ids, quanta)]
-            means = torch.stack(
-                [
-                    torch.zeros(length, dtype=torch.float64).scatter_reduce(
-                        0, steps, ranking[id].double(), "mean", include_self=False
-                    )
-                    for id, steps in zip(ids, steps_of)
-                ]
-            )
-            order.append(means.mean(0))
-            owner.append(torch.full((length,), b))
-            for id, steps in zip(ids, steps_of):
-                group = problem.groups[id]
-                flat.append(torch.arange(group.offset, group.offset + group.units))
-                bundle.append(torch.full((group.units,), b))
-                step.append(steps)
-            lengths.append(length)
-            floors.append(max(math.ceil(problem.floors[id] / quantum) for id, quantum in zip(ids, quanta)))
-            multiples.append(_multiple(problem, ids, quanta))
-        return cls(
-            order=_cat(order, torch.float64).argsort(stable=True),
-            owner=_cat(owner),
-            flat=_cat(flat),
-            bundle=_cat(bundle),
-            step=_cat(step),
-            lengths=torch.tensor(lengths, dtype=torch.long),
-            floors=torch.tensor(floors, dtype=torch.long),
-            multiples=torch.tensor(multiples, dtype=torch.long),
-            units=problem.groups.units,
-        )
-
-    @property
-    def steps(self) -> int:
-        """How many steps can be asked to go."""
-        return len(self.order)
-
-    def keep(self, asked: int) -> Tensor:
-        """The keep mask ``(units,)``: a bundle gives up what was asked of it, down to its floor, in whole multiples."""
-        gone = torch.bincount(self.owner[self.order[:asked]], minlength=len(self.lengths))
-        left = torch.maximum(self.lengths - gone, self.floors)
-        left = torch.minimum((left + self.multiples - 1) // self.multiples * self.multiples, self.lengths)
-        keep = torch.ones(self.units, dtype=torch.bool)
-        keep[self.flat] = self.step >= (self.lengths - left)[self.bundle]
-        return keep
-
-
-def _steps(ranking: Tensor, parts: int, quantum: int) -> Tensor:
-    """``(units,)``: the step that each unit goes with, lowest ranks of every part first, `quantum` at a time."""
-    rows = ranking.reshape(parts, -1)
-    place = torch.empty(rows.shape, dtype=torch.long)
-    place.scatter_(1, rows.argsort(dim=1, stable=True), torch.arange(rows.shape[1]).expand_as(rows))
-    return (place // quantum).flatten()
-
-
-def _multiple(problem: Problem, ids: tuple[str, ...], quanta: tuple[int, ...]) -> int:
-    """How many steps go together so that the kept counts of wide groups are multiples of `round_to`."""
-    wide = [q for id, q in zip(ids, quanta) if problem.groups[id].count >= problem.round_to]
-    return math.lcm(1, *(problem.round_to // math.gcd(q, problem.round_to) for q in wide))
 
 
 allocators: Registry[Callable[[Problem], Tensor]] = Registry("allocator")
@@ -205,6 +116,19 @@ def allocate(
     Raises: `BudgetError` saying the least reachable cost; `UnknownNameError`; `InputError` for scores of another
     network.
     """
+    return groups.plan(kept(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor))
+
+
+def kept(
+    groups: Groups,
+    scores: Mapping[str, Tensor],
+    budget: Budget,
+    *,
+    allocator: str | Callable[[Problem], Tensor] = "global",
+    round_to: int = 1,
+    floor: Floor = None,
+) -> Tensor:
+    """The keep mask ``(units,)`` of the plan that `allocate` makes of the same arguments."""
     entry = allocators.find(allocator)
     _check(groups, scores, round_to)
     floors = {group.id: _floor(group, _floor_of(group, floor), groups.least) for group in groups if group.id in scores}
@@ -213,8 +137,7 @@ def allocate(
             if not any(under(group.id, pattern) for group in groups):
                 hint = did_you_mean(pattern, [group.id for group in groups])
                 raise UnknownNameError(f"floor= names '{pattern}', which matches no group.{hint} See: prunus groups.")
-    problem = Problem(groups, scores, budget.limits(groups.costs()), floors, round_to)
-    return groups.plan(entry.call(problem))
+    return entry.call(Problem(groups, scores, budget.limits(groups.costs()), floors, round_to))
 
 
 def _floor_of(group: Group, floor: Floor) -> int | float | None:
@@ -247,7 +170,3 @@ def _check(groups: Groups, scores: Mapping[str, Tensor], round_to: int) -> None:
             )
         if not bool(values.isfinite().all()):
             raise InputError(f"scores of group '{id}' hold a number that is not finite; they cannot be ranked.")
-
-
-def _cat(parts: list[Tensor], dtype: torch.dtype = torch.long) -> Tensor:
-    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype)

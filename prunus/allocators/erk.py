@@ -19,6 +19,6 @@ def erk(problem: Problem) -> Tensor:
     ranking = {}
     for group in problem.scored:
         tensor, scores = group.slices[0].tensor, problem.scores[group.id]
-        place = len(scores) + 1 - ranks(scores)  # 1 is the best
+        place = len(scores) + 1 - ranks(group, scores)  # 1 is the best
         ranking[group.id] = -place / len(scores) * tensor.numel() / sum(tensor.shape)
-    return problem.remove_lowest(ranking)
+    return problem.remove_lowest(ranking, problem.scores)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunus.allocators.base import Problem, allocators
+from prunus.core import Group
 
 
 @allocators.register("uniform")
@@ -17,17 +18,20 @@ def uniform(problem: Problem) -> Tensor:
     keeps $1 - f$ as well, and not its square.  Returns the keep mask ``(units,)``.
     """
     factors = problem.groups.factors
-    return problem.remove_lowest(
-        {id: 1 - (1 - ranks(scores) / len(scores)) ** factors[id] for id, scores in problem.scores.items()}
-    )
+    ranking = {
+        id: 1 - (1 - ranks(problem.groups[id], scores) / len(scores)) ** factors[id]
+        for id, scores in problem.scores.items()
+    }
+    return problem.remove_lowest(ranking, problem.scores)
 
 
-def ranks(scores: Tensor) -> Tensor:
-    """Ranks from 1, ties by order: ``(units,)`` -> ``(units,)``.
+def ranks(group: Group, scores: Tensor) -> Tensor:
+    """Ranks from 1, ties by order ``(units,)``; those of a group of one part in order: scores say which unit is which.
 
-    >>> ranks(torch.tensor([0.3, 0.1, 0.3]))
+    >>> ranks(Group("fc", 3, (), parts=3), torch.tensor([0.3, 0.1, 0.3]))
     tensor([2., 1., 3.], dtype=torch.float64)
     """
-    out = torch.empty(len(scores), dtype=torch.float64)
-    out[scores.argsort(stable=True)] = torch.arange(1, len(scores) + 1, dtype=torch.float64)
-    return out
+    places = torch.arange(1, len(scores) + 1, dtype=torch.float64)
+    if group.parts == 1:
+        return places
+    return torch.empty(len(scores), dtype=torch.float64).scatter_(0, scores.cpu().argsort(stable=True), places)

@@ -119,6 +119,10 @@ class Groups(Sequence[Group]):
                 macs += term
         return {"params": params, "macs": round(macs)}
 
+    def costs_of_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """What it costs when so many units of every group stay; raises where it matters which ones do."""
+        raise InputError("what this network costs depends on which units stay: give costs() a keep mask.")
+
     def kept_rows(self, alive: list[Tensor], axis: int, rows: tuple[int, int] | None) -> int:
         """How many rows of an axis (within `rows`) survive, given `alive`."""
         kept = alive[axis] if rows is None else alive[axis][rows[0] : rows[1]]
@@ -183,8 +187,10 @@ class Groups(Sequence[Group]):
     def check_proportions(self, keep: Tensor) -> None:
         """Raise `InputError` when `keep` has uneven parts, or breaks a proportion that the model's code asks for."""
         for group in self:
+            if group.parts == 1:
+                continue
             kept = keep[group.offset : group.offset + group.units].reshape(group.parts, -1).sum(1)
-            if group.parts > 1 and len(kept.unique()) > 1:
+            if len(kept.unique()) > 1:
                 raise InputError(
                     f"the plan keeps {kept.tolist()} units of the {group.parts} parts of group '{group.id}'; it must "
                     "keep as many of each."

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,20 +86,18 @@ class Mask:
     @classmethod
     def of(cls, keep: Tensor) -> Mask:
         """From a boolean tensor, True = keep."""
-        flat = keep.bool().flatten().cpu()
-        rows = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).reshape(-1, 8).byte()
-        packed = (rows << torch.arange(7, -1, -1, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-        return cls(tuple(keep.shape), base64.b64encode(packed.numpy().tobytes()).decode())
+        flat = keep.detach().bool().flatten().cpu()
+        packed = np.packbits(flat.numpy())
+        return cls(tuple(keep.shape), base64.b64encode(packed.tobytes()).decode())
 
     @property
     def keep(self) -> Tensor:
         """The boolean tensor; raises `FileError` when the bits do not fit the shape."""
-        packed = torch.frombuffer(bytearray(base64.b64decode(self.bits) or b"\0"), dtype=torch.uint8)
+        packed = np.frombuffer(base64.b64decode(self.bits), dtype=np.uint8)
         count = torch.Size(self.shape).numel()
         if len(packed) * 8 < count:
             raise FileError(f"a mask of shape {self.shape} holds {len(packed) * 8} bits; it was damaged or edited.")
-        rows = packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1
-        return rows.flatten()[:count].bool().reshape(self.shape)
+        return torch.from_numpy(np.unpackbits(packed, count=count).astype(bool)).reshape(self.shape)
 
 
 @dataclass(frozen=True)

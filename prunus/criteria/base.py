@@ -196,8 +196,9 @@ def _raw(entry: Entry[Callable[..., Tensor]], group: Group, seed: int) -> Tensor
         return None
     if entry.declares["kind"] == "group":
         return call(group, seed=seed) if entry.declares["seeded"] else call(group)
-    terms = [call(s).flatten(1).sum(1) for s in group.slices]  # (units, fan) -> (units,)
-    joined = ACROSS[entry.declares["across"]](torch.stack([t.double().cpu() for t in terms]))
+    found = [call(s).flatten(1) for s in group.slices]  # (units, fan), of single weights (units, 1)
+    terms = [(t.sum(1) if t.shape[1] != 1 else t[:, 0]).double().cpu() for t in found]
+    joined = ACROSS[entry.declares["across"]](torch.stack(terms)) if len(terms) > 1 else terms[0]
     return FINISH[entry.declares["finish"]](joined)
 
 

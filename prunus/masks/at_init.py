@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.allocators import Problem, allocate
+from prunus.allocators import Problem, kept
 from prunus.core import Budget, InputError, Plan
 from prunus.criteria import needed, of_data, score
 from prunus.masks.tensors import Tensors
@@ -117,9 +117,8 @@ def choose(
         if not back:
             scores = without(groups, scores, keep)
         budget = Budget(density=float(density) if k == rounds else densities(k))
-        plan = allocate(groups, scores, budget, allocator=allocator)
-        keep = groups.mask(plan)
-    return Choice(plan, scores)
+        keep = kept(groups, scores, budget, allocator=allocator)
+    return Choice(groups.plan(keep), scores)
 
 
 def _cooled(temperature: float, output: Any, batch: Any) -> Tensor:

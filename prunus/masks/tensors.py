@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +29,13 @@ class Tensors(Groups):
 
     def costs(self, keep: Tensor | None = None) -> dict[str, int]:
         """``{"density": ...}``: how many weights stay under the keep mask ``(units,)``."""
-        kept = (int(keep[g.offset : g.offset + g.units].sum()) if keep is not None else g.units for g in self)
-        return {"density": sum(n * g.slices[0].index.shape[1] for n, g in zip(kept, self))}
+        if keep is None:
+            return self.costs_of_counts({g.id: g.units for g in self})
+        return self.costs_of_counts({g.id: int(keep[g.offset : g.offset + g.units].count_nonzero()) for g in self})
+
+    def costs_of_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """The same, of how many units of every group stay."""
+        return {"density": sum(counts[g.id] * g.slices[0].index.shape[1] for g in self)}
 
     @property
     def factors(self) -> dict[str, int]:
