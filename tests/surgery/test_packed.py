@@ -1,5 +1,6 @@
 """Files of masked networks: small, without loss, and safe to read."""
 
+import json
 import math
 
 import pytest
@@ -32,7 +33,7 @@ def test_size_is_close_to_the_information(density):
     assert sum(p.nbytes for p in packed.values()) < 1.1 * information(t)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 @pytest.mark.parametrize("density", [0.0, 0.0005, 0.03, 0.3, 1.0])
 def test_nothing_is_lost(dtype, density):
     t = (sparse(density, 3001) if density else torch.zeros(3001)).to(dtype)
@@ -107,3 +108,18 @@ def test_a_damaged_file_is_refused(tmp_path, how):
     with pytest.raises(FileError, match="net.safetensors"):
         prunus.load_(model, path)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+
+
+def test_what_is_written_is_never_taken_for_a_trap(monkeypatch):
+    monkeypatch.setattr("prunus.surgery.packed.ZEROS", 10_000)
+    tensors = {str(i): torch.zeros(4000).index_fill_(0, torch.tensor([0]), i + 1.0) for i in range(5)}
+    packed, shapes = pack(tensors)
+    assert {name[1:] for name in packed} == {"#values", "#gaps", "#bits"}
+    assert all(torch.equal(t, tensors[name]) for name, t in unpack(packed, shapes).items())
+
+
+def test_shapes_that_promise_more_than_the_parts_hold_are_refused_before_anything_is_made():
+    packed, _ = pack({"w": torch.eye(64)})
+    for shape in ([64, 1 << 30], [1 << 62, 1 << 62], [-64, -64], [64.0, 64], "w"):
+        with pytest.raises(FileError, match="do not fit"):
+            unpack(packed, json.dumps({"w": shape}))

@@ -1,0 +1,24 @@
+"""Crafted files: they load, or they are one clear error; nothing crashes, hangs or takes the machine's memory.
+
+``PRUNUS_FUZZ=5000`` runs so many cases of every format instead of the few of CI; ``PRUNUS_FUZZ_SEED`` draws others.
+A failure names the command that repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from tests.security.fuzz import formats, fuzz
+
+CASES = int(os.environ.get("PRUNUS_FUZZ", "150"))
+SEED = int(os.environ.get("PRUNUS_FUZZ_SEED", "0"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limits and the peaks of memory are Linux'")
+@pytest.mark.parametrize("name", sorted(formats()))
+def test_a_crafted_file_can_do_nothing(name):
+    failures = fuzz(name, CASES, SEED)
+    assert not failures, "\n".join(map(str, failures))
