@@ -215,9 +215,9 @@ def exported(line: str, model: nn.Module, make: Any, x: Any, folder: Path) -> st
 
 
 def tensors_of(out: Any) -> list[torch.Tensor]:
-    from prunus.tracing.apply import output_tensors
+    from prunus.core.nested import tensors_in
 
-    return list(output_tensors(out))
+    return list(tensors_in(out))
 
 
 def _worker(line: str, onnx: bool, pipe: Any, verbose: bool) -> None:

@@ -15,11 +15,13 @@ from prunus.core import (
     Budget,
     BudgetError,
     InputError,
+    Inputs,
     NothingToPruneError,
     PrunusError,
     Report,
     VerificationError,
 )
+from prunus.core.inputs import Outputs
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import needed, score, unscored
 from prunus.observe import collect
@@ -53,6 +55,7 @@ def prune_(
     per: str | None = None,
     seed: int = 0,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    outputs: Outputs | None = None,
 ) -> Report:
     """Trace, score, allocate and cut `model` in place so that it costs at most `budget`: use ``report.model``.
 
@@ -76,10 +79,11 @@ def prune_(
         per: ``macs`` or ``params``: scores are divided by what a unit costs (see `prunus.criteria.score`).
         seed: for criteria that draw at random.
         optimizer: the one in whose training the cut falls: its state follows, and it goes on.
+        outputs: what forward returns -> the tensors that must stay as they are (see `prunus.tracing.trace`).
 
     Raises: what its verbs raise; `InputError` when the criterion looks at data and none is given.
     """
-    model, wanted = unwrapped(model), needed(criterion, data)
+    model, wanted, example_inputs = unwrapped(model), needed(criterion, data), Inputs.of(example_inputs, outputs)
     check_cuttable(model)
     method = method_of(repair)
     if method and data is None:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from prunus.allocators import Problem, allocate
 from prunus.allocators.base import Floor
 from prunus.core import Budget, InputError, Plan, Report
+from prunus.core.inputs import Outputs
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import criteria, needed, score, unscored
@@ -36,8 +37,8 @@ class Pruner:
     and the Trainer of transformers (`prunus.integrations`); not with sharded parameters (FSDP): shard what it returns.
 
     Args:
-        model, example_inputs, budget, criterion, allocator, data, loss, freeze, only, round_to, floor, verify, seed: as
-            for `prune_`.
+        model, example_inputs, budget, criterion, allocator, data, loss, freeze, only, round_to, floor, verify, seed,
+            outputs: as for `prune_`.
         regularizer: pressure on the weights: a `Regularizer`, a name, or ``{"name": ..., **arguments}``.
         schedule: steps made -> progress in [0, 1], e.g. `prunus.schedules.gradual`; None: everything in `finish_`.
 
@@ -76,10 +77,11 @@ class Pruner:
         floor: Floor = None,
         verify: bool = True,
         seed: int = 0,
+        outputs: Outputs | None = None,
     ) -> None:
         self.model = unwrapped(model)
         check_cuttable(self.model)
-        self.groups = trace(self.model, example_inputs, freeze=freeze, only=only)
+        self.groups = trace(self.model, example_inputs, freeze=freeze, only=only, outputs=outputs)
         check_prunable(self.groups)
         self._regularizer = None if regularizer is None else regularizer_of(regularizer)
         self._schedule, self._budget, self._verify = schedule, budget, verify

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from prunus.core.errors import InputError
+from prunus.core.nested import tensors_in, with_tensors_changed
+
+Outputs = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Positional and keyword inputs of a model, in any nesting.
+    """Positional and keyword inputs of a model, in any nesting; and which tensors of what it returns are its outputs.
+
+    `outputs` takes what forward returns and gives the tensors that must keep their shapes and values, in any nesting;
+    by default those are all that it holds.
 
     >>> Inputs.of(torch.zeros(2, 3)).batch
     2
@@ -23,10 +28,13 @@ class Inputs:
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Outputs | None = None
 
     @classmethod
-    def of(cls, example: Any) -> Inputs:
+    def of(cls, example: Any, outputs: Outputs | None = None) -> Inputs:
         """From what a user passes: a tensor, a tuple or list of positional inputs, or `Inputs`."""
+        if outputs is not None:
+            return replace(cls.of(example), outputs=outputs)
         if isinstance(example, Inputs):
             return example
         if isinstance(example, Mapping):
@@ -41,8 +49,8 @@ class Inputs:
 
     def map(self, change: Any) -> Inputs:
         """The same inputs with `change` applied to every tensor."""
-        args, kwargs = tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
-        return Inputs(args, kwargs)
+        args, kwargs = with_tensors_changed((self.args, dict(self.kwargs)), change)
+        return replace(self, args=args, kwargs=kwargs)
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """Floating-point tensors in another precision; integer tensors stay."""
@@ -51,7 +59,22 @@ class Inputs:
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor, in order."""
-        return [leaf for leaf in tree_flatten((self.args, dict(self.kwargs)))[0] if isinstance(leaf, Tensor)]
+        return tensors_in((self.args, dict(self.kwargs)))
+
+    def outputs_in(self, returned: Any) -> list[Tensor]:
+        """The tensors of what forward returned: those that `outputs` names, else all, without those of `is_cache`.
+
+        Raises: `TraceError` where it holds something that cannot be walked, `InputError` where `outputs` names none.
+        """
+        if self.outputs is None:
+            return tensors_in(returned, "what the model returns", is_cache)
+        found = tensors_in(self.outputs(returned), "what outputs= gives")
+        if not found:
+            raise InputError(
+                f"outputs= gave no tensor for what the model returns, a {type(returned).__name__}: it takes what "
+                "forward returns and gives the tensors that must stay, e.g. outputs=lambda returned: [returned.logits]."
+            )
+        return found
 
     @property
     def batch(self) -> int:
@@ -64,3 +87,8 @@ class Inputs:
     def signature(self) -> list[dict[str, Any]]:
         """Shape and type of every tensor: what a plan file keeps of the example."""
         return [{"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for t in self.tensors]
+
+
+def is_cache(value: Any) -> bool:
+    """Whether an object is the memory of a forward of transformers, which that forward alone reads again."""
+    return any(c.__module__.startswith("transformers.") and c.__name__.endswith("Cache") for c in type(value).__mro__)

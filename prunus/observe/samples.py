@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from prunus.core import InputError
+from prunus.core.nested import tensors_in
 from prunus.observe.average import parameters_of
 from prunus.observe.base import Seen, inputs_of, pieces
 
@@ -88,8 +88,8 @@ def _agree(seen: Seen, parameters: dict[str, Tensor], batch: Any) -> bool:
     def value(output: Any, count: int) -> Tensor:  # any function of the outputs that treats no two of them alike
         parts = [
             (t.flatten(1).double() * torch.arange(1, t[0].numel() + 1, device=t.device).double().cos()).sum()
-            for t in tree_leaves(output)
-            if isinstance(t, Tensor) and t.requires_grad and t.dim() and t.shape[0] == count
+            for t in tensors_in(output)
+            if t.requires_grad and t.dim() and t.shape[0] == count
         ]
         return torch.stack(parts).sum() if parts else torch.zeros(())
 

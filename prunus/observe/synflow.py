@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from prunus.core import InputError
+from prunus.core.nested import tensors_in
 from prunus.core.running import with_batch, with_tensors
 from prunus.observe.average import parameters_of
 from prunus.observe.base import Seen, collectors, inputs_of
@@ -31,7 +31,7 @@ def flow(seen: Seen) -> dict[str, Tensor]:
         lambda t: (torch.ones_like(t, dtype=torch.float64) if t.is_floating_point() else t).to(place)
     )
     output = with_tensors(seen.model, {**weights, **buffers}, ones)
-    total = torch.stack([t.sum() for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]).sum()
+    total = torch.stack([t.sum() for t in tensors_in(output) if t.is_floating_point()]).sum()
     names = {id(p): name for name, p in seen.model.named_parameters()}
     parameters = {name: weights[names[id(t)]] for name, t in parameters_of(seen.groups).items()}
     slopes = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)

@@ -22,7 +22,7 @@ from prunus.surgery.graph import Follow, Given, Graph, Step, mapped
 from prunus.surgery.operators import name_of
 from prunus.surgery.rewritten import CONSTANTS, RewrittenModule
 from prunus.surgery.sizes import Sizes, follow
-from prunus.surgery.structure import by_name, describe, leaves
+from prunus.surgery.structure import by_name, describe
 from prunus.tracing import rules
 from prunus.tracing.apply import unchanged
 from prunus.tracing.build import build
@@ -70,7 +70,7 @@ def capture(model: nn.Module, inputs: Inputs, cuts: Cuts, training: bool) -> Cap
             raise TraceError(f"forward failed in {mode} mode: {type(error).__name__}: {error}.") from error
         replaced = {n: b for n, b in model.named_buffers() if n in buffers and b is not buffers[n]}
     outputs = describe(out, lambda v: v)
-    for tensor in (t for t in leaves(outputs) if isinstance(t, Tensor)):
+    for tensor in inputs.outputs_in(out):
         for dim in tracer.of(tensor):
             tracer.fix(dim, "it is an output of the model")
     visited = {name for call in tracer.calls for name in call.parameters}
@@ -195,9 +195,7 @@ class _Writer:
         for number, tensor in self.tracer.constants.items():
             if number not in self.numbers:
                 self._source(number, tensor)
-        steps = [
-            step for call, op in zip(self.tracer.calls, self.groups.operators) if (step := self._step(call, op))
-        ]
+        steps = [step for call, op in zip(self.tracer.calls, self.groups.operators) if (step := self._step(call, op))]
         outs = mapped(outputs, self._leaf)
         for name, tensor in replaced.items():
             step = self._write_back(name, tensor)

@@ -48,7 +48,7 @@ def rewrite(model: nn.Module, groups: Groups, plan: Plan) -> RewrittenModule:
     ...     def forward(self, x):
     ...         return self.b(self.a(x).view(-1, 8))
     >>> from prunus.tracing.build import build
-    >>> from prunus.tracing.trace import record
+    >>> from prunus.tracing.recording import record
     >>> net, x = Fixed(), prunus.Inputs.of(torch.zeros(2, 3))
     >>> groups = build(record(net, x), x).groups
     >>> small = rewrite(net, groups, prunus.Plan({"a": prunus.GroupPlan(8, (0, 3, 5))}))
@@ -113,9 +113,7 @@ def _joined(training: Captured, constants: dict[str, Tensor]) -> tuple[Graph, di
     return replace(training.graph, state=state), constants
 
 
-def _tensors(
-    model: nn.Module, cuts: Cuts, constants: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], frozenset[str]]:
+def _tensors(model: nn.Module, cuts: Cuts, constants: dict[str, Tensor]) -> tuple[dict[str, Tensor], frozenset[str]]:
     """New parameters and buffers, narrowed, by all their names; and which of them are not in the ``state_dict``."""
     made: dict[int, Tensor] = {}
     out: dict[str, Tensor] = {}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from prunus.core import Added, Inputs, Plan
 from prunus.surgery.memory import plan_of, remember_, replace_
-from prunus.tracing.trace import record
+from prunus.tracing.recording import record
 
 BUFFER = "select"
 NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "batch_norm")

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import SUPPORTED_NODES
 
 from prunus.core import InputError
+from prunus.core.inputs import is_cache
+from prunus.core.nested import parts_of
 from prunus.tracing.tracer import Ref
 
-KINDS = ("list", "tuple", "dict", "fields", "other")
+KINDS = ("list", "tuple", "dict", "fields", "object", "other")
 
 
 @dataclass(frozen=True)
 class Node:
-    """A container: its kind, its keys (for ``dict`` and ``fields``), what it holds, and the class to build again.
+    """A container: its kind, its keys (of ``dict``, ``fields``, ``object``), what it holds, the class to build again.
 
     `cls` is known in the process that recorded; a description read from a file has none and gives plain lists, tuples
     and dictionaries.
@@ -30,30 +33,35 @@ class Node:
     cls: Any = None
 
 
-def describe(value: Any, leaf: Callable[[Any], Any]) -> Any:
-    """Tuples, lists, dictionaries, dataclasses and pytree nodes in any nesting, with `leaf` applied to the rest.
+def describe(value: Any, leaf: Callable[[Any], Any], above: tuple[int, ...] = ()) -> Any:
+    """Containers and objects in any nesting, with `leaf` applied to the rest; `above` are the ids of what holds it.
 
     >>> describe({"a": 1, "b": [2]}, str).items
     ('1', Node(kind='list', keys=(), items=('2',), cls=<class 'list'>))
     """
-    kind = type(value)
-    if isinstance(value, Tensor):
+    kind, above = type(value), (*above, id(value))
+    if isinstance(value, Tensor) or is_cache(value):
         return leaf(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        keys = tuple(f.name for f in dataclasses.fields(value) if f.init)
-        return Node("fields", keys, tuple(describe(getattr(value, k), leaf) for k in keys), kind)
+
+    def each(values: Iterable[Any]) -> tuple[Any, ...]:
+        return tuple(describe(None if id(v) in above else v, leaf, above) for v in values)  # no way in circles
+
+    if dataclasses.is_dataclass(value) and all(f.init for f in dataclasses.fields(value)) and kind is not type:
+        keys = tuple(f.name for f in dataclasses.fields(value))
+        return Node("fields", keys, each(getattr(value, k) for k in keys), kind)
     if isinstance(value, Mapping):
-        return Node("dict", tuple(value), tuple(describe(v, leaf) for v in value.values()), kind)
+        return Node("dict", tuple(value), each(value.values()), kind)
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
-        return Node("tuple", value._fields, tuple(describe(v, leaf) for v in value), kind)
+        return Node("tuple", value._fields, each(value), kind)
     if isinstance(value, (list, tuple)):
-        name = "list" if isinstance(value, list) else "tuple"
-        return Node(name, (), tuple(describe(v, leaf) for v in value), kind)
+        return Node("list" if isinstance(value, list) else "tuple", (), each(value), kind)
     if kind in SUPPORTED_NODES:
         children, context = SUPPORTED_NODES[kind].flatten_fn(value)
         build = SUPPORTED_NODES[kind].unflatten_fn
-        items = tuple(describe(v, leaf) for v in children)
-        return Node("other", (), items, lambda parts: build(parts, context))
+        return Node("other", (), each(children), lambda parts: build(parts, context))
+    parts = parts_of(value)
+    if parts and all(part.kind == "attribute" for part in parts):
+        return Node("object", tuple(part.key for part in parts), each(part.value for part in parts), kind)
     return leaf(value)
 
 
@@ -68,21 +76,19 @@ def rebuild(template: Any, leaf: Callable[[Any], Any]) -> Any:
     items = [rebuild(v, leaf) for v in template.items]
     if template.kind == "dict":
         return dict(zip(template.keys, items))
-    if template.kind == "fields":
+    if template.kind in ("fields", "object"):
         named = dict(zip(template.keys, items))
-        return named if template.cls is None else template.cls(**named)
+        if template.cls is None or template.kind == "fields":
+            return named if template.cls is None else template.cls(**named)
+        new = template.cls.__new__(template.cls)
+        for key, item in named.items():
+            object.__setattr__(new, key, item)
+        return new
+    if template.cls is torch.Size:
+        return torch.Size(items)
     if template.cls is not None and (template.kind == "other" or template.keys):
         return template.cls(items) if template.kind == "other" else template.cls(*items)
     return tuple(items) if template.kind == "tuple" else items
-
-
-def leaves(template: Any) -> Iterator[Any]:
-    """Every leaf of a description, in order."""
-    if isinstance(template, Node):
-        for item in template.items:
-            yield from leaves(item)
-    else:
-        yield template
 
 
 def take_apart(template: Any, value: Any, where: str, put: Callable[[int, Tensor], None]) -> None:
@@ -107,7 +113,7 @@ def take_apart(template: Any, value: Any, where: str, put: Callable[[int, Tensor
 
 def _parts(template: Node, value: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
     """Key, description and part of everything a container holds."""
-    if template.kind == "fields":
+    if template.kind in ("fields", "object"):
         values = [value[k] if isinstance(value, Mapping) else getattr(value, k, None) for k in template.keys]
         return zip([f".{k}" for k in template.keys], template.items, values)
     if template.kind == "dict":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunus.core import Edit, Groups, Inputs, Operator, TensorPlan, VerificationError
+from prunus.core.nested import tensors_in
 from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.places import set_place
 from prunus.core.running import has_values, with_tensors
@@ -91,14 +91,39 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 HOLDERS = (dict, list, set, OrderedDict)  # hooks too: what forward installs and notes in an attribute belongs together
 
 
+@dataclass(frozen=True)
+class Before:
+    """The attributes of every module, and what containers among them held, before a forward."""
+
+    attributes: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]
+    held: list[tuple[Any, Any]]
+
+    def stashed(self) -> list[list[Tensor]]:
+        """Per public attribute of a module, the tensors that forward has put there, where a caller may read them."""
+        held = {id(holder): {id(v) for v in _values(copy)} for holder, copy in self.held}
+        new: list[list[Any]] = []
+        for module, state, _ in self.attributes:
+            for name, value in vars(module).items():
+                if not name.startswith("_") and value is not state.get(name):
+                    new.append([value])
+                elif not name.startswith("_") and type(value) in HOLDERS:
+                    old = held.get(id(value), set())
+                    new.append([v for v in _values(value) if id(v) not in old or type(v) in HOLDERS])
+        return [tensors_in(values) for values in new if values]
+
+
+def _values(holder: Any) -> Iterable[Any]:
+    return holder.values() if isinstance(holder, dict) else holder
+
+
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[Before]:
     """What forward caches in attributes, or counts in buffers, is put back."""
     attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     held = [(v, v.copy()) for _, state, _ in attributes for v in state.values() if type(v) in HOLDERS]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        yield
+        yield Before(attributes, held)
     finally:
         for module, state, buffers in attributes:
             vars(module).clear()
@@ -125,15 +150,6 @@ def empty_caches(model: nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
     return emptied
 
 
-def output_tensors(out: Any) -> Iterator[Tensor]:
-    """Every tensor of an output: tuples, lists, dictionaries and dataclasses in any nesting."""
-    for leaf in tree_leaves(out):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from output_tensors([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
-
-
 def run(
     model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, watch: TorchDispatchMode | None = None
 ) -> list[Tensor]:
@@ -145,7 +161,7 @@ def run(
         empty_caches(model)
         with watch or nullcontext():
             out = with_tensors(model, tensors, inputs)
-    return list(output_tensors(out))
+    return inputs.outputs_in(out)
 
 
 def with_scale(name: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunus.core import Dropped, Inputs
 from prunus.tracing.calls import Call
-from prunus.tracing.trace import check_initialised, record
+from prunus.tracing.recording import check_initialised, record
 from prunus.tracing.tracer import Tracer
 
 SAME = {"view", "_unsafe_view", "alias", "clone", "contiguous", "detach", "_to_copy", "dropout", "native_dropout"}

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 POWERS = {"mul": 1, "rmul": 1, "imul": 1, "multiply": 1, "div": -1, "truediv": -1, "itruediv": -1, "divide": -1}
 
+LEAVES_TORCH = {torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__dlpack__}
+
 
 class Functions(TorchFunctionMode):
     """Sees torch's functions above the operators: which traced numbers go in, and which operators come of it."""
@@ -48,6 +50,9 @@ class Functions(TorchFunctionMode):
             return sizes[which[0]] if which and which[0] is not None else torch.Size(sizes)
         if func is torch.Tensor.numel or func is torch.numel:
             return math.prod(self._sizes(args[0]))
+        if func in LEAVES_TORCH:
+            for dim in self.tracer.of(args[0]):
+                self.tracer.fix(dim, "forward takes its values out of torch")
         numbers = list(leaves((args, kwargs)))
         first = len(self.tracer.calls)
         if not any(type(v) in (TracedInt, TracedFloat) for v in numbers):

@@ -21,19 +21,12 @@ from prunus.core import (
     did_you_mean,
     under,
 )
-from prunus.core.running import has_values
-from prunus.tracing import rules, unvisited
-from prunus.tracing.apply import (
-    empty_caches,
-    evaluating,
-    named_tensors,
-    output_tensors,
-    run,
-    trial,
-    unchanged,
-)
+from prunus.core.inputs import Outputs
+from prunus.tracing import unvisited
+from prunus.tracing.apply import trial
 from prunus.tracing.build import Built, build
 from prunus.tracing.constraints import solve
+from prunus.tracing.recording import check_initialised, check_repeats, record
 from prunus.tracing.tracer import Dim, Tracer
 
 Pattern = str | nn.Module
@@ -47,6 +40,7 @@ def trace(
     freeze: Iterable[Pattern] | Pattern = (),
     only: Iterable[Pattern] | Pattern = (),
     in_place: bool = True,
+    outputs: Outputs | None = None,
 ) -> Groups:
     r"""Find what in `model` is coupled: the groups of units that must be cut together.
 
@@ -61,10 +55,13 @@ def trace(
         only: names, globs or modules; only groups whose producing slices are all under them.
         in_place: whether a cut has to fit the model's own code.  False finds everything that the operators alone allow;
             the cut network is then the rewritten graph of operators.
+        outputs: what forward returns -> the tensors that must keep their shapes and values, in any nesting; None: all
+            tensors that it holds, inside objects too, but not the caches of transformers.
 
     Returns: `Groups`, with units in order of execution; ``groups.fixed`` says what was left alone and why.
 
-    Raises: `InputError` for a pattern that matches nothing; `TraceError` when forward itself fails on the example.
+    Raises: `InputError` for a pattern that matches nothing; `TraceError` when forward itself fails on the example, or
+    returns something whose tensors cannot be found (an iterator, a function that keeps some): give `outputs`.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
     >>> groups = trace(net, torch.zeros(1, 3, 8, 8))
@@ -74,7 +71,7 @@ def trace(
     [('0.weight', 'out'), ('4.weight', 'in')]
     """
     check_initialised(model)
-    inputs = Inputs.of(example_inputs)
+    inputs = Inputs.of(example_inputs, outputs)
     if not inputs.tensors:
         raise InputError("example_inputs holds no tensor; give what forward takes, e.g. a tensor or prunus.Inputs.")
     tracer = record(model, inputs)
@@ -99,62 +96,6 @@ def check_prunable(groups: Groups) -> None:
     why = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
     why = why or ("no parameter is cut by the network's operators" if groups.tensors else "it has no parameters")
     raise NothingToPruneError(f"no unit of the network may be removed: there is nothing to prune ({why}).")
-
-
-def check_initialised(model: nn.Module) -> None:
-    """Raise `InputError` when a lazy module has not seen its first input."""
-    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise InputError(
-            f"parameters of lazy modules have no shape yet (first: '{lazy[0]}'): run the model once on the example, "
-            "model(*example_inputs), and then trace it."
-        )
-
-
-def check_repeats(model: nn.Module, inputs: Inputs, tracer: Tracer) -> None:
-    """Raise `TraceError` when two runs in evaluation mode differ: no cut could be proven."""
-    if not all(has_values(t) for t in [*tracer.tensors.values(), *inputs.tensors]):
-        return
-    tensors = {name: t.detach() for name, t in named_tensors(model).items()}
-    with torch.random.fork_rng(devices=[]):
-        first, second = run(model, tensors, inputs), run(model, tensors, inputs)
-    if len(first) != len(second) or not all(torch.equal(a, b) for a, b in zip(first, second)):
-        told = ", ".join(f"{op} in '{module}'" if module else op for op, module in tracer.random.items())
-        raise TraceError(
-            f"the model's output is random in evaluation mode: two runs on the example differ. It draws by {told}. "
-            "Make it deterministic under model.eval(), or give the noise as an input."
-        )
-
-
-def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) -> Tracer:
-    """Run forward under the tracer, fix what reaches an output and what the example does not visit."""
-    tracer = Tracer(model, rules.find, keep_arguments=keep_arguments)
-    with unchanged(model), evaluating(model):
-        emptied = empty_caches(model)
-        try:
-            with tracer.recording():
-                out = inputs.map(torch.clone)(model)
-        except Exception as error:  # the model's own code may raise anything
-            shapes = [s["shape"] for s in inputs.signature()]
-            told = str(error).strip().removesuffix(".")
-            hint = "Give example_inputs that `model(*example_inputs)` accepts."
-            if not all(has_values(t) for t in [*tracer.tensors.values(), *inputs.tensors]):
-                hint = (
-                    "Tensors on the meta device, and fake ones, have no values: parameters and example_inputs must all "
-                    "be such, and a forward whose Python reads values needs real ones."
-                )
-            raise TraceError(
-                f"the model's forward failed on the example inputs {shapes}: {type(error).__name__}: {told}. {hint}"
-            ) from error
-        tracer.caches = {place for place, holder in emptied.items() if holder}
-    for tensor in output_tensors(out):
-        tracer.outputs.append(tracer.number(tensor))
-        if tensor in tracer.pending:
-            tracer.fix(*tracer.pending[tensor])
-        for dim in tracer.of(tensor):
-            tracer.fix(dim, "it is an output of the model")
-    unvisited.settle(tracer, model, inputs)
-    return tracer
 
 
 def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import prunus
+from prunus.core.nested import tensors_in
 from prunus.core.torchvision_ops import declare_torchvision_operators
-from prunus.tracing.apply import output_tensors
 
 IDS = torch.arange(16).reshape(2, 8) % 7
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 50}
@@ -77,7 +77,7 @@ def save(model, folder, **options):
     model.save_pretrained(folder, **options)
     inputs = example(model)
     with torch.no_grad():
-        torch.save((inputs, list(output_tensors(dict(model(**inputs))))), Path(folder) / "example.pt")
+        torch.save((inputs, list(tensors_in(dict(model(**inputs))))), Path(folder) / "example.pt")
 
 
 def load(*places, imports=DECLARE):

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.core import Inputs
+from prunus.core.nested import tensors_in
 from prunus.surgery.kept import Kept
 from prunus.surgery.prove import silenced
-from prunus.tracing.apply import named_tensors, output_tensors, run
+from prunus.tracing.apply import named_tensors, run
 from prunus.tracing.build import build
-from prunus.tracing.trace import record
+from prunus.tracing.recording import record
 from tests.keeping import random_keep
 
 
@@ -51,7 +52,7 @@ def silent_original(model: nn.Module, groups: prunus.Groups, keep: Tensor, x: ob
 def in_double(model: nn.Module, x: object) -> list[Tensor]:
     """The float64 outputs of a rewritten network."""
     with torch.no_grad():
-        return list(output_tensors(Inputs.of(x).to(torch.float64)(model.double())))
+        return list(tensors_in(Inputs.of(x).to(torch.float64)(model.double())))
 
 
 def close(found: list[Tensor], expected: list[Tensor]) -> bool:

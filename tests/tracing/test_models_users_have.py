@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import prunus
-from prunus.tracing.apply import output_tensors
+from prunus.core.nested import tensors_in
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 V = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(1))  # (batch, time, width)
@@ -43,7 +43,7 @@ def cut(net, example, params=0.7, dtype="float64", **options):
     assert report.verified.dtype == dtype
     assert report.after["params"] == sum(p.numel() for p in net.parameters()) < report.before["params"]
     with torch.no_grad():
-        outputs = list(output_tensors(prunus.Inputs.of(example)(net)))
+        outputs = list(tensors_in(prunus.Inputs.of(example)(net)))
     assert outputs and all(bool(torch.isfinite(y).all()) for y in outputs)
     return report
 

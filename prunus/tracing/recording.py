@@ -1,0 +1,97 @@
+"""One recorded forward of a model: what may run, what must not change, and what the example does not visit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core import InputError, Inputs, TraceError
+from prunus.core.running import has_values
+from prunus.tracing import rules, unvisited
+from prunus.tracing.apply import Before, empty_caches, evaluating, named_tensors, run, unchanged
+from prunus.tracing.tracer import Tracer
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raise `InputError` when a lazy module has not seen its first input."""
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise InputError(
+            f"parameters of lazy modules have no shape yet (first: '{lazy[0]}'): run the model once on the example, "
+            "model(*example_inputs), and then trace it."
+        )
+
+
+def check_repeats(model: nn.Module, inputs: Inputs, tracer: Tracer) -> None:
+    """Raise `TraceError` when two runs in evaluation mode differ: no cut could be proven."""
+    if not all(has_values(t) for t in [*tracer.tensors.values(), *inputs.tensors]):
+        return
+    tensors = {name: t.detach() for name, t in named_tensors(model).items()}
+    with torch.random.fork_rng(devices=[]):
+        first, second = run(model, tensors, inputs), run(model, tensors, inputs)
+    if len(first) != len(second) or not all(torch.equal(a, b) for a, b in zip(first, second)):
+        told = ", ".join(f"{op} in '{module}'" if module else op for op, module in tracer.random.items())
+        raise TraceError(
+            f"the model's output is random in evaluation mode: two runs on the example differ. It draws by {told}. "
+            "Make it deterministic under model.eval(), or give the noise as an input."
+        )
+
+
+def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) -> Tracer:
+    """Run forward under the tracer, fix what reaches an output and what the example does not visit."""
+    tracer = Tracer(model, rules.find, keep_arguments=keep_arguments)
+    given = inputs.map(torch.clone)  # forward may change them
+    with unchanged(model) as before, evaluating(model):
+        emptied = empty_caches(model)
+        try:
+            with tracer.recording():
+                out = given(model)
+        except Exception as error:  # the model's own code may raise anything
+            shapes = [s["shape"] for s in inputs.signature()]
+            told = str(error).strip().removesuffix(".")
+            hint = "Give example_inputs that `model(*example_inputs)` accepts."
+            if not all(has_values(t) for t in [*tracer.tensors.values(), *inputs.tensors]):
+                hint = (
+                    "Tensors on the meta device, and fake ones, have no values: parameters and example_inputs must all "
+                    "be such, and a forward whose Python reads values needs real ones."
+                )
+            raise TraceError(
+                f"the model's forward failed on the example inputs {shapes}: {type(error).__name__}: {told}. {hint}"
+            ) from error
+        tracer.caches = {place for place, holder in emptied.items() if holder}
+        stashed = _stashed(tracer, model, inputs, given, before)
+    for tensor in inputs.outputs_in(out):
+        tracer.outputs.append(tracer.number(tensor))
+        _fix_output(tracer, tensor, "it is an output of the model")
+    for tensor in stashed:
+        _fix_output(tracer, tensor, "forward keeps it in an attribute, where a caller may read it")
+    unvisited.settle(tracer, model, inputs)
+    return tracer
+
+
+def _fix_output(tracer: Tracer, tensor: Tensor, why: str) -> None:
+    if tensor in tracer.pending:
+        tracer.fix(*tracer.pending[tensor])
+    for dim in tracer.of(tensor):
+        tracer.fix(dim, why)
+
+
+def _stashed(tracer: Tracer, model: nn.Module, inputs: Inputs, given: Inputs, before: Before) -> list[Tensor]:
+    """What forward has computed from its inputs and put into attributes, and does so every time.
+
+    What it finds there again is a cache, and what is made of parameters alone a weight.
+    """
+    from_inputs = {tracer.number(t) for t in given.tensors}
+    for call in tracer.calls:
+        if from_inputs.intersection(call.reads):
+            from_inputs.update(call.writes)
+    first = [t for of in before.stashed() for t in of]
+    found = [t for t in first if t in tracer.numbers and tracer.numbers[t] in from_inputs]
+    found = [t for t in found if any(dim.labels is not None for dim in tracer.of(t))]
+    if not found:
+        return []
+    old = {id(t) for t in first}
+    inputs.map(torch.clone)(model)
+    again = [of for of in before.stashed() if old.issuperset(map(id, of))]  # nothing came anew: a cache
+    cached = {id(t) for of in again for t in of}
+    return [t for t in found if id(t) not in cached]
