@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunus.core import Entry, Fixed, Group, Groups, InputError, Registry
 from prunus.core.groups import COSTS
+from prunus.core.progress import progress
 from prunus.core.running import has_values
 from prunus.core.slices import ROLES
 from prunus.criteria.normalize import normalizers
@@ -125,7 +126,7 @@ def score(
         )
     finish = _normalizer(entry, normalize, groups.weights)
     scores = {}
-    for group in groups:
+    for group in progress(groups, f"scoring by {entry.name}", efforts=[_effort(group) for group in groups]):
         seen = _slices_of(group, entry, stats)
         if seen.slices:
             found = _raw(entry, seen, seed)
@@ -185,6 +186,11 @@ def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Call
     seen = f"criterion '{entry.name}' reads {needs}, which not every layer of it has (an embedding, one never called)"
     left = [group for group in groups if group.id not in scores]
     return tuple(Fixed(g.id, seen if g.with_role(*_roles_in(g, entry)) else read) for g in left)
+
+
+def _effort(group: Group) -> float:
+    """What scoring a group takes beside others, for a bar: matrices of a layer's inputs are what takes long."""
+    return float(sum(s.tensor.numel() for s in group.slices)) ** 1.5
 
 
 def _raw(entry: Entry[Callable[..., Tensor]], group: Group, seed: int) -> Tensor | None:

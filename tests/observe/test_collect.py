@@ -135,6 +135,14 @@ def test_a_long_pass_shows_how_far_it_is(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     assert list(progress(range(3), "waiting", after=-1)) == [0, 1, 2]
     assert "waiting" in capsys.readouterr().err
+    outer = progress(range(2), "outside", after=-1)  # a long item shows before it ends, in one bar of the whole
+    assert next(outer) == 0 and list(progress(range(3), "inside", after=-1)) == [0, 1, 2]
+    shown = capsys.readouterr().err
+    assert "outside" in shown and "inside" not in shown and list(outer) == [1]
+    for _ in zip(range(1), progress(range(3), "left early", after=-1)):
+        pass
+    assert list(progress(iter("abc"), "no length", after=-1)) == ["a", "b", "c"]
+    assert "no length" in capsys.readouterr().err
 
 
 def on_rank(rank, folder):
