@@ -89,7 +89,7 @@ class Pruner:
         self._spread: dict[str, Any] = {"round_to": round_to, "floor": floor}
         self._needs = needed(criterion, data)
         self._allocator, roles = allocator, criteria.find(criterion).declares["roles"]
-        self._scored = {g.id: torch.zeros(g.units) for g in self.groups if g.with_role(*roles)}
+        self._scored = {g.id: torch.zeros(g.units) for g in self.groups.seen(values=False) if g.with_role(*roles)}
         allocate(self.groups, self._scored, budget, **self._spread)  # raises here, not after hours of training
         self.keep = torch.ones(self.groups.units, dtype=torch.bool)  # True = keep
         self.step, self.progress = 0, 0.0

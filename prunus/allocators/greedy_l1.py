@@ -22,7 +22,7 @@ def greedy_l1(problem: Problem) -> Tensor:
     """
     keep = uniform(problem)  # what it costs depends on how many units stay, not on which
     left: dict[str, Tensor] = {}  # absolute weights, zero where the input goes
-    for group in problem.scored:
+    for group in (g for g in problem.groups.seen() if g.id in problem.scores):
         rows = slice(group.offset, group.offset + group.units)
         gone = int((~keep[rows]).sum()) // group.parts
         norms = []

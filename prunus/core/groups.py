@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.core.effective import Effective
 from prunus.core.errors import InputError, UnknownNameError, did_you_mean
 from prunus.core.inputs import Inputs
 from prunus.core.operators import EditRule, Fixed, Fold, Operator, TensorAxes, Term
 from prunus.core.plan import Edit, GroupPlan, Plan, TensorPlan
-from prunus.core.slices import Group
+from prunus.core.slices import Group, Slice
 
 COSTS = ("params", "macs")
 
@@ -46,6 +47,7 @@ class Groups(Sequence[Group]):
     counted: frozenset[int] = frozenset()  # axes that tell how many rows are kept, not which: parts choose differently
     caches: tuple[tuple[str, str], ...] = ()  # module and attribute of what forward caches
     least: float = 0.01  # of a group's units stay by default
+    effective: Effective | None = None  # weights that forward computes from parameters
     weights: bool = False  # whether units are single weights, or blocks of them, and not what a cut removes
 
     def __len__(self) -> int:
@@ -262,15 +264,40 @@ class Groups(Sequence[Group]):
         spared = set(ids)
         return self.select([g.id for g in self if g.id not in spared], why) if spared else self
 
+    def seen(self, *, values: bool = True) -> Groups:
+        """The same groups with the slices that layers read, effective weights for the parameters they are computed of.
+
+        For what looks at weights; what changes them takes `slices` as they are.  Without `values`, shapes alone.
+
+        >>> import prunus, torch
+        >>> layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 3))
+        >>> group, = prunus.trace(torch.nn.Sequential(layer, torch.nn.Linear(3, 1)), torch.zeros(1, 2)).seen()
+        >>> [(s.name, s.role) for s in group.slices]
+        [('0:weight', 'out'), ('2.weight', 'in'), ('0.bias', 'bias')]
+        """
+        if self.effective is None or all(g.used is None for g in self):
+            return self
+        found = self.effective.values() if values else {}
+        members = (
+            g if g.used is None
+            else replace(g, used=None, slices=tuple(replace(s, tensor=found.get(s.name, s.tensor)) for s in g.used))
+            for g in self.members
+        )  # fmt: skip
+        return replace(self, members=tuple(members))
+
     def bind(self, model: nn.Module) -> Groups:
         """The same groups over the parameters and buffers of `model`, another copy of the traced network."""
         tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
             model.named_buffers(remove_duplicate=False)
         )
+
+        def bound(slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
+            return tuple(replace(s, tensor=tensors.get(s.name, s.tensor)) for s in slices)
+
         members = tuple(
-            replace(g, slices=tuple(replace(s, tensor=tensors[s.name]) for s in g.slices)) for g in self.members
+            replace(g, slices=bound(g.slices), used=None if g.used is None else bound(g.used)) for g in self.members
         )
-        return replace(self, members=members)
+        return replace(self, members=members, effective=self.effective and self.effective.bind(model))
 
     def __repr__(self) -> str:
         cost = self.costs()

@@ -94,7 +94,8 @@ class Group:
 
     `id` is the qualified name of the first producing slice in execution order, equal across processes and batch sizes.
     `floor` is the least number of units that must stay, of every part.  A group of several `parts` (heads, convolution
-    groups) holds the units of one part after those of the other, and must keep as many of each.
+    groups) holds the units of one part after those of the other, and must keep as many of each.  `used` are the slices
+    as layers read them, where some are of weights that forward computes from parameters: see `Groups.seen`.
     """
 
     id: str
@@ -104,6 +105,7 @@ class Group:
     floor: int = 1
     parts: int = 1
     stats: Mapping[str, Any] = field(default_factory=dict)  # of its units, by kind
+    used: tuple[Slice, ...] | None = None
 
     def statistic(self, kind: str) -> Any:
         """A collected statistic of the units; raises `InputError` when there is none."""

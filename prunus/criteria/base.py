@@ -104,7 +104,8 @@ def score(
     r"""Score every unit of every group: ``{group id: (units,)}`` in float64 on the CPU, higher = keep.
 
     For an element criterion with terms $t$: $s_u = \mathrm{finish}(\mathrm{across}_{S \in G} \sum_{e} t_{S,u,e})$,
-    then the normaliser.  Groups without a slice of the criterion's roles are absent: see `unscored`.
+    then the normaliser.  Groups without a slice of the criterion's roles are absent: see `unscored`.  A weight that
+    forward computes from parameters (masked, normalised, a piece of a packed one) is scored as layers read it.
 
     Args:
         criterion: a name, or the decorated function itself.
@@ -116,7 +117,7 @@ def score(
     Raises: `UnknownNameError`; `InputError` when statistics are missing or of another network, when no group has a
     slice of the right role, or when a score is not finite.
     """
-    entry = criteria.find(criterion)
+    entry, groups = criteria.find(criterion), groups.seen()
     _check_stats(entry, groups, stats)
     _check_values(entry, groups)
     if groups.weights and entry.declares["weights"] is None:
@@ -184,7 +185,7 @@ def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Call
     read = f"criterion '{entry.name}' reads slices of role {' or '.join(entry.declares['roles'])}; it has none"
     needs = " and ".join(sorted(entry.declares["needs"]))
     seen = f"criterion '{entry.name}' reads {needs}, which not every layer of it has (an embedding, one never called)"
-    left = [group for group in groups if group.id not in scores]
+    left = [group for group in groups.seen(values=False) if group.id not in scores]
     return tuple(Fixed(g.id, seen if g.with_role(*_roles_in(g, entry)) else read) for g in left)
 
 

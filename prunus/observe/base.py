@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus.core import Groups, InputError, Inputs, Registry
+from prunus.core.effective import Follow
 from prunus.core.progress import progress
 from prunus.core.running import undisturbed
-from prunus.observe.layers import Order, Weights
+from prunus.observe.average import Handles, parameters_of
+from prunus.observe.layers import Order, Weights, follow_of
 from prunus.observe.order import order_of
 
 Loss = Callable[[Any, Any], Tensor]
@@ -82,10 +84,24 @@ class Seen:
     loader: Iterable[Any]
     loss: Loss | None
     order: Order | None = None  # of rows; known when two samples were seen
+    follow: Follow | None = None  # of the last forward, where weights are computed from parameters
 
     def weights(self) -> Weights:
         """Finds layers, which know how their rows lie; to be asked for inside ``watch()``."""
-        return Weights(self.model, self.order)
+        return Weights(self.model, self.order, self.follow)
+
+    def run(self, inputs: Inputs, watch: Watch = nullcontext) -> Any:
+        """The output of the network, run under ``watch()``."""
+        self.follow = follow_of(self.model, self.groups)
+        with self.follow or nullcontext(), watch():
+            return inputs(self.model)
+
+    def handles(self, names: Iterable[str]) -> Handles:
+        """By name, the tensors of the last forward that are that weight: a parameter, or what was computed of some."""
+        parameters = parameters_of(self.groups)
+        met = self.follow.handles if self.follow is not None else {}
+        computed = self.groups.effective.numbers if self.groups.effective is not None else {}
+        return {name: met.get(name, []) if name in computed else [parameters[name]] for name in names}
 
     def forwards(self, watch: Watch = nullcontext) -> Iterator[tuple[Any, Any, int]]:
         """Per batch, the output of the network (run under ``watch()``), the batch and the number of samples.
@@ -102,8 +118,7 @@ class Seen:
                 pair = next(pieces(batch, 2))
                 first, second = map(inputs_of, pieces(pair, 1))
                 self.order = order_of(self.model, self.groups, inputs_of(pair), (first, second))
-            with watch():
-                out = inputs(self.model)
+            out = self.run(inputs, watch)
             seen += 1
             yield out, batch, inputs.batch
         if not seen:
@@ -147,7 +162,7 @@ def collect(
     """
     wanted = [collectors[need] for need in sorted(set(needs))]
     with untouched(model):
-        seen = Seen(model, groups, loader, loss)
+        seen = Seen(model, groups.seen(), loader, loss)
         found = {entry.name: entry.call(seen) for entry in wanted}
     units = {entry.name for entry in wanted if entry.declares.get("of") == "group"}
     return Stats(

@@ -71,6 +71,6 @@ def _mean_squares(seen: Seen, losses: Losses) -> dict[str, Tensor]:
         for number, rows, size in sample_gradients(seen, losses):
             yield from ((name, g.square().sum(0), 0) for name, g in rows)
             if number == 0:
-                yield from ((name, None, size) for name in parameters)
+                yield from ((name, None, size) for name, of in seen.handles(parameters).items() if of)
 
     return average(parameters, sums())

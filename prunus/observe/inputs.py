@@ -97,5 +97,5 @@ def _producing(seen: Seen) -> dict[str, Slice]:
 
 def _watch(seen: Seen, before: Any) -> None:
     with torch.no_grad():
-        for _ in seen.forwards(lambda: Calls(seen.model, before)):
+        for _ in seen.forwards(lambda: Calls(seen.model, before, follow=seen.follow)):
             pass

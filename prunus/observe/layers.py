@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core import Groups, InputError, Operator
+from prunus.core.effective import Follow, leaves_of, long_sizes
 from prunus.core.operators import plain_name
 
 Order = Mapping[tuple[str, int], int]  # name and call of a layer -> its `together`, where it is not all rows
@@ -104,11 +105,21 @@ class Layer:
         return y.reshape(-1, samples, together, y.shape[-1]).transpose(0, 1).flatten(1, 2)
 
 
-class Weights:
-    """Finds the parameter that an operand is a view of; `order` says how the rows of linear layers lie."""
+def follow_of(model: nn.Module, groups: Groups | None) -> Follow | None:
+    """What finds the weights that a forward of `model` computes from parameters; None where there are none."""
+    found = None if groups is None else groups.effective
+    return None if found is None else Follow(found, leaves_of(model))
 
-    def __init__(self, model: nn.Module, order: Order | None = None) -> None:
+
+class Weights:
+    """Finds the parameter that an operand is a view of; `order` says how the rows of linear layers lie.
+
+    `follow` finds weights that are computed from parameters; it must be open around the forward.
+    """
+
+    def __init__(self, model: nn.Module, order: Order | None = None, follow: Follow | None = None) -> None:
         self._order = order or {}
+        self._follow = follow
         self._names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()}
         self._parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
         self._calls: dict[str, int] = {}
@@ -138,7 +149,10 @@ class Weights:
         return None
 
     def _name(self, tensor: Tensor) -> str | None:
-        """The parameter whose memory `tensor` shows."""
+        """The weight that `tensor` is, or the parameter whose memory it shows."""
+        name = self._follow.name(tensor) if self._follow is not None else None
+        if name is not None:
+            return name
         return self._names.get(tensor.untyped_storage().data_ptr())
 
     def _count(self, name: str) -> int:
@@ -197,9 +211,10 @@ class Calls(TorchDispatchMode):
         model: nn.Module,
         before: Callable[[Layer], None],
         after: Callable[[Layer, Tensor], None] | None = None,
+        follow: Follow | None = None,
     ) -> None:
         super().__init__()
-        self.weights, self.before, self.after = Weights(model), before, after
+        self.weights, self.before, self.after = Weights(model, follow=follow), before, after
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         layer = self.weights.called(plain_name(func), args)
@@ -225,4 +240,6 @@ def transposed(layer: Layer, parameter: Tensor) -> bool:
     """Whether a parameter is stored as (in, out)."""
     if layer.weight.dim() > 2:  # a convolution; one of kernel size 1 may read a longer kernel of a parameter by inputs
         return False
+    if parameter.dim() != 2:  # with dimensions of size one
+        return long_sizes(layer.weight.shape) != long_sizes(parameter.shape)
     return layer.weight.shape != parameter.shape or layer.weight.stride() != (parameter.shape[1], 1)

@@ -6,6 +6,7 @@ position p of sample n.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from prunus.core import Groups, Inputs
 from prunus.core.running import undisturbed
-from prunus.observe.layers import Calls, Order
+from prunus.observe.layers import Calls, Layer, Order, follow_of
 
 
 def order_of(model: nn.Module, groups: Groups, pair: Inputs, ones: tuple[Inputs, Inputs]) -> Order:
@@ -26,17 +27,22 @@ def order_of(model: nn.Module, groups: Groups, pair: Inputs, ones: tuple[Inputs,
     if not any(op.shapes[0][0] > max(groups.inputs.batch, 1) for op in linear):
         return {}  # a row a sample
     try:
-        both, first, second = (_rows(model, inputs) for inputs in (pair, *ones))
+        both, first, second = (_rows(model, groups, inputs) for inputs in (pair, *ones))
     except (RuntimeError, ValueError, IndexError, TypeError):
         return {}
     found = {key: _together(both[key], first[key], second[key]) for key in both if key in first and key in second}
     return {key: together for key, together in found.items() if together}
 
 
-def _rows(model: nn.Module, inputs: Inputs) -> dict[tuple[str, int], Tensor]:
+def _rows(model: nn.Module, groups: Groups, inputs: Inputs) -> dict[tuple[str, int], Tensor]:
     """What goes into every call of a linear layer."""
     rows: dict[tuple[str, int], Tensor] = {}
-    with undisturbed(model), Calls(model, lambda layer: rows.update({} if layer.stride else {layer.key: layer.x})):
+
+    def before(layer: Layer) -> None:
+        rows.update({} if layer.stride else {layer.key: layer.x})
+
+    follow = follow_of(model, groups)
+    with undisturbed(model), follow or nullcontext(), Calls(model, before, follow=follow):
         inputs(model)
     return rows
 

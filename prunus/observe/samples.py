@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
 from prunus.core import InputError
 from prunus.core.nested import tensors_in
-from prunus.observe.average import parameters_of
+from prunus.observe.average import Handles, parameters_of, slopes
 from prunus.observe.base import Seen, inputs_of, pieces
 
 MEMORY = 2**23  # bytes that the gradients of some samples by one parameter, and the patches, take: near the processor
@@ -47,20 +47,21 @@ def sample_gradients(seen: Seen, losses: Losses) -> Iterator[tuple[int, Rows, in
 
     A parameter may come several times, some samples after the other; one that the loss does not reach does not come.
     """
-    parameters = parameters_of(seen.groups)
+    names = list(parameters_of(seen.groups))
     at_once: bool | None = None  # not known yet
     for out, batch, size in seen.forwards():
+        handles = seen.handles(names)
         if at_once is None and size > 1:
-            at_once = _agree(seen, parameters, batch)
+            at_once = _agree(seen, names, batch)
         if at_once and size > 1:
             for number, loss in enumerate(losses(out, batch)):
                 total = loss.sum() if loss.dim() else loss * size
-                yield number, _rows(total, parameters, size), size
+                yield number, _rows(total, handles, size), size
             continue
         for one in pieces(batch, 1):
-            for number, loss in enumerate(losses(inputs_of(one)(seen.model), one)):
-                slopes = _alone(loss.mean(), parameters)
-                yield number, ((name, slope[None]) for name, slope in slopes.items()), 1
+            for number, loss in enumerate(losses(seen.run(inputs_of(one)), one)):
+                found = _alone(loss.mean(), seen.handles(names))
+                yield number, ((name, slope[None]) for name, slope in found.items()), 1
 
 
 def class_scores(output: Any, kind: str) -> Tensor:
@@ -75,14 +76,12 @@ def class_scores(output: Any, kind: str) -> Tensor:
     return logits
 
 
-def _alone(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    if not value.requires_grad:
-        return {}
-    slopes = torch.autograd.grad(value, list(parameters.values()), retain_graph=True, allow_unused=True)
-    return {name: slope for name, slope in zip(parameters, slopes, strict=True) if slope is not None}
+def _alone(value: Tensor, handles: Handles) -> dict[str, Tensor]:
+    found = slopes(value, handles, retain_graph=True) if value.requires_grad else {}
+    return {name: slope for name, slope in found.items() if slope is not None}
 
 
-def _agree(seen: Seen, parameters: dict[str, Tensor], batch: Any) -> bool:
+def _agree(seen: Seen, names: list[str], batch: Any) -> bool:
     """Whether two samples alone, and both together, have the gradients that the rules say."""
 
     def value(output: Any, count: int) -> Tensor:  # any function of the outputs that treats no two of them alike
@@ -94,14 +93,15 @@ def _agree(seen: Seen, parameters: dict[str, Tensor], batch: Any) -> bool:
         return torch.stack(parts).sum() if parts else torch.zeros(())
 
     pair = next(pieces(batch, 2))
-    whole = value(inputs_of(pair)(seen.model), 2)
+    ends = [_alone(value(seen.run(inputs_of(one)), 1), seen.handles(names)) for one in pieces(pair, 1)]
+    whole = value(seen.run(inputs_of(pair)), 2)
     if not whole.requires_grad:
         return False
-    ends = [_alone(value(inputs_of(one)(seen.model), 1), parameters) for one in pieces(pair, 1)]
-    summed = _alone(whole, parameters)
+    handles = seen.handles(names)
+    summed = _alone(whole, handles)
     try:
         found: dict[str, list[Tensor]] = {}
-        for name, rows in _rows(whole, parameters, 2):
+        for name, rows in _rows(whole, handles, 2):
             part = found.setdefault(name, [rows[0], rows[-1], torch.zeros_like(rows[0])])
             part[1], part[2] = rows[-1], part[2] + rows.sum(0)
     except _NoRule:
@@ -119,45 +119,44 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= AGREE * b.abs().max().clamp(min=1e-6))
 
 
-def _rows(value: Tensor, parameters: dict[str, Tensor], size: int) -> Rows:
+def _rows(value: Tensor, handles: Handles, size: int) -> Rows:
     """The gradients of all samples by each parameter, from the graph of their summed loss."""
-    uses = _uses(value, parameters)
+    uses = _uses(value, handles)
     nodes = list(dict.fromkeys(use.node for of in uses.values() for use in of))
     if not nodes:
         return
     edges = [GradientEdge(node, 0) for node in nodes]
-    slopes = dict(zip(nodes, torch.autograd.grad(value, edges, retain_graph=True), strict=True))
+    at = dict(zip(nodes, torch.autograd.grad(value, edges, retain_graph=True), strict=True))
     for name, of in uses.items():
-        tensor = parameters[name]
-        cost = max(_numbers(tensor, use.node, slopes[use.node]) for use in of) * tensor.element_size()
+        tensor = handles[name][0]
+        cost = max(_numbers(tensor, use.node, at[use.node]) for use in of) * tensor.element_size()
         step = max(1, MEMORY // max(cost, 1))
         for start in range(0, size, step):
             part = slice(start, min(start + step, size))
             with torch.no_grad():
-                rows = [RULES[use.node.name()](use, slopes[use.node], size, part) for use in of]
+                rows = [RULES[use.node.name()](use, at[use.node], size, part) for use in of]
                 found = sum(rows[1:], rows[0]).reshape(-1, *tensor.shape)
             yield name, found
 
 
-def _uses(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, list[Use]]:
+def _uses(value: Tensor, handles: Handles) -> dict[str, list[Use]]:
     """Where the graph takes each parameter; `_NoRule` is raised where no rule knows how."""
-    names = {id(t): name for name, t in parameters.items()}
+    names = {tuple(get_gradient_edge(t))[:2]: name for name, of in handles.items() for t in of if t.requires_grad}
     uses: dict[str, list[Use]] = {}
     waiting: list[Any] = [value.grad_fn]
     met = set(waiting)
     while waiting:
         node = waiting.pop()
-        for position, (before, _) in enumerate(node.next_functions):
+        for position, edge in enumerate(node.next_functions):
+            before = edge[0]
             if before is None:
                 continue
             turned = before.name() == "TBackward0"
-            leaf = before.next_functions[0][0] if turned else before
-            if hasattr(leaf, "variable"):
-                name = names.get(id(leaf.variable))
-                if name is not None:
-                    use = Use(node, position, turned)
-                    _check_known(use)
-                    uses.setdefault(name, []).append(use)
+            name = names.get(before.next_functions[0] if turned else edge)
+            if name is not None:
+                use = Use(node, position, turned)
+                _check_known(use)
+                uses.setdefault(name, []).append(use)
             elif before not in met:
                 met.add(before)
                 waiting.append(before)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from prunus.core import InputError
+from prunus.core.effective import Follow, leaves_of
 from prunus.core.nested import tensors_in
 from prunus.core.running import with_batch, with_tensors
-from prunus.observe.average import parameters_of
+from prunus.observe.average import parameters_of, slopes
 from prunus.observe.base import Seen, collectors, inputs_of
 
 
@@ -30,9 +33,26 @@ def flow(seen: Seen) -> dict[str, Tensor]:
     ones = with_batch(example, 1).map(
         lambda t: (torch.ones_like(t, dtype=torch.float64) if t.is_floating_point() else t).to(place)
     )
-    output = with_tensors(seen.model, {**weights, **buffers}, ones)
+    parameters = parameters_of(seen.groups)
+    follow = _absolute(seen, {**weights, **buffers})
+    with follow or nullcontext():
+        output = with_tensors(seen.model, {**weights, **buffers}, ones)
     total = torch.stack([t.sum() for t in tensors_in(output) if t.is_floating_point()]).sum()
     names = {id(p): name for name, p in seen.model.named_parameters()}
-    parameters = {name: weights[names[id(t)]] for name, t in parameters_of(seen.groups).items()}
-    slopes = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(parameters, slopes, strict=True))
+    met = {} if follow is None else follow.handles
+    handles = {n: [weights[names[id(t)]]] if id(t) in names else met.get(n, []) for n, t in parameters.items()}
+    found = slopes(total, {name: of for name, of in handles.items() if of}, materialize_grads=True)
+    return {name: slope for name, slope in found.items() if slope is not None}
+
+
+def _absolute(seen: Seen, absolute: dict[str, Tensor]) -> Follow | None:
+    """Puts the absolute values of weights that forward computes from parameters in their place."""
+    effective = seen.groups.effective
+    if effective is None:
+        return None
+    expressions = effective.expressions
+    roots = {expressions.root(number) for number in effective.numbers.values()}
+    plain = {name: t.double() if t.is_floating_point() else t for name, t in leaves_of(seen.model).items()}
+    values = expressions.values(roots, {**effective.leaves, **plain})
+    instead = {n: value.abs() for n, value in values.items() if not isinstance(expressions.made[n], str)}
+    return Follow(effective, {**leaves_of(seen.model), **absolute}, instead)

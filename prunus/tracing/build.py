@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from prunus.core import Cost, Fixed, Group, Groups, Inputs, IntFact, Operator, Slice, TensorAxes
+from prunus.tracing.effective import effective, used_slices
 from prunus.tracing.families import families_of, rank
 from prunus.tracing.labels import NONE, Atoms
 from prunus.tracing.parts import Numbering, free_choices, row_blocks, spread
@@ -125,6 +127,7 @@ def _build(tracer: Tracer, inputs: Inputs) -> Built:
         outputs=tuple(tracer.outputs),
         caches=tuple(sorted(tracer.caches)),
         counted=frozenset(axes.counted),
+        effective=effective(tracer),
     )
     return Built(groups, axes, np.concatenate([np.zeros(0, np.int64), *families]))
 
@@ -144,18 +147,21 @@ def _members(
         ((name, d) for name, t in tensors.items() for d, axis in enumerate(t.axes) if axis is not None),
         key=lambda place: rank(tracer, place),
     )
-    indices: dict[int, list[tuple[int, torch.Tensor]]] = {}
+
+    @cache
+    def rows(axis: int) -> list[tuple[int, torch.Tensor]]:
+        return _indices(axes.matrices[axis], offsets)
+
     for name, d in places:
         axis = tensors[name].axes[d]
         assert axis is not None
-        if axis not in indices:
-            indices[axis] = _indices(axes.matrices[axis], offsets)
         role = tracer.roles.get((name, d), ("other", 0))[0]
-        for f, index in indices[axis]:
+        for f, index in rows(axis):
             slices[f].append(Slice(name, d, index, role, tracer.tensors[name]))
     names = _names(slices, tensors, parts)
+    used = used_slices(tracer, axes, rows, slices)
     return tuple(
-        Group(names[f], sizes[f], tuple(slices[f]), int(offsets[f]), parts=parts[f])
+        Group(names[f], sizes[f], tuple(slices[f]), int(offsets[f]), parts=parts[f], used=used[f])
         for f in range(len(families))
         if slices[f]
     )

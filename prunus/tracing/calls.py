@@ -11,10 +11,14 @@ from prunus.tracing.symbols import Expression
 
 @dataclass(eq=False)
 class Dim:
-    """One dimension of a tensor: its labels (n, k) or None, and the parameter dimension it is, unchanged, if any."""
+    """One dimension of a tensor: its labels (n, k) or None, and the parameter dimension it is, unchanged, if any.
+
+    `origin` is the dimension of the parameter, or of the tensor computed from parameters alone, that it is, by number.
+    """
 
     labels: Atoms | None = None
     source: tuple[str, int] | None = None
+    origin: tuple[int, int] | None = None
 
 
 Dims = list[Dim]

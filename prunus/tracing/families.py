@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from prunus.tracing.labels import NONE, Atoms
 from prunus.tracing.tracer import Tracer
@@ -55,7 +56,7 @@ def _tell_factors_apart(rows: Atoms, signature: NDArray[np.uint64], tag: np.uint
                 signature[np.unique(rows[alike, b])] += tag * np.uint64(b)
 
 
-def rank(tracer: Tracer, place: tuple[str, int]) -> tuple[int, int, str, int]:
-    """Producing dimensions first, then the order of execution."""
+def rank(tracer: Tracer, place: tuple[str, int]) -> tuple[int, int, bool, str, int]:
+    """Producing dimensions first, then the order of execution, parameters before buffers."""
     role, call = tracer.roles.get(place, ("other", len(tracer.calls)))
-    return (PRODUCING.get(role, 4), call, *place)
+    return (PRODUCING.get(role, 4), call, not isinstance(tracer.tensors[place[0]], nn.Parameter), *place)

@@ -9,6 +9,7 @@ from prunus.core import InputError, Inputs, TraceError
 from prunus.core.running import has_values
 from prunus.tracing import rules, unvisited
 from prunus.tracing.apply import Before, empty_caches, evaluating, named_tensors, run, unchanged
+from prunus.tracing.effective import spread_roles
 from prunus.tracing.tracer import Tracer
 
 
@@ -66,6 +67,7 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
     for tensor in stashed:
         _fix_output(tracer, tensor, "forward keeps it in an attribute, where a caller may read it")
     unvisited.settle(tracer, model, inputs)
+    spread_roles(tracer)
     return tracer
 
 

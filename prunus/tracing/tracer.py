@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core.counting import multiply_adds
+from prunus.core.effective import Expressions, Numbering, leaves_of
 from prunus.tracing.calls import Call, Dim, Dims, Equation, Fact, Ref
 from prunus.tracing.decisions import decision
+from prunus.tracing.effective import Uses
 from prunus.tracing.functions import Functions
 from prunus.tracing.labels import Labels
 from prunus.tracing.probe import unknown_operator
@@ -54,6 +56,7 @@ class Tracer(TorchDispatchMode):
         self.initial: dict[str, Dims] = {}
         self.ties: dict[str, list[str]] = {}
         self._fresh_numbers = iter(range(1 << 62))
+        self.uses = Uses(Numbering(Expressions(), leaves := leaves_of(model), grow=True), leaves)
         self._register(model)
 
     def _register(self, model: nn.Module) -> None:
@@ -65,7 +68,10 @@ class Tracer(TorchDispatchMode):
                 continue
             self.names[tensor] = name
             self.tensors[name] = tensor
+            leaf = self.uses.numbering.of(tensor)
             self.initial[name] = [self.fresh(n, (name, d)) for d, n in enumerate(tensor.shape)]
+            for d, dim in enumerate(self.initial[name]):
+                dim.origin = None if leaf is None else (leaf, d)
             self.dims[tensor] = self.initial[name]
 
     # ---- what rules use ----------------------------------------------------------------------------------------
@@ -118,6 +124,7 @@ class Tracer(TorchDispatchMode):
         """What a parameter's dimension does, the first time an operator says so."""
         if dim.source is not None:
             self.roles.setdefault(dim.source, (role, len(self.calls)))
+        self.uses.role(dim, role, len(self.calls))
 
     def fact(self, path: tuple[int, ...], value: Any, dim: Dim, rows: tuple[int, int] | None = None) -> None:
         """An integer argument that has to follow the cut of `dim`."""
@@ -163,6 +170,7 @@ class Tracer(TorchDispatchMode):
         self.call.decided = decision(func, args, out)
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.random[name] = self.modules.current
+        self.uses.computing = self.uses.numbering.see(func, args, kwargs, inputs, outs)
         if self.keep_arguments:
             self.call.func, (self.call.args, self.call.kwargs) = func, kept
             self.made.update(self.call.writes)
@@ -173,8 +181,10 @@ class Tracer(TorchDispatchMode):
             dims = unknown_operator(self, func, args, kwargs, outs)
         else:
             dims = [[Dim() for _ in t.shape] for t in outs]
+        dims = self.uses.computed(outs, dims) if self.uses.computing else dims
         for tensor, of in zip(outs, dims):
             self.dims[tensor] = of
+        self.uses.read(inputs, self.call.module)
         self.call.dims = dims
         if self.call.over or self.call.contracted:
             self.call.operands = operands

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from prunus.core.effective import long_sizes
 from prunus.tracing.rules.base import bare, fix_all, passed, rule, space
 from prunus.tracing.tracer import Dim, Dims, Tracer
 
@@ -45,6 +46,9 @@ def _reblock(t: Tracer, dims: Dims, old: list[int], new: list[int]) -> Dims:
     """Dimensions of sizes `old` laid out again as `new`, with the same product."""
     if len(dims) == 1 and len(new) == 1:
         return [dims[0]]
+    long = [dim for dim, n in zip(dims, old) if n != 1 or dim.labels is not None]
+    if len(long) == 1 and long_sizes(new) == [max(old)]:  # beside dimensions of size one, it is what it was
+        return [long[0] if n != 1 else Dim() for n in new]
     merged, size = None, 1
     for dim, n in zip(dims, old):
         merged, size = t.labels.merge(merged, size, dim.labels, n), size * n
