@@ -101,7 +101,8 @@ def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
         try:
             model.train(training)
             torch.manual_seed(0)
-            with torch.backends.mkldnn.flags(enabled=False):  # its recurrent layers hide what happens inside
+            # these libraries' recurrent layers hide what happens inside
+            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
                 yield
             if states[0] != random.getstate() or str(states[1]) != str(np.random.get_state()):
                 raise TraceError("forward draws random numbers outside torch, which a recording would repeat for ever.")
@@ -187,7 +188,7 @@ class _Writer:
                 traced = self.tracer.number(value)
                 number = self._number(traced)
                 self.sizes.of[traced] = self.sizes.recorded[traced] = tuple(value.shape)
-                given.append(Given(number, tuple(value.shape)))
+                given.append(Given(number, tuple(value.shape), self._argument(value.dtype)))
                 return Ref(number)
             return value
 

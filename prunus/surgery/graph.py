@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from prunus.core import FileError
+from prunus.core.fields import LONG, MOST, entries, items, record, shortly, shown, text, whole
 from prunus.surgery.structure import KINDS, Node
 from prunus.tracing.tracer import Ref
 
@@ -56,10 +58,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Given:
-    """An input tensor: its number and its shape, with `Batch` where it depends on the number of samples."""
+    """An input tensor: its number, its shape, with `Batch` where it depends on the number of samples, and its type.
+
+    The type is `Follow` where it is the module's own precision, and None in files that do not tell it.
+    """
 
     number: int
     shape: tuple[Any, ...]
+    dtype: Any = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,12 @@ def any_batch(graph: Graph) -> bool:
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
+DEEP = 60  # levels of lists and containers
+FORMATS = ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
+DTYPES = (
+    *("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"),
+    *("complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64"),
+)
 _NAMED = {"dtype": torch.dtype, "layout": torch.layout, "format": torch.memory_format}
 
 
@@ -144,37 +156,59 @@ def to_data(value: Any) -> Any:
     raise TypeError(f"an argument of type {type(value).__name__} cannot be written to a file")
 
 
-def from_data(data: Any) -> Any:
-    """The inverse of `to_data`; raises `ValueError`, `KeyError` or `TypeError` when the data is not of its making."""
+def from_data(data: Any, deep: int = 0) -> Any:
+    """The inverse of `to_data`; raises `ValueError` or `TypeError` when the data is not of its making."""
+    if deep > DEEP:
+        raise ValueError(f"it is nested deeper than {DEEP} levels")
     if data is None or isinstance(data, (bool, int, float, str)):
         return data
     if isinstance(data, list):
-        return [from_data(v) for v in data]
-    if data.get("kind") in KINDS:
-        return Node(str(data["kind"]), tuple(data["keys"]), tuple(from_data(v) for v in data["items"]))
+        return [from_data(v, deep + 1) for v in data]
+    if "kind" in data:
+        record(data, ("kind", "keys", "items"))
+        parts = tuple(from_data(v, deep + 1) for v in items(data["items"]))
+        keys = tuple(key if type(key) is int else text(key) for key in items(data["keys"]))
+        kind = text(data["kind"], KINDS)
+        if kind in ("dict", "fields") and (len(keys) != len(parts) or len(set(keys)) < len(keys)):
+            raise ValueError(f"a {kind} of {len(parts)} has {len(set(keys))} keys")
+        return Node(kind, keys, parts)
     ((key, value),) = data.items()
-    if key == "tensor":
-        return Ref(int(value))
     if key == "batch":
-        return Batch(*(int(v) for v in value))
-    if key == "module" and value in ("dtype", "device"):
-        return Follow(value)
-    if key == "float":
-        return float(value)
+        return Batch(*(whole(v, -MOST, MOST) for v in items(value)))
     if key == "complex":
-        return complex(*value)
-    if key == "device":
-        return torch.device(value)
-    found = getattr(torch, str(value), None) if key in _NAMED else None
-    if found is None or not isinstance(found, _NAMED[key]):
-        raise ValueError(f"'{key}: {value}' is not an argument")
+        real, imaginary = items(value)
+        return complex(real, imaginary)
+    if key in _READ:
+        return _READ[key](value)
+    raise ValueError(f"'{shown(key)}' is not an argument")
+
+
+def _dtype(value: Any) -> torch.dtype:
+    found: torch.dtype = getattr(torch, text(value, DTYPES))
     return found
+
+
+def _device(value: Any) -> torch.device:
+    if not re.fullmatch(r"(cpu|cuda|mps)(:\d{1,3})?", text(value)):
+        raise ValueError(f"{shown(value)} is not a device")
+    return torch.device(value)
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "tensor": lambda v: Ref(whole(v)),
+    "module": lambda v: Follow(text(v, ("dtype", "device"))),
+    "float": lambda v: float(text(v, ("inf", "-inf", "nan"))),
+    "dtype": _dtype,
+    "device": _device,
+    "layout": lambda v: getattr(torch, text(v, ("strided",))),
+    "format": lambda v: getattr(torch, text(v, FORMATS)),
+}
 
 
 def _graph_data(graph: Graph) -> dict[str, Any]:
     return {
         "inputs": to_data(graph.inputs),
-        "given": [[g.number, to_data(list(g.shape))] for g in graph.given],
+        "given": [[g.number, to_data(list(g.shape)), to_data(g.dtype)] for g in graph.given],
         "state": {str(number): name for number, name in graph.state.items()},
         "steps": [[s.op, to_data(s.args), {k: to_data(v) for k, v in s.kwargs.items()}, s.outs] for s in graph.steps],
         "outputs": to_data(graph.outputs),
@@ -182,18 +216,20 @@ def _graph_data(graph: Graph) -> dict[str, Any]:
 
 
 def _graph_from(data: Any) -> Graph:
+    record(data, ("inputs", "given", "state", "steps", "outputs"))
     steps = []
-    for op, args, kwargs, outs in data["steps"]:
-        arguments = {str(k): from_data(v) for k, v in kwargs.items()}
-        numbers = tuple(None if n is None else int(n) for n in outs)
-        steps.append(Step(str(op), tuple(from_data(a) for a in args), arguments, numbers))
-    return Graph(
-        from_data(data["inputs"]),
-        tuple(Given(int(n), tuple(from_data(shape))) for n, shape in data["given"]),
-        {int(number): str(name) for number, name in data["state"].items()},
-        tuple(steps),
-        from_data(data["outputs"]),
-    )
+    for op, args, kwargs, outs in items(data["steps"]):
+        arguments = {text(k): from_data(v) for k, v in entries(kwargs).items()}
+        numbers = tuple(None if n is None else whole(n) for n in items(outs))
+        steps.append(Step(text(op), tuple(from_data(a) for a in items(args)), arguments, numbers))
+    given = []
+    for number, shape, *dtype in items(data["given"]):
+        given.append(Given(whole(number), tuple(from_data(items(shape))), *map(from_data, dtype)))
+    inputs = from_data(data["inputs"])
+    if not isinstance(inputs, Node) or inputs.kind != "dict":
+        raise ValueError("its inputs have no names")
+    state = {int(number): text(name) for number, name in entries(data["state"]).items()}
+    return Graph(inputs, tuple(given), state, tuple(steps), from_data(data["outputs"]))
 
 
 def program_data(program: Program) -> dict[str, Any]:
@@ -213,22 +249,23 @@ def program_data(program: Program) -> dict[str, Any]:
 def program_from(data: Any) -> Program:
     """The program in JSON data; raises `FileError` when it is not one."""
     try:
-        if data["format"] != FORMAT:
+        if entries(data).get("format") != FORMAT:
             raise FileError(f"its list of operators has another format than {FORMAT}; another prunus wrote it.")
+        fields = ("format", "eval", "train", "why_no_train", "order", "anchor", "unit", "notes")
+        record(data, fields)
         return Program(
             _graph_from(data["eval"]),
             None if data["train"] is None else _graph_from(data["train"]),
-            str(data["why_no_train"]),
-            tuple(str(name) for name in data["order"]),
-            None if data["anchor"] is None else str(data["anchor"]),
-            max(int(data["unit"]), 1),
-            tuple(str(note) for note in data["notes"]),
+            text(data["why_no_train"], longest=LONG),
+            tuple(text(name) for name in items(data["order"])),
+            None if data["anchor"] is None else text(data["anchor"]),
+            whole(data["unit"], 1, MOST),
+            tuple(text(note, longest=LONG) for note in items(data["notes"])),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         if isinstance(error, FileError):
             raise
-        why = f"{type(error).__name__}: {error}"
-        raise FileError(f"this is not a list of operators that prunus wrote ({why}).") from None
+        raise FileError(f"this is not a list of operators that prunus wrote ({shortly(error)}).") from None
 
 
 def refs(value: Any) -> list[int]:

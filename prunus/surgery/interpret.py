@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunus.core import FileError, InputError
 from prunus.surgery.graph import Batch, Follow, Given, Graph, mapped, refs
+from prunus.surgery.guards import guard_of
 from prunus.surgery.operators import changed, resolve, viewed
 from prunus.surgery.structure import by_name, rebuild, take_apart
 from prunus.tracing.tracer import Ref
@@ -21,10 +22,10 @@ Slots = list[tuple[Any, Any]]
 class _Ready:
     """One operator, ready to be called: everything but the tensors is in its arguments."""
 
-    __slots__ = ("args", "args_from", "free", "func", "kwargs", "kwargs_from", "outs", "quiet")
+    __slots__ = ("args", "args_from", "free", "func", "guard", "kwargs", "kwargs_from", "outs", "quiet")
 
     def __init__(self, func: Any, args: Any, kwargs: Any, outs: tuple[int | None, ...], free: list[int], quiet: bool):
-        self.func, self.outs, self.free, self.quiet = func, outs, free, quiet
+        self.func, self.outs, self.free, self.quiet, self.guard = func, outs, free, quiet, guard_of(func)
         self.args, self.kwargs = list(args), dict(kwargs)
         self.args_from = _slots(enumerate(args))
         self.kwargs_from = _slots(kwargs.items())
@@ -37,6 +38,8 @@ class _Ready:
         if self.kwargs_from:
             kwargs = kwargs.copy()
             _fill(kwargs, self.kwargs_from, env)
+        if self.guard is not None:
+            self.guard(args, kwargs)
         if self.quiet and torch.is_grad_enabled():
             with torch.no_grad():
                 return self.func(*args, **kwargs)
@@ -149,7 +152,7 @@ def _look_up(module: nn.Module, path: tuple[str, ...], leaf: str) -> Any:
 def store(env: Env, outs: tuple[int | None, ...], out: Any) -> None:
     """Put what an operator gave where later steps look for it."""
     if isinstance(out, Tensor):
-        if outs[0] is not None:
+        if outs and outs[0] is not None:
             env[outs[0]] = out
     elif isinstance(out, (list, tuple)):
         for number, tensor in zip(outs, [t for t in _flat(out) if isinstance(t, Tensor)]):

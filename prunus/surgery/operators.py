@@ -9,13 +9,8 @@ from typing import Any
 import torch
 
 from prunus.core import FileError
+from prunus.surgery.allowed import ATEN, TORCHVISION, VIEWS
 
-TORCHVISION = ("deform_conv2d", "nms", "ps_roi_align", "ps_roi_pool", "roi_align", "roi_pool")
-# Files, foreign memory, global state, and constructors that trust their arguments without a check.
-_REFUSED = re.compile(
-    r"from_file|save|load|_?print|warn|set_?|set_data|.*storage.*|.*stream.*|.*_?seed.*|.*quantized.*|_?nested_.*"
-    r"|_?sparse_.*|.*_unsafe|_make_dual.*|_fw_primal.*|.*_backward.*|_foreach_.*|_cufft_.*|_test_.*|.*_out|pin_memory"
-)
 _TYPES = re.compile(
     r"(Optional\[)?(List\[(Optional\[)?)?(Tensor|int|float|bool|number|complex|str|Device|Generator|Layout|ScalarType"
     r"|MemoryFormat|SymInt)(\])*"
@@ -25,9 +20,7 @@ SPLITS = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "hspli
 
 @cache
 def resolve(name: str) -> Any:
-    """The overload of a name like ``"aten.view.default"``.
-
-    Only ATen operators that compute tensors from tensors and numbers are given, and torchvision's by name.
+    """The overload of a name like ``"aten.view.default"``, if it is one that a file may call (`allowed.py`).
 
     Raises: `FileError` for any other name.
 
@@ -37,17 +30,40 @@ def resolve(name: str) -> Any:
     Traceback (most recent call last):
     prunus.core.errors.FileError: the operator 'aten.from_file.default' is none that a rewritten network may call...
     """
+    func = find(name) if len(name) < 100 else None
+    if func is None or not listed(func):
+        raise FileError(
+            f"the operator '{name[:100]}' is none that a rewritten network may call (those that are known to stay "
+            "inside their tensors' memory: prunus.surgery.allowed)."
+        )
+    return func
+
+
+@cache
+def find(name: str) -> Any:
+    """The overload of a name, of ATen or torchvision, whether a file may call it or not; None when there is none."""
     parts = name.split(".")
-    if len(parts) == 3 and all(re.fullmatch(r"[A-Za-z0-9_]+", part) for part in parts):
-        space, base, overload = parts
-        if (space == "aten" and not _REFUSED.fullmatch(base)) or (space == "torchvision" and base in TORCHVISION):
-            found = _overload(space, base, overload)
-            if found is not None and _plain(found):
-                return found
-    raise FileError(
-        f"the operator '{name}' is none that a rewritten network may call (ATen's operators on tensors and numbers, "
-        "as prunus records them)."
-    )
+    if len(parts) != 3 or not all(re.fullmatch(r"[A-Za-z0-9_]+", part) for part in parts):
+        return None
+    return _overload(*parts) if parts[0] in ("aten", "torchvision") else None
+
+
+def listed(func: Any) -> bool:
+    """Whether a file may call an overload.
+
+    >>> aten = torch.ops.aten
+    >>> listed(aten.add_.Tensor), listed(aten.add.out), listed(aten.transpose.int), listed(aten.transpose_.default)
+    (True, False, True, False)
+    """
+    space, base = func._schema.name.split("::")
+    if space == "torchvision":
+        return base in TORCHVISION
+    if base not in ATEN:
+        base = base.removesuffix("_")
+        if base not in ATEN or base in VIEWS:
+            return False
+    given_back = [a for a in func._schema.arguments if a.kwarg_only and a.alias_info is not None]
+    return space == "aten" and not given_back and _plain(func)
 
 
 def _overload(space: str, base: str, overload: str) -> Any:
@@ -112,10 +128,16 @@ def is_random(func: Any) -> bool:
 def functional(func: Any) -> Any:
     """The variant of an in-place operator that gives a new tensor; None when there is none.
 
-    >>> functional(torch.ops.aten.add_.Tensor)
-    <OpOverload(op='aten.add', overload='Tensor')>
+    >>> functional(torch.ops.aten.add_.Tensor), functional(torch.ops.aten.transpose_.default)
+    (<OpOverload(op='aten.add', overload='Tensor')>, <OpOverload(op='aten.transpose', overload='int')>)
     """
     space, base = func._schema.name.split("::")
     if not base.endswith("_") or base.endswith("__"):
         return None
-    return _overload(space, base.removesuffix("_"), func._overloadname)
+    base = base.removesuffix("_")
+    same = _overload(space, base, func._overloadname)
+    if same is not None:
+        return same
+    packet, names = getattr(getattr(torch.ops, space), base, None), [a.name for a in func._schema.arguments]
+    others = [getattr(packet, o) for o in packet.overloads()] if packet is not None else []
+    return next((o for o in others if [a.name for a in o._schema.arguments] == names), None)

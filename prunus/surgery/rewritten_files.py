@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus.core import FileError, InputError
+from prunus.core.fields import entries, items, parsed, record, shortly, shown, whole
 from prunus.surgery.graph import program_data, program_from
+from prunus.surgery.rehearse import rehearse
 from prunus.surgery.rewritten import RewrittenModule
 
 
@@ -52,27 +54,36 @@ def _order(tensor: Tensor) -> list[int]:
 def read(text: str, tensors: Mapping[str, Tensor]) -> RewrittenModule:
     """The network again, in evaluation mode; outputs that were objects of a class are plain dictionaries.
 
-    Raises: `FileError` when the text is not what `written` gives, or calls an operator that is not allowed.
+    Raises: `FileError` when the text is not what `written` gives, calls an operator that is not allowed, or one that
+    cannot run on these tensors (`rehearse`).
     """
     try:
-        data = json.loads(text)
-        program, kinds = program_from(data["program"]), data["tensors"]
-        made: dict[str, Tensor] = {}
-        for name, kind in kinds.items():
+        data = record(parsed(text), ("program", "tensors"))
+        program, made, transient = program_from(data["program"]), dict[str, Tensor](), set[str]()
+        for name, kind in entries(data["tensors"]).items():
+            record(kind, ("same", "parameter", "gradient", "transient", "order"))
+            transient |= {name} if kind["transient"] is True else set()
             if kind["same"] != name:
                 made[name] = made[kind["same"]]
                 continue
             tensor = _laid_out(tensors[name], kind["order"])
-            made[name] = nn.Parameter(tensor, requires_grad=kind["gradient"]) if kind["parameter"] else tensor
-        return RewrittenModule(program, made, frozenset(n for n, kind in kinds.items() if kind["transient"]))
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, RecursionError) as error:
+            gradient = kind["gradient"] is True and (tensor.is_floating_point() or tensor.is_complex())
+            made[name] = nn.Parameter(tensor, requires_grad=gradient) if kind["parameter"] is True else tensor
+        if extra := sorted(set(tensors) - set(made)):
+            raise ValueError(f"nothing is said of the tensor {shown(extra[0])}")
+        module = RewrittenModule(program, made, frozenset(transient))
+        for runner in module._runners.values():
+            rehearse(runner.graph, runner, made, module._anchor())
+        return module
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError) as error:
         if isinstance(error, FileError):
             raise
-        why = f"{type(error).__name__}: {error}"
-        raise FileError(f"this is not a rewritten network that prunus wrote ({why}).") from None
+        raise FileError(f"this is not a rewritten network that prunus wrote ({shortly(error)}).") from None
 
 
 def _laid_out(tensor: Tensor, order: list[int]) -> Tensor:
     """The same values with the dimensions in this order in memory."""
+    if sorted(map(whole, items(order))) != list(range(tensor.dim())):
+        raise ValueError(f"a tensor of {tensor.dim()} dimensions cannot lie so")
     back = sorted(range(len(order)), key=lambda d: order[d])
     return tensor.permute(order).contiguous().permute(back)

@@ -31,7 +31,7 @@ def merge(captured: Sequence[Captured], samples: Sequence[int]) -> Captured:
             raise TraceError("forward makes tensors of Python numbers that depend on the batch size.")
     steps = tuple(_step(steps, samples) for steps in zip(*(graph.steps for graph in graphs)))
     given = tuple(
-        Given(g[0].number, tuple(_merged([list(one.shape) for one in g], samples, "an input")))
+        Given(g[0].number, tuple(_merged([list(one.shape) for one in g], samples, "an input")), g[0].dtype)
         for g in zip(*(graph.given for graph in graphs))
     )
     outputs = _merged([graph.outputs for graph in graphs], samples, "an output")

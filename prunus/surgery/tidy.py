@@ -6,29 +6,57 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from prunus.core import TraceError
+from prunus.surgery.allowed import VIEWS
 from prunus.surgery.graph import Graph, Step, mapped, refs
-from prunus.surgery.operators import changed, functional, is_random, name_of, resolve, several_views, viewed
+from prunus.surgery.operators import changed, find, functional, is_random, listed, name_of, several_views, viewed
+from prunus.surgery.portable import portable
 from prunus.surgery.rewritten import CONSTANTS
 from prunus.tracing.tracer import Ref
 
 
 def tidy(graph: Graph) -> Graph:
-    """The same function: constants are never written to, nothing is computed in vain, no kernel is of one device only,
-    and autograd accepts what is written in place."""
-    graph = _live(graph)
+    """The same function: constants are never written to, nothing is computed in vain, every operator is one that a file
+    may hold, and autograd accepts what is written in place.
+
+    Raises: `TraceError` for an operator that no file may hold.
+    """
+    graph = _live(_without_moves(graph))
     graph = _fresh_constants(graph)
     shapes = {n: shape for step in graph.steps for n, shape in zip(step.outs, step.shapes)}
-    steps = [_portable(step, used, shapes) for step, used in zip(graph.steps, _used(graph))]
+    steps = [portable(step, used, shapes) for step, used in zip(graph.steps, _used(graph))]
     graph = replace(graph, steps=tuple(steps))
     graph = _without_writes_that_autograd_refuses(graph)
+    for step in graph.steps:
+        if not listed(find(step.op)):
+            raise TraceError(
+                f"forward calls the operator {step.op} in '{step.module or 'the model itself'}', which is none that a "
+                "rewritten network may hold (prunus.surgery.allowed lists them)."
+            )
     return _renumbered(graph)
+
+
+def _without_moves(graph: Graph) -> Graph:
+    """What changes a tensor's shape in place (``t_``, ``squeeze_`` ...) becomes a view of its own."""
+    steps, rename = [], dict[Any, int]()
+    free = max([n for step in graph.steps for n in step.outs if n is not None], default=-1) + 1
+    free = max([free, *(n + 1 for n in graph.state), *(g.number + 1 for g in graph.given)])
+    for step in graph.steps:
+        if step.op == "aten.as_strided_.default" and all(n == 1 for n in step.args[1][2:]):
+            continue  # average pools to one value restate the strides of what they made
+        new = functional(find(step.op)) if step.op.split(".")[1].removesuffix("_") in VIEWS else None
+        steps.append(_renamed(step, rename))
+        if new is not None:
+            rename[step.outs[0]], free = free, free + 1
+            steps[-1] = replace(steps[-1], op=name_of(new), outs=(rename[step.outs[0]],))
+    return replace(graph, steps=tuple(steps), outputs=_renamed_value(graph.outputs, rename))
 
 
 def _roots(graph: Graph) -> dict[int, int]:
     """For every tensor the one whose memory it shares."""
     root = {n: n for n in [*refs(graph.inputs), *graph.state]}
     for step in graph.steps:
-        at = viewed(resolve(step.op))
+        at = viewed(find(step.op))
         shared = refs(step.args[at]) if at is not None and at < len(step.args) else []
         for number in step.outs:
             if number is not None:
@@ -38,13 +66,13 @@ def _roots(graph: Graph) -> dict[int, int]:
 
 def _written(step: Step) -> list[int]:
     """The tensors that a step writes to."""
-    return refs([step.args[i] for i in changed(resolve(step.op)) if i < len(step.args)]) + refs(
+    return refs([step.args[i] for i in changed(find(step.op)) if i < len(step.args)]) + refs(
         [step.kwargs[a.name] for a in _out_arguments(step)]
     )
 
 
 def _out_arguments(step: Step) -> list[Any]:
-    arguments = resolve(step.op)._schema.arguments
+    arguments = find(step.op)._schema.arguments
     return [a for a in arguments if a.alias_info is not None and a.alias_info.is_write and a.name in step.kwargs]
 
 
@@ -55,7 +83,7 @@ def _live(graph: Graph) -> Graph:
     memory = {root[n] for n in [*read, *refs(graph.inputs), *graph.state]}
     kept = []
     for step in reversed(graph.steps):
-        random = is_random(resolve(step.op)) and "attention" not in step.op  # attention draws nothing by itself
+        random = is_random(find(step.op)) and "attention" not in step.op  # attention draws nothing by itself
         if random or read & set(step.outs) or memory & {root[n] for n in _written(step)}:
             kept.append(step)
             used = refs([step.args, step.kwargs])
@@ -84,28 +112,6 @@ def _used(graph: Graph) -> list[list[bool]]:
     return [[n in read for n in step.outs] for step in graph.steps]
 
 
-def _portable(step: Step, used: list[bool], shapes: Mapping[Any, tuple[int, ...]]) -> Step:
-    """Operators of one device or memory layout by those that torch chooses them for, same kernel, same result."""
-    space, base, _ = step.op.split(".")
-    if base in ("view", "_unsafe_view", "_reshape_alias") and step.op != "aten.view.dtype":
-        return replace(step, op="aten.reshape.default", args=step.args[:2])
-    if any(used[1:]) or not step.outs:
-        return step
-    one = replace(step, outs=step.outs[:1], shapes=step.shapes[:1])
-    if base in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"):
-        return replace(one, op="aten.batch_norm.default", args=(*step.args[:8], True))
-    if base.startswith("_scaled_dot_product") and not base.endswith("math"):
-        named = {a.name: v for a, v in zip(resolve(step.op)._schema.arguments, step.args)} | dict(step.kwargs)
-        mask = named.get("attn_mask", named.get("attn_bias"))
-        args = (*step.args[:3], mask, named.get("dropout_p", 0.0), named.get("is_causal", False))
-        kwargs = {"scale": named.get("scale")}
-        query, key = (shapes.get(refs(step.args[i])[0], ()) for i in (0, 1))
-        if query[1:2] != key[1:2]:  # heads of keys and values are shared
-            kwargs["enable_gqa"] = True
-        return replace(one, op="aten.scaled_dot_product_attention.default", args=args, kwargs=kwargs)
-    return step
-
-
 def _without_writes_that_autograd_refuses(graph: Graph) -> Graph:
     """Writes to one of several views become new tensors, where nothing else reads that memory afterwards."""
     root, family = _roots(graph), _families(graph)
@@ -115,7 +121,7 @@ def _without_writes_that_autograd_refuses(graph: Graph) -> Graph:
         step = steps[i] = _renamed(step, rename)
         written = _written(step)
         target = graph.steps[i].args[0].number if written and isinstance(graph.steps[i].args[0], Ref) else None
-        new = functional(resolve(step.op)) if target in family and len(written) == 1 and len(step.outs) == 1 else None
+        new = functional(find(step.op)) if target in family and len(written) == 1 and len(step.outs) == 1 else None
         if new is None or _read_elsewhere(graph, i, target, root, family):
             continue
         steps[i] = replace(step, op=name_of(new), outs=(free,))
@@ -127,7 +133,7 @@ def _families(graph: Graph) -> dict[int, tuple[int, int]]:
     """Tensors that are, or are views of, one of several views: the step that made those, and which one it is."""
     family: dict[int, tuple[int, int]] = {}
     for i, step in enumerate(graph.steps):
-        func = resolve(step.op)
+        func = find(step.op)
         at = viewed(func)
         base = refs(step.args[at])[0] if at is not None and at < len(step.args) and refs(step.args[at]) else None
         for k, number in enumerate(step.outs):
