@@ -16,12 +16,33 @@ class Verified:
     """The proof of a cut: largest relative difference between the silenced original and the shrunk network.
 
     `exact` is False when the reference had to recompute statistics over the kept units; `dtype` is the precision.
+    `hidden` names parameters that are zero throughout and would hide what lies behind them: one of the comparisons was
+    made with random numbers in their place, in both networks.  `sensitive` is False when the outputs did not change
+    with the weights that were cut, so that the comparison says nothing.
     """
 
     max_relative_error: float
     exact: bool = True
     in_place: bool = True
     dtype: str = "float64"
+    hidden: tuple[str, ...] = ()
+    sensitive: bool = True
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known of the proof, as text."""
+        out = []
+        if self.hidden:
+            out.append(
+                f"{len(self.hidden)} parameters are zero throughout and hide what lies behind them (first: "
+                f"'{self.hidden[0]}'): the proof compared both networks also with random numbers in their place."
+            )
+        if not self.sensitive:
+            out.append(
+                "the outputs do not change with the weights that were cut, so that the proof could not have failed: it "
+                "says nothing. Load trained weights, or trace with other example inputs."
+            )
+        return tuple(out)
 
 
 @dataclass(frozen=True, eq=False)

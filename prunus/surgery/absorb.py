@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core import Added, Groups, Inputs, Plan
 from prunus.surgery.memory import remember_
-from prunus.surgery.prove import other_inputs, silenced
+from prunus.surgery.reference import other_inputs, silenced
 from prunus.tracing.apply import named_tensors, run
 
 

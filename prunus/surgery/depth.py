@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from prunus.core import Dropped, Inputs, VerificationError, Verified
 from prunus.core.replay import Replay
-from prunus.surgery.prove import Reference, cast, on_noise, other_inputs, prove, run_in
-from prunus.tracing.apply import named_tensors
+from prunus.surgery.prove import prove
+from prunus.surgery.reference import Reference, runs_of
 from prunus.tracing.blocks import Block, Residual
 
 
@@ -109,10 +109,7 @@ def _silenced(model: nn.Module, inputs: Inputs, found: Residual, gone: Sequence[
         held.clear()
         return Replay(found.calls, before=before, after=after)
 
-    tensors, other = cast(named_tensors(model), DTYPE), other_inputs(inputs)
-    outputs = [tuple(run_in(model, tensors, inputs, DTYPE, watch()))]
-    noise = on_noise(model, tensors, other, DTYPE, watch())
-    return Reference((inputs, other) if noise else (inputs,), (*outputs, *((noise,) if noise else ())), DTYPE)
+    return Reference(runs_of(model, inputs, DTYPE, watch), DTYPE)
 
 
 def _last_write(found: Residual, block: Block) -> int:

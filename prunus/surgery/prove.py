@@ -2,113 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunus.core import Group, Groups, Inputs, Operator, VerificationError, Verified
-from prunus.surgery.kept import Kept
-from prunus.surgery.precise import Precise, default_dtype
-from prunus.tracing.apply import Decided, edited, named_tensors, narrow, run
+from prunus.core import Group, Groups, VerificationError, Verified
+from prunus.surgery.agreement import flipped, is_real, relative_error, worst_error
+from prunus.surgery.reference import Reference, Run, Tensors, cast, folded, observed, reference
+from prunus.surgery.stand_ins import jittered, rescaled
+from prunus.tracing.apply import Decided, edited, named_tensors, narrow
 
 TOLERANCE = {"float64": 1e-7, "float32": 1e-4}
+PATIENCE = 8  # runs with noise on the weights in which no further decision turns out to be a tie
+MOST = 40  # of such runs
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The outputs of the silenced original on every set of inputs, computed before the cut."""
-
-    inputs: tuple[Inputs, ...]
-    outputs: tuple[tuple[Tensor, ...], ...]
-    dtype: torch.dtype
-    exact: bool = True
-    operators: tuple[Operator, ...] = ()
-
-
-def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
-    """The tensors with every removed unit's own parameters, and its consumers' columns, set to zero.
-
-    Read from the groups' slices, not from the axes that the cut is made by: a second account of the same coupling.
-    """
-    out = dict(tensors)
-    for group in groups:
-        gone = ~keep[group.offset : group.offset + group.units]
-        if not gone.any():
-            continue
-        for s in group.slices:
-            tensor = out[s.name]
-            if tensor.is_floating_point():
-                index = s.index[gone].reshape(-1).to(tensor.device)
-                out[s.name] = tensor.index_fill(s.dim, index, 0)
-    return out
-
-
-def folded(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
-    """The tensors with what forward computes from the size of a group made good (see `Fold`); others as they are."""
-    out = dict(tensors)
-    for fold in groups.folds:
-        group = groups[fold.group]
-        rows = keep[group.offset : group.offset + group.units]
-        factor = float(rows.double().mean()) ** (fold.power / 2)
-        # what the group makes for others (values, beside queries and keys) is made good where they read it
-        normed = bool(group.with_role("norm_scale"))
-        powers = {"norm_scale": 1, "norm_shift": 1} if normed else {"out": 1, "bias": 1, "in": -1}
-        for s in group.with_role(*powers) if factor != 1 else ():
-            tensor = out[s.name]
-            index = s.index[rows].reshape(-1).to(tensor.device)
-            scaled = tensor.index_select(s.dim, index) * factor ** powers[s.role]
-            out[s.name] = tensor.index_copy(s.dim, index, scaled)
-    return out
-
-
-def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
-    """Run the silenced original, in float64 where every operator has such a kernel, else in float32."""
-    for dtype in (torch.float64, torch.float32):
-        try:
-            tensors = silenced(cast(named_tensors(model), dtype), groups, keep)
-            kept = [Kept(groups, keep)]
-            inputs, outputs = [groups.inputs], [tuple(run_in(model, tensors, groups.inputs, dtype, kept[0]))]
-            noise = on_noise(model, tensors, other_inputs(groups.inputs), dtype, watch := Kept(groups, keep))
-            if noise:
-                kept.append(watch)
-                inputs, outputs = [*inputs, other_inputs(groups.inputs)], [*outputs, noise]
-            _something_to_compare(outputs)
-            exact = all(watch.exact for watch in kept)
-            return Reference(tuple(inputs), tuple(outputs), dtype, exact, groups.operators)
-        except (RuntimeError, NotImplementedError, TypeError):
-            if dtype is torch.float32:
-                raise
-    raise AssertionError("unreachable")
-
-
-def run_in(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    inputs: Inputs,
-    dtype: torch.dtype,
-    watch: TorchDispatchMode | None = None,
-) -> list[Tensor]:
-    """The outputs in the precision `dtype` throughout, also where the model's code asks for a lower one."""
-    with Precise(dtype), default_dtype(dtype):
-        return run(model, tensors, inputs.to(dtype), watch)
-
-
-def on_noise(
-    model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, dtype: torch.dtype, watch: TorchDispatchMode
-) -> tuple[Tensor, ...]:
-    """The outputs on noise; none when the network is not made for it."""
-    try:
-        outputs = tuple(run_in(model, tensors, inputs, dtype, watch))
-    except Exception:  # the model's own code may raise anything
-        return ()
-    return outputs if all(bool(torch.isfinite(out).all()) for out in outputs) else ()
-
-
-def prove(model: nn.Module, ref: Reference, unrounded: Mapping[str, Tensor] | None = None) -> Verified:
+def prove(model: nn.Module, ref: Reference, unrounded: Tensors | None = None) -> Verified:
     r"""Compare the model as it is now with the reference: ``max |a - b| / max |b|`` over every output.
+
+    NaN and infinities have to stand where they stood; integers and truth values have to be equal, but for ties, and
+    so has what they were decided from.
 
     Raises: `VerificationError` when an error is above 1e-7 (float64) or 1e-4 (float32), is not a number, or when
     there is nothing to compare.
@@ -124,7 +38,8 @@ def prove(model: nn.Module, ref: Reference, unrounded: Mapping[str, Tensor] | No
         raise VerificationError(
             f"the cut network differs from the silenced original by {worst:.1e} ({name}, at most {TOLERANCE[name]:.0e})"
         )
-    return Verified(worst, exact=ref.exact, in_place=True, dtype=name)
+    sensitive = _moves(model, tensors, ref)
+    return Verified(worst, exact=ref.exact, in_place=True, dtype=name, hidden=ref.runs[-1].hidden, sensitive=sensitive)
 
 
 def culprits(model: nn.Module, groups: Groups, keep: Tensor) -> list[Group]:
@@ -166,54 +81,63 @@ def _fails(model: nn.Module, groups: Groups, keep: Tensor, bundles: list[tuple[s
         return True
 
 
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """``max |a - b| / max |b|``; infinite when shapes differ, anything is not finite, or there is nothing to compare.
-
-    >>> relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
-    0.5
-    >>> nan, nothing = torch.tensor([float("nan")]), torch.ones(0)
-    >>> relative_error(nan, nan), relative_error(nothing, nothing)
-    (inf, inf)
-    """
-    if a.shape != b.shape or a.numel() == 0 or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        return float("inf")
-    largest = float(b.abs().max())
-    difference = float((a - b).abs().max())
-    return difference / largest if largest else (0.0 if difference == 0 else float("inf"))
+def _worst(model: nn.Module, tensors: Tensors, ref: Reference) -> float:
+    return max((_error(model, given_of(model, tensors, run), run, ref) for run in ref.runs), default=float("inf"))
 
 
-def _worst(model: nn.Module, tensors: Mapping[str, Tensor], ref: Reference) -> float:
-    errors, decides = [], any(op.decided is not None for op in ref.operators)
-    for inputs, expected in zip(ref.inputs, ref.outputs):
-        found = run_in(model, tensors, inputs, ref.dtype, Decided(ref.operators) if decides else None)
-        if len(found) != len(expected):
-            return float("inf")
-        pairs = [(a, b) for a, b in zip(found, expected) if b.is_floating_point()]
-        errors += [relative_error(a, b) for a, b in pairs]
-    return max(errors, default=float("inf"))
+def given_of(model: nn.Module, tensors: Tensors, run: Run) -> Tensors:
+    """The tensors of a run: those of the network, but for what has other values in it."""
+    given = {n: t for n, t in run.given.items() if n in tensors}
+    if len(given) < len(run.given):  # a tied tensor may have another of its names first
+        first = {id(p): n for n, p in model.named_parameters()}
+        every = {n: first[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
+        given |= {every[n]: t for n, t in run.given.items() if n in every}
+    return {**tensors, **given}
 
 
-def _something_to_compare(outputs: list[tuple[Tensor, ...]]) -> None:
-    """Raise `VerificationError` when every output is zero or empty: agreement on nothing proves nothing."""
-    if not any(bool((b != 0).any()) for of in outputs for b in of if b.is_floating_point()):
-        raise VerificationError(
-            "the network, with the removed units silenced, gives zeros only (a last layer initialised to zero, "
-            "or all that "
-            "feeds it removed): nothing can be proven. Load trained weights, keep more, or pass verify=False."
-        )
+def _error(model: nn.Module, tensors: Tensors, run: Run, ref: Reference) -> float:
+    """How far the network is from a run of the reference."""
+    found = _again(model, tensors, run, ref)
+    worst = worst_error(found.outputs, run.outputs)
+    if len(found.decided_from) == len(run.decided_from):  # where dimensions were cut, the integers alone have to do
+        same = [(a, b) for a, b in zip(found.decided_from, run.decided_from) if a.shape == b.shape]
+        worst = max(worst, worst_error([a for a, _ in same], [b for _, b in same]))
+    return float("inf") if _decides_otherwise(model, tensors, run, ref, found.outputs) else worst
 
 
-def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {n: t.detach().to(dtype) if t.is_floating_point() else t.detach() for n, t in tensors.items()}
+def _decides_otherwise(model: nn.Module, tensors: Tensors, run: Run, ref: Reference, found: tuple[Tensor, ...]) -> bool:
+    """Whether integers differ that are no ties: what the least noise on the weights turns over is one."""
+    left, idle = flipped(found, run.outputs), 0
+    for seed in range(MOST):
+        many = sum(int(d.sum()) for d in left if d is not None)
+        if not many or idle == PATIENCE:
+            return many > 0
+        other = _again(model, jittered(tensors, seed), run, ref)
+        for d, a, b in zip(left, found, other.outputs):
+            if d is not None and a.shape == b.shape == d.shape:
+                d &= a == b
+        idle = idle + 1 if many == sum(int(d.sum()) for d in left if d is not None) else 0
+    return True
 
 
-def other_inputs(inputs: Inputs) -> Inputs:
-    """Other inputs of the same shapes: normal noise for real tensors, the same tensors reversed for integers."""
-    generator = torch.Generator().manual_seed(1)
+def _again(model: nn.Module, tensors: Tensors, run: Run, ref: Reference) -> Run:
+    """The cut network as the reference was run: what it decided by values is decided again."""
+    decides = any(op.decided is not None for op in ref.operators)
+    return observed(model, tensors, run.inputs, ref.dtype, lambda: Decided(ref.operators) if decides else nullcontext())
 
-    def change(t: Tensor) -> Tensor:
-        if not t.is_floating_point():
-            return t.flip(-1) if t.dim() else t
-        return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype).to(t.device)
 
-    return inputs.map(change)
+def _moves(model: nn.Module, tensors: Tensors, ref: Reference) -> bool:
+    """Whether the outputs would show it if what was cut were not as it is: else the proof could not have failed."""
+    run, names = ref.runs[-1], [n for n in ref.cut if n in tensors and tensors[n].is_floating_point()]
+    if not names:
+        return True
+    whole = given_of(model, tensors, run)
+    try:
+        found = _again(model, {**whole, **rescaled({n: whole[n] for n in names})}, run, ref)
+    except Exception:  # what the model's code decides by values turned over
+        return True
+    if len(found.decided_from) != len(run.decided_from):
+        return True
+    least = 10 * TOLERANCE[str(ref.dtype).removeprefix("torch.")]
+    pairs = zip((*found.outputs, *found.decided_from), (*run.outputs, *run.decided_from))
+    return any(relative_error(a, b) > least for a, b in pairs if is_real(b) and b.isfinite().any())

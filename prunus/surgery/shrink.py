@@ -18,7 +18,8 @@ from prunus.core.wrappers import check_whole
 from prunus.surgery.attached import check_cuttable
 from prunus.surgery.memory import memory_format, plan_of, remember_
 from prunus.surgery.optimizer import check_holds, slice_optimizer_
-from prunus.surgery.prove import Reference, culprits, folded, prove, reference
+from prunus.surgery.prove import culprits, prove
+from prunus.surgery.reference import Reference, folded, reference
 from prunus.surgery.rewrite import rewrite
 from prunus.surgery.select import drop_identities_
 from prunus.tracing.apply import named_tensors, narrow
@@ -84,6 +85,7 @@ def shrink_(
     smaller, verified, notes = cut(model, groups, keep, full, ref, optimizers)
     if verify and not real:
         notes += ("not verified: tensors on the meta device, and fake ones, have no values to compare.",)
+    notes += verified.notes if verified is not None else ()
     return Report(
         model=smaller,
         in_place=groups.in_place,

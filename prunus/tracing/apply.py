@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +151,7 @@ def empty_caches(model: nn.Module) -> dict[tuple[str, str], dict[Any, Any]]:
 
 
 def run(
-    model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, watch: TorchDispatchMode | None = None
+    model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs, watch: AbstractContextManager[Any] | None = None
 ) -> list[Tensor]:
     """The output tensors of `model` in evaluation mode with other parameters and buffers, watched by a mode."""
     inputs = inputs.map(torch.clone)  # forward may change them in place

@@ -12,7 +12,7 @@ import prunus
 from prunus.core import Inputs
 from prunus.core.nested import tensors_in
 from prunus.surgery.kept import Kept
-from prunus.surgery.prove import silenced
+from prunus.surgery.reference import silenced
 from prunus.tracing.apply import named_tensors, run
 from prunus.tracing.build import build
 from prunus.tracing.recording import record

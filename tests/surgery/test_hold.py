@@ -6,7 +6,7 @@ import torch
 
 import prunus
 from prunus.surgery import gaps, kept_units, silence_, silence_gradients_
-from prunus.surgery.prove import silenced
+from prunus.surgery.reference import silenced
 from tests.hand_built import residual
 
 

@@ -1,0 +1,211 @@
+"""The silenced original: what a cut network must give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core import Groups, Inputs, Operator, VerificationError
+from prunus.surgery.agreement import Behind, is_real, says_something
+from prunus.surgery.kept import Kept
+from prunus.surgery.precise import Precise, default_dtype
+from prunus.surgery.stand_ins import stand_ins
+from prunus.tracing.apply import named_tensors, narrow, run
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the silenced original gave: its outputs, and the real numbers that integers among them were decided from.
+
+    `given` are parameters, as the cut network has them, that had other values in this run; `hidden` names those that
+    are zero in truth.
+    """
+
+    inputs: Inputs
+    outputs: tuple[Tensor, ...]
+    decided_from: tuple[Tensor, ...] = ()
+    exact: bool = True
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
+
+    @property
+    def says_something(self) -> bool:
+        return says_something((*self.outputs, *self.decided_from))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The silenced original on every set of inputs, computed before the cut; `cut` names the tensors to be narrowed."""
+
+    runs: tuple[Run, ...]
+    dtype: torch.dtype
+    operators: tuple[Operator, ...] = ()
+    cut: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether silence alone told the outcome."""
+        return all(run.exact for run in self.runs)
+
+
+Tensors = Mapping[str, Tensor]
+Watch = Callable[[], AbstractContextManager[Any]]
+
+
+def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
+    """The tensors with every removed unit's own parameters, and its consumers' columns, set to zero.
+
+    Read from the groups' slices, not from the axes that the cut is made by: a second account of the same coupling.
+    """
+    out = dict(tensors)
+    for group in groups:
+        gone = ~keep[group.offset : group.offset + group.units]
+        if not gone.any():
+            continue
+        for s in group.slices:
+            tensor = out[s.name]
+            if tensor.is_floating_point():
+                index = s.index[gone].reshape(-1).to(tensor.device)
+                out[s.name] = tensor.index_fill(s.dim, index, 0)
+    return out
+
+
+def folded(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
+    """The tensors with what forward computes from the size of a group made good (see `Fold`); others as they are."""
+    out = dict(tensors)
+    for fold in groups.folds:
+        group = groups[fold.group]
+        rows = keep[group.offset : group.offset + group.units]
+        factor = float(rows.double().mean()) ** (fold.power / 2)
+        # what the group makes for others (values, beside queries and keys) is made good where they read it
+        normed = bool(group.with_role("norm_scale"))
+        powers = {"norm_scale": 1, "norm_shift": 1} if normed else {"out": 1, "bias": 1, "in": -1}
+        for s in group.with_role(*powers) if factor != 1 else ():
+            tensor = out[s.name]
+            index = s.index[rows].reshape(-1).to(tensor.device)
+            scaled = tensor.index_select(s.dim, index) * factor ** powers[s.role]
+            out[s.name] = tensor.index_copy(s.dim, index, scaled)
+    return out
+
+
+def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
+    """Run the silenced original, in float64 where every operator has such a kernel, else in float32."""
+    plan = groups.plan(keep)
+
+    def silence(tensors: Tensors) -> Tensors:
+        return silenced(tensors, groups, keep)
+
+    def cut(tensors: Tensors, names: Iterable[str]) -> Tensors:
+        whole = folded(tensors, groups, keep)
+        return {n: narrow(whole[n], plan.tensors.get(n)) for n in names}
+
+    for dtype in (torch.float64, torch.float32):
+        try:
+            runs = runs_of(model, groups.inputs, dtype, lambda: Kept(groups, keep), silence, cut)
+            return Reference(runs, dtype, groups.operators, tuple(plan.tensors))
+        except (RuntimeError, NotImplementedError, TypeError):
+            if dtype is torch.float32:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _as_they_are(tensors: Tensors, names: Iterable[str] | None = None) -> Tensors:
+    return tensors if names is None else {n: tensors[n] for n in names}
+
+
+def runs_of(
+    model: nn.Module,
+    inputs: Inputs,
+    dtype: torch.dtype,
+    watch: Watch,
+    silence: Callable[[Tensors], Tensors] = _as_they_are,
+    cut: Callable[[Tensors, Iterable[str]], Tensors] = _as_they_are,
+) -> tuple[Run, ...]:
+    """The original on the example as it is, and on noise with `stand_ins`, as far as it takes them.
+
+    Raises: `VerificationError` when no run gives anything to compare.
+    """
+    tensors = cast(named_tensors(model), dtype)
+    others = stand_ins(model, tensors)
+    hidden = tuple(n for n in others if not tensors[n].any() and n.rpartition(".")[2] != "bias")
+    runs = [observed(model, silence(tensors), inputs, dtype, watch)]
+    for given, values in ((other_inputs(inputs), others), (inputs, others), (other_inputs(inputs), {})):
+        if given is inputs and not values:
+            continue
+        whole = {**tensors, **values}
+        try:
+            run = observed(model, silence(whole), given, dtype, watch)
+        except Exception:  # the network is not made for it, and its own code may raise anything
+            continue
+        if run.says_something:
+            runs.append(replace(run, given=cut(whole, values), hidden=hidden if values else ()))
+            break
+    if not any(run.says_something for run in runs):
+        raise VerificationError(_nothing(runs[0].outputs))
+    return tuple(runs)
+
+
+def _nothing(outputs: tuple[Tensor, ...]) -> str:
+    """Why there is nothing to compare."""
+    real = [b for b in outputs if is_real(b) and b.numel()]
+    if not real:
+        what = "gives no real numbers (integers, truth values, or nothing)"
+    elif not any(bool(b.isfinite().any()) for b in real):
+        what = "gives NaN or infinity only"
+    else:
+        what = "gives zeros only (a last layer at zero, or all that feeds it removed)"
+    return (
+        f"the network, with the removed units silenced, {what}: nothing can be proven. Load trained weights, give "
+        "example_inputs that lead to other outputs, keep more, or pass verify=False."
+    )
+
+
+def observed(model: nn.Module, tensors: Tensors, inputs: Inputs, dtype: torch.dtype, watch: Watch) -> Run:
+    """The outputs, and what the integers among them were decided from (then forward is run twice)."""
+    seen = watch()
+    outputs = tuple(run_in(model, tensors, inputs, dtype, seen))
+    exact = getattr(seen, "exact", True)
+    if all(map(is_real, outputs)):
+        return Run(inputs, outputs, exact=exact)
+    behind = Behind()
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with watch(), behind:  # which sees what forward calls, not what the watch makes of it
+            yield
+
+    outputs = tuple(run_in(model, tensors, inputs, dtype, both()))
+    return Run(inputs, outputs, behind.decided(outputs), exact)
+
+
+def run_in(
+    model: nn.Module,
+    tensors: Tensors,
+    inputs: Inputs,
+    dtype: torch.dtype,
+    watch: AbstractContextManager[Any] | None = None,
+) -> list[Tensor]:
+    """The outputs in the precision `dtype` throughout, also where the model's code asks for a lower one."""
+    with Precise(dtype), default_dtype(dtype):
+        return run(model, tensors, inputs.to(dtype), watch)
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {n: t.detach().to(dtype) if t.is_floating_point() else t.detach() for n, t in tensors.items()}
+
+
+def other_inputs(inputs: Inputs) -> Inputs:
+    """Other inputs of the same shapes: normal noise for real tensors, the same tensors reversed for integers."""
+    generator = torch.Generator().manual_seed(1)
+
+    def change(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return t.flip(-1) if t.dim() else t
+        return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype).to(t.device)
+
+    return inputs.map(change)
