@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import InputError, Inputs, NothingToPruneError, Plan, Report
+from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import unwrapped
 from prunus.observe.stream import angles, influence
 from prunus.surgery.depth import drop_, drop_proven_
@@ -75,21 +76,20 @@ def drop_blocks_(
     else:
         gone, distance = _row(found.blocks, angles(model, found.blocks, data, n, token), n)
         told = [f"{b.name}" for b in gone[:-1]] + [f"{gone[-1].name} (angle over all {distance:.4f} of half a turn)"]
-    if verify:
-        verified = drop_proven_(model, inputs, found, gone)
-    else:
-        verified = None
-        drop_(model, [b.dropped for b in gone])
     plan = Plan(
         dropped=tuple(b.dropped for b in gone),
         inputs=tuple(inputs.signature()),
         memory_format=memory_format(model),
         version=__version__,
     )
-    remember_(model, plan)
-    after = residual_blocks(model, inputs).costs
-    notes = (f"{n} of {len(found.blocks)} residual blocks dropped: {', '.join(told)}",)
-    return Report(model, True, found.costs, after, plan, verified, notes=notes)
+    with all_or_nothing(model):
+        verified = drop_proven_(model, inputs, found, gone) if verify else None
+        if not verify:
+            drop_(model, plan.dropped)
+        remember_(model, plan)
+        after = residual_blocks(model, inputs).costs
+        notes = (f"{n} of {len(found.blocks)} residual blocks dropped: {', '.join(told)}",)
+        return Report(model, True, found.costs, after, plan, verified, notes=notes)
 
 
 def _count(blocks: int, n: int | None, keep: int | float | None) -> int:

@@ -14,6 +14,7 @@ from prunus.allocators.base import Floor
 from prunus.core import (
     Budget,
     BudgetError,
+    Groups,
     InputError,
     Inputs,
     NothingToPruneError,
@@ -22,13 +23,14 @@ from prunus.core import (
     VerificationError,
 )
 from prunus.core.inputs import Outputs
+from prunus.core.stepping import plain_optimizers
+from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import needed, score, unscored
 from prunus.observe import collect
 from prunus.recovery import merge_, method_of, prepare
 from prunus.surgery import absorb_, give_biases_, select_, shrink_
 from prunus.surgery.attached import check_cuttable
-from prunus.surgery.select import drop_identities_
 from prunus.tracing import check_prunable, trace
 
 ATTEMPTS = 4  # cuts in place, each without the groups that failed before
@@ -90,44 +92,43 @@ def prune_(
         raise InputError(f"repair={repair!r} rebuilds layers from data: give data= batches (no labels are needed).")
     if data is not None and (wanted or method):
         data = list(data)  # it is gone through several times
-    if select:
-        select_(model, example_inputs)
+    optimizers = plain_optimizers(optimizer) if optimizer is not None else None
 
     def cut(in_place: bool, spared: tuple[str, ...]) -> Report:
-        groups = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place).without(spared, WRONG)
+        def traced() -> Groups:
+            found = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place)
+            return found.without(spared, WRONG)
+
+        groups = traced()
         check_prunable(groups)
         stats = collect(model, groups, data or (), wanted, loss) if wanted else None
         scores = score(groups, criterion, stats, seed=seed, per=per)
         plan = allocate(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor)
-        if absorb:
-            absorb_(model, groups, plan, new_biases=budget.params is None)
-        given = give_biases_(model, groups, plan) if method == "bias" and budget.params is None else ()
-        if absorb or given:
-            again = trace(model, example_inputs, freeze=freeze, only=only, in_place=in_place)  # it may have got biases
-            groups = again.without(spared, WRONG)
-        mend = prepare(method, model, groups, plan, data) if method and data is not None else None
-        merged = merge_(model, groups, plan) if merge else None
-        try:
-            report = shrink_(model, groups, plan, verify=verify, optimizer=optimizer)
-        except BaseException:
-            if merged is not None:
-                merged.undo_()
-            raise
+        whole = groups.costs()
+        with all_or_nothing(model if absorb or merge or method == "bias" else None):  # what comes before the cut
+            if absorb:
+                absorb_(model, groups, plan, new_biases=budget.params is None)
+            given = give_biases_(model, groups, plan) if method == "bias" and budget.params is None else ()
+            groups = traced() if absorb or given else groups  # it may have got biases
+            mend = prepare(method, model, groups, plan, data) if method and data is not None else None
+            merged = merge_(model, groups, plan) if merge else None
+            report = shrink_(model, groups, plan, verify=verify, optimizer=optimizers)
         if merged is not None:
-            if not report.in_place:
-                merged.undo_()  # the model stays as it was
             told = f"{merged.units} removed units of {merged.groups} groups were merged before the proof"
             report = replace(report, notes=(*report.notes, told, *merged.notes))
         if mend is not None:
             done = mend(report.model, trace(report.model, example_inputs, in_place=False))
             report = replace(report, notes=(*report.notes, *done))
-        return replace(report, left_alone=report.left_alone + unscored(groups, scores, criterion))
+        left_alone = report.left_alone + unscored(groups, scores, criterion)
+        return replace(report, before=whole, left_alone=left_alone)
 
-    try:
-        return _in_some_way(cut)
-    except BaseException:
-        drop_identities_(model)  # what select_ put in
-        raise
+    with all_or_nothing(*(optimizers or ())), all_or_nothing(model) as was:
+        if select:
+            select_(model, example_inputs)
+        report = _in_some_way(cut)
+        if not report.in_place:
+            was.restore_own()  # the model stays as it was; optimizers go on with the rewritten one
+        return report
 
 
 WRONG = "the model's code does something else once its size changes"

@@ -15,6 +15,7 @@ from prunus.allocators.base import Floor
 from prunus.core import Budget, InputError, Plan, Report
 from prunus.core.inputs import Outputs
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
+from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import criteria, needed, score, unscored
 from prunus.observe import collect
@@ -110,11 +111,12 @@ class Pruner:
         check_same_network(self.model, self.groups)
         groups = self.groups.bind(self.model)
         check_holds(optimizers, self.model, dict.fromkeys(s.name for g in groups for s in g.slices))
-        if self._regularizer is not None:
-            self._handles += attach_where(self._regularizer, groups, optimizers)
-        for one in optimizers:
-            self._handles += [one.register_step_pre_hook(self._before), one.register_step_post_hook(self._after)]
-        self.groups, self._optimizers, self._holes = groups, optimizers, gaps(groups, self.keep)
+        with all_or_nothing(self, *optimizers):
+            if self._regularizer is not None:
+                self._handles += attach_where(self._regularizer, groups, optimizers)
+            for one in optimizers:
+                self._handles += [one.register_step_pre_hook(self._before), one.register_step_post_hook(self._after)]
+            self.groups, self._optimizers, self._holes = groups, optimizers, gaps(groups, self.keep)
 
     def detach(self) -> None:
         """Take all hooks out of the optimizer; nothing is cut."""
@@ -154,27 +156,29 @@ class Pruner:
         chosen = [self.keep & groups.mask(plan)]
         if distributed.is_available() and distributed.is_initialized():
             distributed.broadcast_object_list(chosen)  # one choice for all, that of the first rank
-        self.keep, self.progress = chosen[0], float(progress)
-        self._holes = gaps(groups, self.keep)
-        silence_(self._holes, self._optimizers)
+        with all_or_nothing(self, self.model):
+            self.keep, self.progress = chosen[0], float(progress)
+            self._holes = gaps(groups, self.keep)
+            silence_(self._holes, self._optimizers)
 
     def finish_(self) -> Report:
         """Cut what is masked, and first mask what the budget still asks for: the optimizer goes on with the rest.
 
         Returns the report, also as `report`.  Raises: `InputError` when not attached; what `shrink_` raises, with
-        everything as it was.
+        everything as it was before: what was masked until then is masked, nothing more, and the pruner is attached.
         """
         if not self._optimizers:
             raise InputError("there is nothing to finish: attach(optimizer) comes first, and finish_ once.")
         late = f"the schedule had come {self.progress:.0%} of the way; the rest was removed at the end, untrained."
         notes = (late,) if self._schedule is not None and self.progress < 1 else ()
-        self.advance_(1.0)
-        plan = self.groups.plan(self.keep)
-        report = shrink_(self.model, self.groups, plan, verify=self._verify, optimizer=self._optimizers)
-        self.detach()
-        left_alone = report.left_alone + unscored(self.groups, self._scored, self._criterion)
-        self.report = replace(report, left_alone=left_alone, notes=report.notes + notes)
-        return self.report
+        with all_or_nothing(self, self.model, *self._optimizers):
+            self.advance_(1.0)
+            plan = self.groups.plan(self.keep)
+            report = shrink_(self.model, self.groups, plan, verify=self._verify, optimizer=self._optimizers)
+            self.detach()
+            left_alone = report.left_alone + unscored(self.groups, self._scored, self._criterion)
+            self.report = replace(report, left_alone=left_alone, notes=report.notes + notes)
+            return self.report
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and text: with the state of network and optimizer, all that a run needs to go on to the bit."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunus.core import Group, Groups, InputError, Plan
 from prunus.core.running import undisturbed
+from prunus.core.undo import all_or_nothing
 from prunus.surgery.hold import gaps, silence_
 
 FRACTIONS = tuple(n / 10 for n in range(1, 10))
@@ -116,7 +117,7 @@ def sensitivity(
             f"fractions={list(fractions)!r}: expected numbers between 0 and 1, without the ends, e.g. 0.5."
         )
     groups = groups.bind(model)
-    with undisturbed(model):
+    with all_or_nothing(model), undisturbed(model):
         whole = _finite(evaluate(model), "the whole network")
         values: dict[str, tuple[float, ...]] = {}
         for group in (g for g in groups if g.id in scores):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunus.masks.hold import HELD
+from prunus.core.undo import all_or_nothing, keep_values
+from prunus.masks.hold import let_go_
 
 SUFFIX = "_basis"  # of the child that holds the basis of a parameter: `weight_basis`
 
@@ -105,13 +106,15 @@ def fold_(model: nn.Module) -> tuple[str, ...]:
     """
     layers = list(interspaced(model))
     weights = {id(p): (p, getattr(m, leaf)) for _, m, leaf, _ in layers for p in [coefficients(m, leaf)]}
-    for module in {id(m): m for _, m, _, _ in layers}.values():
-        detach_(module)
-    for parameter, weight in weights.values():
-        HELD.pop(parameter, None)
-        parameter.copy_(weight)
-        parameter.grad = None
-    return tuple(name for name, *_ in layers)
+    with all_or_nothing(model):
+        for module in {id(m): m for _, m, _, _ in layers}.values():
+            detach_(module)
+        for parameter, weight in weights.values():
+            let_go_(parameter)
+            keep_values(parameter)
+            parameter.copy_(weight)
+            parameter.grad = None
+        return tuple(name for name, *_ in layers)
 
 
 @torch.no_grad()
@@ -126,15 +129,17 @@ def normalize_(model: nn.Module) -> None:
     """
     done: set[int] = set()
     norms: dict[int, Tensor] = {}
-    for _, module, leaf, basis in interspaced(model):
-        if id(basis) not in norms:
-            length = basis.vectors.norm(dim=1)
-            norms[id(basis)] = torch.where(length > 0, length, 1)
-            basis.vectors.div_(norms[id(basis)][:, None])
-        parameter = coefficients(module, leaf)
-        if not basis.unit and id(parameter) not in done:
-            done.add(id(parameter))
-            parameter.copy_((parameter.reshape(-1, len(basis.vectors)) * norms[id(basis)]).reshape(parameter.shape))
+    with all_or_nothing(model):
+        for _, module, leaf, basis in interspaced(model):
+            parameter, size = coefficients(module, leaf), len(basis.vectors)
+            keep_values(basis.vectors, parameter)
+            if id(basis) not in norms:
+                length = basis.vectors.norm(dim=1)
+                norms[id(basis)] = torch.where(length > 0, length, 1)
+                basis.vectors.div_(norms[id(basis)][:, None])
+            if not basis.unit and id(parameter) not in done:
+                done.add(id(parameter))
+                parameter.copy_((parameter.reshape(-1, size) * norms[id(basis)]).reshape(parameter.shape))
 
 
 _subclasses: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}

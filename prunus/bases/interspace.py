@@ -15,8 +15,9 @@ from prunus.bases.sharing import Sharing, shared
 from prunus.core import Fixed, InputError, UnknownNameError
 from prunus.core.errors import did_you_mean
 from prunus.core.slices import under
+from prunus.core.undo import all_or_nothing, keep_values
 from prunus.core.wrappers import unwrapped
-from prunus.masks.hold import HELD
+from prunus.masks.hold import let_go_
 from prunus.masks.tensors import weights_of
 
 
@@ -114,20 +115,21 @@ def interspace_(
                 list({id(places[n][1]): places[n][1] for n in names}.values()), places[names[0]][2], start, generator
             )
         )
-    for names, (vectors, values) in zip(families.values(), made):
-        basis = Basis(vectors, unit)
-        for name in names:
-            owners, parameter, _ = places[name]
-            before = parameter.detach().clone()
-            parameter.copy_(values[id(parameter)])
-            HELD.pop(parameter, None)
-            parameter.grad = None
-            for owner, leaf in owners:
-                attach_(owner, leaf, basis)
-            change += float((getattr(*owners[0]) - before).double().square().sum())
-            total += float(before.double().square().sum())
-    error = (change / total) ** 0.5 if total else change**0.5
-    return Interspaced(model, tuple(map(tuple, families.values())), error, tuple(left))
+    with all_or_nothing(network):
+        for names, (vectors, values) in zip(families.values(), made):
+            basis = Basis(vectors, unit)
+            for owners, parameter, _ in map(places.__getitem__, names):
+                before = parameter.detach().clone()
+                let_go_(parameter)
+                keep_values(parameter)
+                parameter.copy_(values[id(parameter)])
+                parameter.grad = None
+                for owner, leaf in owners:
+                    attach_(owner, leaf, basis)
+                change += float((getattr(*owners[0]) - before).double().square().sum())
+                total += float(before.double().square().sum())
+        error = (change / total) ** 0.5 if total else change**0.5
+        return Interspaced(model, tuple(map(tuple, families.values())), error, tuple(left))
 
 
 Place = tuple[list[tuple[nn.Module, str]], nn.Parameter, tuple[int, ...]]

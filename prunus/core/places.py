@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from prunus.core.undo import keep_item
+
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 
 
@@ -33,11 +35,13 @@ def set_place(holder: Any, place: str, value: Any) -> None:
     if not index:
         for step, number in way:
             holder = getattr(holder, step) if step else holder[int(number)]
+        keep_item(vars(holder), name)
         vars(holder)[name] = value
         return
     outer = place[: -len(index) - 2]
     items = get_place(holder, outer)
     if isinstance(items, list):
+        keep_item(items, int(index))
         items[int(index)] = value
     else:
         set_place(holder, outer, tuple(value if i == int(index) else v for i, v in enumerate(items)))

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from prunus.core import FileError, InputError
+from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.gate import Gate, Seen
 from prunus.dynamic.method import Method, method_of, methods
@@ -70,27 +71,29 @@ def dynamic_(model: nn.Module, example_inputs: Any, method: str | Method = "mani
 
 def attach_(model: nn.Module, dynamic: Dynamic) -> Dynamic:
     """New gates as `dynamic` says; every gate lives where its convolution does."""
-    for place in dynamic.placement.places:
-        layer = model.get_submodule(place.layer)
-        gate = dynamic.method.gate(place.inputs, place.outputs)
-        gate.relu = place.relu
-        layer.add_module(GATE, gate.to(next(layer.parameters())).train(layer.training))
-        layer.register_forward_pre_hook(gate.before)
-        model.get_submodule(place.site).register_forward_hook(gate.after)
-    vars(model)[_ATTRIBUTE] = dynamic
-    return dynamic
+    with all_or_nothing(model):
+        for place in dynamic.placement.places:
+            layer = model.get_submodule(place.layer)
+            gate = dynamic.method.gate(place.inputs, place.outputs)
+            gate.relu = place.relu
+            layer.add_module(GATE, gate.to(next(layer.parameters())).train(layer.training))
+            layer.register_forward_pre_hook(gate.before)
+            model.get_submodule(place.site).register_forward_hook(gate.after)
+        vars(model)[_ATTRIBUTE] = dynamic
+        return dynamic
 
 
 def static_(model: nn.Module) -> None:
     """Take every gate off: the network is the backbone again."""
     model = unwrapped(model)
-    for place, gate in zip(_of(model).placement.places, gates(model), strict=True):
-        layer, site = model.get_submodule(place.layer), model.get_submodule(place.site)
-        for hooks in (layer._forward_pre_hooks, site._forward_hooks):
-            for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is gate]:
-                del hooks[key]
-        delattr(layer, GATE)
-    del vars(model)[_ATTRIBUTE]
+    with all_or_nothing(model):
+        for place, gate in zip(_of(model).placement.places, gates(model), strict=True):
+            layer, site = model.get_submodule(place.layer), model.get_submodule(place.site)
+            for hooks in (layer._forward_pre_hooks, site._forward_hooks):
+                for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is gate]:
+                    del hooks[key]
+            delattr(layer, GATE)
+        del vars(model)[_ATTRIBUTE]
 
 
 def dynamic_of(model: nn.Module) -> Dynamic | None:

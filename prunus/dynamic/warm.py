@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunus.core import InputError
 from prunus.core.inputs import Inputs
 from prunus.core.running import undisturbed
+from prunus.core.undo import all_or_nothing, keep_values
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.gate import Gate, wide
 from prunus.dynamic.network import _of, gates, opened
@@ -53,20 +54,23 @@ def warm_start_(model: nn.Module, batches: Iterable[Any]) -> list[str]:
     if not sums:
         raise InputError("warm_start_: there is no batch of inputs.")
     ones = []
-    for place, last in zip(places, lasts, strict=True):
-        strength = sums[place.layer].sqrt()
-        scale = (strength / strength.mean().clamp(min=1e-12)).clamp(min=LEAST).to(last.bias)
-        maker = _maker(model, place)
-        if maker is None:
-            ones.append(place.layer)
-            scale = torch.ones_like(scale)
-        else:
-            for parameter in (maker.weight, maker.bias):
-                if parameter is not None:
-                    parameter.div_(scale.reshape([-1] + [1] * (parameter.dim() - 1)))
-        nn.init.zeros_(last.weight)
-        last.bias.copy_(scale)
-    return ones
+    with all_or_nothing(model):
+        for place, last in zip(places, lasts, strict=True):
+            strength = sums[place.layer].sqrt()
+            scale = (strength / strength.mean().clamp(min=1e-12)).clamp(min=LEAST).to(last.bias)
+            maker = _maker(model, place)
+            if maker is None:
+                ones.append(place.layer)
+                scale = torch.ones_like(scale)
+            else:
+                for parameter in (maker.weight, maker.bias):
+                    if parameter is not None:
+                        keep_values(parameter)
+                        parameter.div_(scale.reshape([-1] + [1] * (parameter.dim() - 1)))
+            keep_values(last.weight, last.bias)
+            nn.init.zeros_(last.weight)
+            last.bias.copy_(scale)
+        return ones
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from prunus.core import FileError, Plan
+from prunus.core.undo import keep_item
 from prunus.surgery import memory
 from prunus.surgery.depth import drop_
 from prunus.surgery.files import add_, check_fits
@@ -72,6 +73,7 @@ def note_(model: nn.Module, plan: Plan) -> None:
             continue
         inside.append(name)
         part = _part(plan, name)
+        keep_item(vars(module.config), "quantization_config")
         if not part.identity or part.added or part.edits:
             module.config.quantization_config = content(module, part)
         elif getattr(module.config, "quantization_config", {}).get("quant_method") == METHOD:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunus.allocators import Problem, kept
 from prunus.core import Budget, InputError, Plan
+from prunus.core.undo import all_or_nothing, keep_values
 from prunus.criteria import needed, of_data, score
 from prunus.masks.tensors import Tensors
 from prunus.observe import collect
@@ -110,7 +111,8 @@ def choose(
     for k in range(1, rounds + 1):
         stats = None
         if needs:
-            with masked(model, groups, keep, batches if sees and calibrate else None):
+            calibrating = batches if sees and calibrate else None
+            with all_or_nothing(model), masked(model, groups, keep, calibrating):
                 stats = collect(model, groups, batches or (), needs, loss)
         scores = score(groups, criterion, stats, seed=seed)
         scores = {id: -s for id, s in scores.items()} if invert else scores
@@ -141,6 +143,7 @@ def masked(model: nn.Module, groups: Tensors, keep: Tensor, batches: Iterable[An
     before = {id: p.detach().clone() for id, p in parameters.items()}
     buffers = [(b, b.clone()) for b in model.buffers()] if batches is not None else []
     try:
+        keep_values(*parameters.values(), *(b for b, _ in buffers))
         with torch.no_grad():
             for g in groups:
                 kept = g.slices[0].scatter(keep[g.offset : g.offset + g.units, None])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunus.core import Plan
+from prunus.core.undo import all_or_nothing
 from prunus.masks.tensors import Tensors
 
 
@@ -46,10 +47,11 @@ def redraw_(groups: Tensors, seed: int = 0) -> None:
     (False, True)
     """
     generator = torch.Generator().manual_seed(seed)
-    for g in groups:
-        tensor = g.slices[0].tensor
-        order = torch.randperm(tensor.numel(), generator=generator)
-        tensor.copy_(tensor.flatten()[order.to(tensor.device)].view_as(tensor))
+    with all_or_nothing(*(g.slices[0].tensor for g in groups)):
+        for g in groups:
+            tensor = g.slices[0].tensor
+            order = torch.randperm(tensor.numel(), generator=generator)
+            tensor.copy_(tensor.flatten()[order.to(tensor.device)].view_as(tensor))
 
 
 def _orders(rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunus.core.undo import all_or_nothing, keep_item, keep_values
+
 HELD: Any = WeakTensorKeyDictionary()  # parameter -> its mask, True = keep; forgotten with the parameter
 _hooked: list[Any] = []
 
@@ -28,19 +30,29 @@ def hold_(parameter: nn.Parameter, keep: Tensor) -> None:
     """
     if not _hooked:
         _hooked.append(register_optimizer_step_post_hook(_after_step))
-    if parameter not in HELD and parameter.is_leaf:
-        flag = parameter.requires_grad
-        parameter.requires_grad_(True).register_post_accumulate_grad_hook(_after_gradient)
-        parameter.requires_grad_(flag)
-    HELD[parameter] = keep.to(parameter.device)
-    parameter.masked_fill_(~HELD[parameter], 0)
-    _after_gradient(parameter)
+    with all_or_nothing(parameter):
+        keep_values(parameter.grad)
+        if parameter not in HELD and parameter.is_leaf:
+            flag = parameter.requires_grad
+            parameter.requires_grad_(True).register_post_accumulate_grad_hook(_after_gradient)
+            parameter.requires_grad_(flag)
+        keep_item(HELD, parameter)
+        HELD[parameter] = keep.to(parameter.device)
+        parameter.masked_fill_(~HELD[parameter], 0)
+        _after_gradient(parameter)
 
 
 def release_(model: nn.Module) -> None:
     """Let every weight of a network train again; those that are zero start from zero."""
-    for parameter in model.parameters():
-        HELD.pop(parameter, None)
+    with all_or_nothing():
+        for parameter in model.parameters():
+            let_go_(parameter)
+
+
+def let_go_(parameter: Tensor) -> None:
+    """No mask holds the parameter any more."""
+    keep_item(HELD, parameter)
+    HELD.pop(parameter, None)
 
 
 def _removed(parameter: Tensor) -> Tensor | None:

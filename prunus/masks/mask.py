@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunus.core import Fixed, InputError, Mask, Plan
+from prunus.core.undo import all_or_nothing, keep_values
 from prunus.masks.collapse import lost
 from prunus.masks.hold import hold_
 from prunus.masks.repair import check_choice, outputs, solve_
@@ -83,23 +84,19 @@ def mask_(
             raise InputError(f"the groups are of another network: '{g.id}' is no tensor of the one given.")
     chosen = groups.mask(plan)
     keep = {g.id: g.slices[0].scatter(chosen[g.offset : g.offset + g.units, None]) for g in groups}
-    before = {name: p.detach().clone() for name, p in parameters.items()}
     count: int = 0
     notes: tuple[str, ...] = ()
-    try:
+    with all_or_nothing(model):
         if repair:
             count, notes = _repair(model, groups, keep, repair, data, limit, seed)
-    except BaseException:
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(before[name])
-        raise
-    for name, mask in keep.items():
-        hold_(parameters[name], mask)
-    kept, total = sum(int(k.sum()) for k in keep.values()), sum(k.numel() for k in keep.values())
-    densities = {name: float(k.double().mean()) for name, k in keep.items()}
-    plan = Plan(masks={name: Mask.of(k) for name, k in keep.items()})
-    return Masked(model, plan, kept / total, densities, count, groups.fixed, notes + lost(groups, groups.mask(plan)))
+        for name, mask in keep.items():
+            hold_(parameters[name], mask)
+        kept, total = sum(int(k.sum()) for k in keep.values()), sum(k.numel() for k in keep.values())
+        densities = {name: float(k.double().mean()) for name, k in keep.items()}
+        plan = Plan(masks={name: Mask.of(k) for name, k in keep.items()})
+        return Masked(
+            model, plan, kept / total, densities, count, groups.fixed, notes + lost(groups, groups.mask(plan))
+        )
 
 
 def _repair(
@@ -116,6 +113,7 @@ def _repair(
     weights = {id: groups[id].slices[0].tensor.detach().clone() for id in holed}
     with torch.no_grad():  # before any layer is solved, so that none is seen half masked
         for id in holed:
+            keep_values(groups[id].slices[0].tensor)
             groups[id].slices[0].tensor.masked_fill_(~keep[id].to(weights[id].device), 0)
     solved = solve_(model, groups, weights, keep, wanted, entry.call)
     keep.update({id: mask.cpu() for id, mask in solved.items()})

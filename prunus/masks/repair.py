@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prunus.core import Group, InputError, Inputs
 from prunus.core.running import undisturbed
+from prunus.core.undo import keep_values
 from prunus.masks.solve import Solution, System
 from prunus.masks.tensors import Tensors
 from prunus.observe.layers import Calls, Layer, as_parameter, as_rows, sample_rows
@@ -94,6 +95,7 @@ def solve_(
         for xg, tg, wg, kg in zip(x, *(t.chunk(layer.groups, d) for t, d in ((target, 1), (prior, 0), (mask, 0)))):
             found.append(_solve(xg, tg, wg.double(), kg, repair, _columns(group, groups, layer), layer, ridge))
         new, kept = (torch.cat([f[i] for f in found]) for i in (0, 1))
+        keep_values(parameters[layer.name], layer.bias)
         layer.weight.copy_(new.reshape(layer.weight.shape))
         if layer.bias is not None:
             layer.bias.copy_(torch.cat([f[2] for f in found]))

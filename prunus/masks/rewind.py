@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunus.allocators import Problem, allocate
 from prunus.core import Budget, InputError
+from prunus.core.undo import all_or_nothing, keep_values
 from prunus.criteria import of_data, score
 from prunus.masks.at_init import without
 from prunus.masks.controls import redraw_, shuffle
@@ -79,22 +80,24 @@ def lottery_(
         raise InputError("control='redraw' draws the weights that are rewound to: it needs rewind='weights'.")
     if of_data(criterion):
         raise InputError(f"criterion {criterion!r} looks at data; between rounds, choose one of weights, e.g. 'l1'.")
-    if early is not None:
-        early(model)
-    snapshot = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    keep = torch.ones(groups.units, dtype=torch.bool)
-    for r in range(1, rounds + 1):
-        train(model, r - 1)
-        scores = without(groups, score(groups, criterion, seed=seed), keep)
-        now = Budget(density=float(density) if r == rounds else density ** (r / rounds))
-        plan = allocate(groups, scores, now, allocator=allocator)
-        keep = groups.mask(plan)
-        if r == rounds and control == "shuffle":
-            plan = shuffle(groups, plan, seed)
-        if rewind == "weights":
-            model.load_state_dict(snapshot)
-            if r == rounds and control == "redraw":
-                redraw_(groups, seed)
-        done = mask_(model, groups, plan)
-    train(model, rounds)
-    return done
+    with all_or_nothing(model):  # it may take hours, and users interrupt
+        keep_values(*model.parameters())
+        if early is not None:
+            early(model)
+        snapshot = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        keep = torch.ones(groups.units, dtype=torch.bool)
+        for r in range(1, rounds + 1):
+            train(model, r - 1)
+            scores = without(groups, score(groups, criterion, seed=seed), keep)
+            now = Budget(density=float(density) if r == rounds else density ** (r / rounds))
+            plan = allocate(groups, scores, now, allocator=allocator)
+            keep = groups.mask(plan)
+            if r == rounds and control == "shuffle":
+                plan = shuffle(groups, plan, seed)
+            if rewind == "weights":
+                model.load_state_dict(snapshot)
+                if r == rounds and control == "redraw":
+                    redraw_(groups, seed)
+            done = mask_(model, groups, plan)
+        train(model, rounds)
+        return done

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from prunus.allocators import allocate
 from prunus.core import Budget, FileError, InputError, Mask, Plan
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
+from prunus.core.undo import all_or_nothing, keep_values
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import score
 from prunus.masks.at_init import without
@@ -106,16 +108,28 @@ class MaskPruner:
                 f"the optimizer does not hold {len(missing)} of the masked parameters (first: '{missing[0]}'). Give "
                 "the optimizer made from this very model's parameters, or set requires_grad_(False) on the others."
             )
-        self._begin()
-        if self.covered.thresholds:
-            group: dict[str, Any] = {"params": list(self.covered.thresholds.values())}
-            group |= {} if self.method.decay is None else {"weight_decay": self.method.decay}
-            optimizers[0].add_param_group(group)
-        with torch.no_grad():
-            self._rule.attach_(self.covered, optimizers)
-        for one in optimizers:
-            self._handles += [one.register_step_pre_hook(self._before), one.register_step_post_hook(self._after)]
-        self._optimizers = optimizers
+        with self._whole(optimizers):
+            self._begin()
+            if self.covered.thresholds:
+                group: dict[str, Any] = {"params": list(self.covered.thresholds.values())}
+                group |= {} if self.method.decay is None else {"weight_decay": self.method.decay}
+                optimizers[0].add_param_group(group)
+            with torch.no_grad():
+                self._rule.attach_(self.covered, optimizers)
+            for one in optimizers:
+                self._handles += [one.register_step_pre_hook(self._before), one.register_step_post_hook(self._after)]
+            self._optimizers = optimizers
+
+    @contextmanager
+    def _whole(self, optimizers: Iterable[Optimizer]) -> Iterator[None]:
+        """A failure leaves network, optimizers and the pruner itself as they were."""
+        w = self.covered
+        with all_or_nothing(self, w, self.model, *optimizers):
+            for p in w.parameters.values():
+                states = [one.state[p].values() for one in optimizers if p in one.state]
+                keep_values(p, p.grad, *(v for state in states for v in state if isinstance(v, Tensor)))
+            keep_values(*w.dense.values(), *w.thresholds.values())
+            yield
 
     def detach(self) -> None:
         """Take all hooks out of the optimizer; the parameters stay as forward sees them, and are no longer held."""
@@ -188,15 +202,16 @@ class MaskPruner:
 
         Returns: what `prunus.mask_` returns.  The optimizer goes on with what is left.
         """
-        self._begin()
-        self.detach()
-        for name, p in self.covered.parameters.items():
-            p.masked_fill_(~self.covered.masks[name], 0)
-        alive, notes = self._within_budget()
-        self.keep = alive
-        done = mask_(self.model, self.groups, self.groups.plan(alive))
-        notes = self.notes + notes + done.notes
-        return Masked(done.model, done.plan, done.density, done.densities, 0, done.left_alone, notes)
+        with self._whole(self._optimizers):
+            self._begin()
+            self.detach()
+            for name, p in self.covered.parameters.items():
+                p.masked_fill_(~self.covered.masks[name], 0)
+            alive, notes = self._within_budget()
+            self.keep = alive
+            done = mask_(self.model, self.groups, self.groups.plan(alive))
+            notes = self.notes + notes + done.notes
+            return Masked(done.model, done.plan, done.density, done.densities, 0, done.left_alone, notes)
 
     def _within_budget(self) -> tuple[Tensor, tuple[str, ...]]:
         """The units that are there, where they are too many those with the highest LAMP scores; what went, in words."""
@@ -240,21 +255,24 @@ class MaskPruner:
         Raises: `InputError` for masks of another network; `FileError` when the state is damaged.
         """
         keep = self.groups.mask(Plan.from_json(state["masks"]))
-        self._begin()
-        if state["frozen"]:
-            self._harden()
-        self.notes = tuple(state["notes"])
-        own: dict[str, Mapping[str, Tensor]] = {"dense": self.covered.dense, "thresholds": self.covered.thresholds}
-        for kind, tensors in own.items():
-            if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in state[kind].items()}:
-                raise FileError(f"the state holds other {kind} tensors than this method has; it is of another method.")
-            for name, value in tensors.items():
-                value.copy_(state[kind][name])
-        self.step, self.keep = int(state["step"]), keep
-        self.memory.clear()
-        self.memory |= {n: t.to(self.covered.parameters[n].device, copy=True) if n in self.covered.parameters
-                        else t.clone() for n, t in state["memory"].items()}  # fmt: skip
-        self.covered.masks = self._masks()
+        with self._whole(self._optimizers):
+            self._begin()
+            if state["frozen"]:
+                self._harden()
+            self.notes = tuple(state["notes"])
+            own: dict[str, Mapping[str, Tensor]] = {"dense": self.covered.dense, "thresholds": self.covered.thresholds}
+            for kind, tensors in own.items():
+                if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in state[kind].items()}:
+                    raise FileError(
+                        f"the state holds other {kind} tensors than this method has; it is of another method."
+                    )
+                for name, value in tensors.items():
+                    value.copy_(state[kind][name])
+            self.step, self.keep = int(state["step"]), keep
+            self.memory.clear()
+            self.memory |= {n: t.to(self.covered.parameters[n].device, copy=True) if n in self.covered.parameters
+                            else t.clone() for n, t in state["memory"].items()}  # fmt: skip
+            self.covered.masks = self._masks()
 
 
 def made(method: str | Method, density: float, steps: int, options: Mapping[str, Any]) -> Method:

@@ -17,6 +17,7 @@ from prunus.core import Groups, InputError, Inputs, Registry
 from prunus.core.effective import Follow
 from prunus.core.progress import progress
 from prunus.core.running import undisturbed
+from prunus.core.undo import all_or_nothing
 from prunus.observe.average import Handles, parameters_of
 from prunus.observe.layers import Order, Weights, follow_of
 from prunus.observe.order import order_of
@@ -161,7 +162,7 @@ def collect(
     Raises: `InputError` when the loader is empty, or no default loss fits; `UnknownNameError` for an unknown kind.
     """
     wanted = [collectors[need] for need in sorted(set(needs))]
-    with untouched(model):
+    with all_or_nothing(model), untouched(model):
         seen = Seen(model, groups.seen(), loader, loss)
         found = {entry.name: entry.call(seen) for entry in wanted}
     units = {entry.name for entry in wanted if entry.declares.get("of") == "group"}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunus.core.errors import InputError
+from prunus.core.undo import all_or_nothing
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,11 @@ def recalibrate_(model: nn.Module, batches: Iterable[Any], limit: int | None = 2
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         return Recalibrated(0, 0)
-    old = [[b.clone() for b in layer.buffers(recurse=False)] for layer in layers]
-    try:
+    with all_or_nothing(model):
         seen = _accumulate(model, layers, itertools.islice(batches, limit))
         _average_over_ranks(layers)
         _check(layers, seen)
-    except BaseException:
-        for layer, buffers in zip(layers, old, strict=True):
-            for buffer, value in zip(layer.buffers(recurse=False), buffers, strict=True):
-                buffer.copy_(value)
-        raise
-    return Recalibrated(len(layers), seen)
+        return Recalibrated(len(layers), seen)
 
 
 def _accumulate(model: nn.Module, layers: list[_BatchNorm], batches: Iterable[Any]) -> int:

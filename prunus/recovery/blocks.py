@@ -31,8 +31,10 @@ from prunus.core import Group, Groups, Inputs, Operator, Plan
 from prunus.core.progress import progress
 from prunus.core.replay import Replay
 from prunus.core.running import undisturbed
+from prunus.core.undo import all_or_nothing, keep_values
+from prunus.recovery.behind import residual
 from prunus.recovery.calibration import bytes_of_a_sample, first
-from prunus.recovery.repair import MEMORY, residual
+from prunus.recovery.repair import MEMORY
 
 STEPS = 240  # of Adam, a block
 BATCH = 32  # samples a step
@@ -179,10 +181,11 @@ def rebuild_(
 
         return modules[0].register_forward_pre_hook(hook, with_kwargs=True)
 
-    with undisturbed(model), _removed([before(block) for block in wanted.outputs]):
-        forward() if forward is not None else wanted.inputs.map(torch.clone)(model)
-    next(reached, None)  # takes the bar away
-    return Rebuilt(errors, wanted.inputs.batch, wanted.notes)
+    with all_or_nothing(model):
+        with undisturbed(model), _removed([before(block) for block in wanted.outputs]):
+            forward() if forward is not None else wanted.inputs.map(torch.clone)(model)
+        next(reached, None)  # takes the bar away
+        return Rebuilt(errors, wanted.inputs.batch, wanted.notes)
 
 
 def _fit(
@@ -210,6 +213,7 @@ def _fit(
     before = error()
     if len(trained) == 0 or not own:
         return before, before
+    keep_values(*own)
     old = [p.detach().clone() for p in own]
     with _trainable(own), torch.enable_grad():
         sizes = torch.stack([p.detach().float().square().mean().sqrt() for p in own])

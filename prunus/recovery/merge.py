@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Group, Groups, Plan, Slice
-from prunus.recovery.repair import readers
+from prunus.core.undo import all_or_nothing, keep_values
+from prunus.recovery.behind import readers
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +28,6 @@ class Merged:
     units: int
     groups: int
     notes: tuple[str, ...]
-    before: tuple[tuple[Tensor, Tensor], ...]  # weights that were changed, and what they were
-
-    @torch.no_grad()
-    def undo_(self) -> None:
-        """Put the weights back."""
-        for tensor, values in self.before:
-            tensor.copy_(values)
 
 
 @torch.no_grad()
@@ -73,15 +67,15 @@ def merge_(model: nn.Module, groups: Groups, plan: Plan) -> Merged:
             notes.append(f"group '{group.id}' was not merged: a norm, softmax or product runs over its units")
             continue
         found.append((group, *nearest(makers(model, groups, group), kept, group.parts)))
-    before: dict[int, tuple[Tensor, Tensor]] = {}
-    for group, source, target, factor in found:
-        for s in {(id(s.tensor), s.dim): s for s in group.with_role("in")}.values():
-            before.setdefault(id(s.tensor), (s.tensor, s.tensor.detach().clone()))
-            columns = s.weight.double().cpu()
-            added = torch.zeros_like(columns).index_add_(0, target, factor[:, None] * columns[source])
-            s.tensor.add_(s.scatter(added).to(s.tensor))
-    merged = [int((factor > 0).sum()) for _, _, _, factor in found]
-    return Merged(sum(merged), sum(n > 0 for n in merged), tuple(notes), tuple(before.values()))
+    with all_or_nothing(model):
+        for group, source, target, factor in found:
+            for s in {(id(s.tensor), s.dim): s for s in group.with_role("in")}.values():
+                columns = s.weight.double().cpu()
+                added = torch.zeros_like(columns).index_add_(0, target, factor[:, None] * columns[source])
+                keep_values(s.tensor)
+                s.tensor.add_(s.scatter(added).to(s.tensor))
+        merged = [int((factor > 0).sum()) for _, _, _, factor in found]
+        return Merged(sum(merged), sum(n > 0 for n in merged), tuple(notes))
 
 
 def nearest(rows: Tensor, kept: Tensor, parts: int = 1) -> tuple[Tensor, Tensor, Tensor]:

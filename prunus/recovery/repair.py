@@ -13,18 +13,20 @@ they were otherwise: they belong to the outputs that are rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus.core import Groups, Inputs, Operator, Plan
+from prunus.core import Groups, Inputs, Plan
 from prunus.core.replay import Replay
 from prunus.core.running import undisturbed
+from prunus.core.undo import all_or_nothing, keep_values
 from prunus.observe.layers import Layer, Weights, output_axis, sample_rows
 from prunus.observe.moments import LARGEST
+from prunus.recovery.behind import Sum, affine, mean_after, residual
 from prunus.recovery.calibration import bytes_of_a_sample, first, gather
 
 PER_UNKNOWN = 20  # rows of a least-squares system for every unknown, where there are so many
@@ -34,16 +36,6 @@ RIDGE = 1e-3  # of the mean variance of the inputs
 MEMORY = 2 << 30  # bytes
 
 Key = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A residual sum that a layer feeds as its last part: numbers of the adding operator, of the other tensor, and of
-    the batch norm between layer and sum, if there is one."""
-
-    number: int
-    other: int
-    norm: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +166,7 @@ def repair_(
         if target is None or target.shape[1] != layer.weight.shape[0]:
             return
         index = wanted.rows[layer.key]
-        mean = None if layer.bias is not None else _mean_after(model, ops, number)
+        mean = None if layer.bias is not None else mean_after(model, ops, number)
         takes = layer.bias is not None or mean is not None
         if bias_only and not takes:
             return
@@ -188,8 +180,10 @@ def repair_(
             few = ENOUGH * layer.fan / len(index)
             thin.extend([layer.name] if few > 1 else [])
             weight, bias = least_squares(x, target, prior, ridge=RIDGE * max(1.0, few) ** 2, intercept=takes)
+            keep_values(parameters[layer.name])
             layer.weight.copy_(weight.reshape(layer.weight.shape))
             parameters[layer.name].grad = None
+        keep_values(layer.bias, mean)
         if layer.bias is not None:
             layer.bias.copy_(bias)
         elif mean is not None:
@@ -207,7 +201,7 @@ def repair_(
         target = target - _rows(layer, live[joined.other], wanted.rows[layer.key]).double()
         if joined.norm is None:
             return target
-        scale, shift = _affine(model, ops[joined.norm])
+        scale, shift = affine(model, ops[joined.norm])
         if bool((scale == 0).any()):  # what is multiplied by zero cannot rebuild anything
             return None
         return (target - shift) / scale
@@ -217,17 +211,20 @@ def repair_(
             if tensor in others and isinstance(out, Tensor):
                 live[tensor] = out
 
-    with undisturbed(model), Replay(ops, before=before, after=after):
-        wanted.inputs.map(torch.clone)(model)
-    notes = wanted.notes
-    if wide:
-        notes += (f"{len(wide)} layers (first: '{wide[0]}') have over {LARGEST} inputs, and stay as they were cut.",)
-    if thin:
-        notes += (
-            f"{len(thin)} layers (first: '{thin[0]}') have fewer than {ENOUGH} rows for every unknown in their least "
-            "squares, so that they stay close to what they were: give more calibration data.",
-        )
-    return Repaired(solved, wanted.inputs.batch, notes)
+    with all_or_nothing(model):
+        with undisturbed(model), Replay(ops, before=before, after=after):
+            wanted.inputs.map(torch.clone)(model)
+        notes = wanted.notes
+        if wide:
+            notes += (
+                f"{len(wide)} layers (first: '{wide[0]}') have over {LARGEST} inputs, and stay as they were cut.",
+            )
+        if thin:
+            notes += (
+                f"{len(thin)} layers (first: '{thin[0]}') have fewer than {ENOUGH} rows for every unknown in their "
+                "least squares, so that they stay close to what they were: give more calibration data.",
+            )
+        return Repaired(solved, wanted.inputs.batch, notes)
 
 
 def least_squares(
@@ -263,58 +260,6 @@ def least_squares(
     return weight, bias
 
 
-def residual(operators: Sequence[Operator], number: int) -> Sum | None:
-    """The residual sum that the output of operator `number` is the last part of, through a batch norm or none."""
-    at, tensor, norm = number, operators[number].writes[0], None
-    while True:
-        users = readers(operators, at, tensor)
-        if len(users) != 1:
-            return None
-        at, op = users[0], operators[users[0]]
-        if "batch_norm" in op.name and norm is None:
-            norm, tensor = at, op.writes[0]
-        elif op.name in ("view", "_unsafe_view") and op.shapes[0][-1] == operators[number].shapes[0][-1]:
-            tensor = op.writes[0]
-        elif op.name in ("add", "add_") and len(op.reads) == 2 and not op.parameters:
-            other = op.reads[0] if op.reads[1] == tensor else op.reads[1]
-            made = [i for i, o in enumerate(operators[:at]) if other in o.writes]
-            return Sum(at, other, norm) if made and made[-1] < number else None
-        else:
-            return None
-
-
-def readers(operators: Sequence[Operator], number: int, tensor: int) -> list[int]:
-    """The operators that read what operator `number` wrote, up to where it is written again."""
-    users = []
-    for i in range(number + 1, len(operators)):
-        if tensor in operators[i].reads:
-            users.append(i)
-        if tensor in operators[i].writes:
-            break
-    return users
-
-
 def _rows(layer: Layer, tensor: Tensor, index: Tensor) -> Tensor:
     """Rows of a tensor that has the shape of the layer's output, or a view of it."""
     return layer.outputs(tensor if layer.stride else tensor.reshape(-1, tensor.shape[-1]), index).clone()
-
-
-def _norm(model: nn.Module, op: Operator) -> Any:
-    return model.get_submodule(op.module)
-
-
-def _affine(model: nn.Module, op: Operator) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch norm in evaluation mode, in float64."""
-    norm = _norm(model, op)
-    scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.double())
-    return scale, (0 if norm.bias is None else norm.bias.double()) - scale * norm.running_mean.double()
-
-
-def _mean_after(model: nn.Module, operators: Sequence[Operator], number: int) -> Tensor | None:
-    """The running mean of the batch norm that alone reads an operator's output, used nowhere else."""
-    users = readers(operators, number, operators[number].writes[0])
-    if len(users) != 1 or "batch_norm" not in operators[users[0]].name:
-        return None
-    means = [p for p in operators[users[0]].parameters if p.endswith("running_mean")]
-    once = means and sum(means[0] in op.parameters for op in operators) == 1
-    return dict(model.named_buffers())[means[0]] if once else None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core import Added, Groups, Inputs, Plan
+from prunus.core.undo import all_or_nothing, keep_values
 from prunus.surgery.memory import remember_
 from prunus.surgery.reference import other_inputs, silenced
 from prunus.tracing.apply import named_tensors, run
@@ -58,20 +59,22 @@ def absorb_(model: nn.Module, groups: Groups, plan: Plan, *, new_biases: bool = 
     scaled = _scales_zeroed(tensors, groups, keep)
     removed = _removed_columns(groups, keep)
     runs = _two_runs(model, scaled, removed, groups.inputs)
-    absorbed = []
+    amounts = []
     for key, first in runs[0].items():
         second = runs[1].get(key)
         if second is None or not torch.equal(first.constant, second.constant) or not first.constant.any():
             continue
         name = first.name
         dim, index = removed[name]
-        amount = _column_sums(tensors[name], dim, index) @ first.constant  # (out,)
-        if _take_up(model, groups, name, amount, new_biases):
-            absorbed.append(name)
-    with torch.no_grad():
-        for name, tensor in silenced(named_tensors(model), groups, keep).items():
-            named_tensors(model)[name].copy_(tensor)
-    return tuple(absorbed)
+        amounts.append((name, _column_sums(tensors[name], dim, index) @ first.constant))  # (out,)
+    with all_or_nothing(model), torch.no_grad():
+        absorbed = [name for name, amount in amounts if _take_up(model, groups, name, amount, new_biases)]
+        now = named_tensors(model)
+        for name, tensor in silenced(now, groups, keep).items():
+            if tensor is not now[name]:
+                keep_values(now[name])
+                now[name].copy_(tensor)
+        return tuple(absorbed)
 
 
 def give_biases_(model: nn.Module, groups: Groups, plan: Plan) -> tuple[str, ...]:
@@ -89,11 +92,12 @@ def give_biases_(model: nn.Module, groups: Groups, plan: Plan) -> tuple[str, ...
     groups = groups.bind(model)
     gone = ~groups.mask(plan)
     given = []
-    for s in (s for g in groups if gone[g.offset : g.offset + g.units].any() for s in g.with_role("in")):
-        fits = s.name not in given and s.dim == 1 and _following_mean(model, groups, s.name) is None
-        if fits and _new_bias_(model, s.name, s.tensor.detach().new_zeros(len(s.tensor))):
-            given.append(s.name)
-    return tuple(given)
+    with all_or_nothing(model):
+        for s in (s for g in groups if gone[g.offset : g.offset + g.units].any() for s in g.with_role("in")):
+            fits = s.name not in given and s.dim == 1 and _following_mean(model, groups, s.name) is None
+            if fits and _new_bias_(model, s.name, s.tensor.detach().new_zeros(len(s.tensor))):
+                given.append(s.name)
+        return tuple(given)
 
 
 def _new_bias_(model: nn.Module, name: str, amount: Tensor) -> bool:
@@ -197,13 +201,15 @@ def _take_up(model: nn.Module, groups: Groups, name: str, amount: Tensor, new_bi
     module = model.get_submodule(path)
     amount = amount.to(dict(model.named_parameters())[name].dtype)
     mean = _following_mean(model, groups, name)
-    with torch.no_grad():
-        if mean is not None:
-            mean.sub_(amount)
-        elif leaf == "weight" and isinstance(getattr(module, "bias", None), nn.Parameter):
-            module.bias.add_(amount)  # type: ignore[operator]
-        else:
-            return new_biases and _new_bias_(model, name, amount)
+    bias = getattr(module, "bias", None) if leaf == "weight" else None
+    if mean is not None:
+        keep_values(mean)
+        mean.sub_(amount)
+    elif isinstance(bias, nn.Parameter):
+        keep_values(bias)
+        bias.add_(amount)
+    else:
+        return new_biases and _new_bias_(model, name, amount)
     return True
 
 

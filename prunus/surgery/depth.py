@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunus.core import Dropped, Inputs, VerificationError, Verified
 from prunus.core.replay import Replay
+from prunus.core.undo import all_or_nothing
 from prunus.surgery.prove import prove
 from prunus.surgery.reference import Reference, runs_of
 from prunus.tracing.blocks import Block, Residual
@@ -38,20 +39,12 @@ class PassThrough(nn.Module):
         return (x, *[None] * (self._length - 1)) if self._length else x
 
 
-def drop_(model: nn.Module, entries: Iterable[Dropped]) -> Callable[[], None]:
-    """Put a `PassThrough` in the place of every block; returns a function that undoes it."""
-    before: list[tuple[nn.Module, str, nn.Module]] = []
+def drop_(model: nn.Module, entries: Iterable[Dropped]) -> None:
+    """Put a `PassThrough` in the place of every block."""
     for entry in entries:
         path, _, leaf = entry.module.rpartition(".")
         parent = model.get_submodule(path)
-        before.append((parent, leaf, parent.get_submodule(leaf)))
-        parent._modules[leaf] = PassThrough(before[-1][2], entry)
-
-    def undo() -> None:
-        for parent, leaf, block in reversed(before):
-            parent._modules[leaf] = block
-
-    return undo
+        parent._modules[leaf] = PassThrough(parent.get_submodule(leaf), entry)
 
 
 def drop_proven_(model: nn.Module, inputs: Inputs, found: Residual, gone: Sequence[Block]) -> Verified:
@@ -64,14 +57,14 @@ def drop_proven_(model: nn.Module, inputs: Inputs, found: Residual, gone: Sequen
     Raises: `VerificationError` when the proof fails; the model is then as it was.
     """
     references = [_silenced(model, inputs, found, gone, whole) for whole in (False, True)]
-    undo = drop_(model, [block.dropped for block in gone])
     try:
-        try:
-            return prove(model, references[0])
-        except VerificationError:
-            return replace(prove(model, references[1]), exact=False)
+        with all_or_nothing(model):
+            drop_(model, [block.dropped for block in gone])
+            try:
+                return prove(model, references[0])
+            except VerificationError:
+                return replace(prove(model, references[1]), exact=False)
     except Exception as error:  # the code around the blocks may raise anything
-        undo()
         raise VerificationError(
             f"without {', '.join(b.name for b in gone)} the network does not give what the original gives with these "
             f"blocks silenced ({error}): the code around them does something else without them. Choose other blocks "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunus.core import FileError, InputError, Plan
 from prunus.core.places import get_place
+from prunus.core.undo import all_or_nothing
 from prunus.surgery.attached import PREFIX, attach_again_, described, in_header, of_attached
 from prunus.surgery.depth import drop_
 from prunus.surgery.memory import memory_format, plan_of, replace_
@@ -122,20 +123,21 @@ def load_(model: nn.Module, path: str | Path) -> None:
     if plan_of(model) is not None:
         raise FileError(f"{path}: load_ needs a freshly built network; this one was already cut.")
     _check(model, plan, {n: t for n, t in tensors.items() if not of_attached(n)}, path)
-    drop_(model, plan.dropped)
-    add_(model, plan)
-    apply_(model, plan)
-    try:
-        attach_again_(model, header)
-    except FileError as error:
-        raise FileError(f"{path}: {error}") from None
-    with torch.no_grad():
-        for name, tensor in _stored(model, detach=False).items():
-            # a copy: in the file's own memory tensors lie unaligned, and kernels then sum in another order
-            tensor.data = tensors[name].to(tensor.device, copy=True)
-    if header.get(FORMAT) == "channels_last":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    replace_(model, plan)
+    with all_or_nothing(model):
+        drop_(model, plan.dropped)
+        add_(model, plan)
+        apply_(model, plan)
+        try:
+            attach_again_(model, header)
+        except FileError as error:
+            raise FileError(f"{path}: {error}") from None
+        with torch.no_grad():
+            for name, tensor in _stored(model, detach=False).items():
+                # a copy: in the file's own memory tensors lie unaligned, and kernels then sum in another order
+                tensor.data = tensors[name].to(tensor.device, copy=True)
+        if header.get(FORMAT) == "channels_last":
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        replace_(model, plan)
 
 
 def is_saved(path: str | Path) -> bool:

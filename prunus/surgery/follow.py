@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from prunus.core import InputError, Plan
+from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import check_whole
 from prunus.surgery.memory import plan_of, remember_
 from prunus.surgery.shrink import apply_
@@ -46,8 +47,9 @@ def follow_(copy: nn.Module, plan: Plan) -> None:
             raise InputError(f"the copy is of another network: {e.module}.{e.attribute} should be {e.old}, not {now}.")
     if (before := plan_of(network)) is not None:
         before.then(plan)  # raises here, before anything is changed
-    apply_(network, plan)
-    remember_(network, plan)
+    with all_or_nothing(network):
+        apply_(network, plan)
+        remember_(network, plan)
 
 
 def _inside(copy: nn.Module, plan: Plan) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunus.core import GroupPlan, Groups, Plan
+from prunus.core.undo import keep_values
 
 
 class Gap(NamedTuple):
@@ -56,11 +57,13 @@ def silence_(holes: Iterable[Gap], optimizers: Iterable[Optimizer] = ()) -> None
     :math:`v \leftarrow v \odot m`; not a number times zero is zero here.
     """
     for hole in holes:
+        keep_values(hole.parameter)
         hole.parameter.index_fill_(hole.dim, hole.removed, 0)
         for optimizer in optimizers:
             if hole.parameter in optimizer.state:  # a look-up would make an entry
                 for value in optimizer.state[hole.parameter].values():
                     if isinstance(value, Tensor) and value.shape == hole.parameter.shape:
+                        keep_values(value)
                         value.index_fill_(hole.dim, hole.removed, 0)
 
 

@@ -10,6 +10,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils._pytree import tree_map_only
 
 from prunus.core import InputError, Plan, TensorPlan
+from prunus.core.undo import all_or_nothing
 from prunus.surgery.memory import plan_of
 from prunus.tracing.apply import narrow
 
@@ -87,13 +88,14 @@ def slice_optimizer_(
                     states.append((p, q, _sliced(optimizer.state[p], cut, name or "", notes)))
             groups.append(members + _adopted(model, new, members))
         done.append((optimizer, states, groups))
-    for optimizer, states, groups in done:  # nothing can fail from here on
-        for p, _, _ in states:
-            del optimizer.state[p]
-        optimizer.state.update({q: state for _, q, state in states if state is not None})
-        for group, members in zip(optimizer.param_groups, groups, strict=True):
-            group["params"][:] = members
-    return tuple(notes)
+    with all_or_nothing(*(optimizer for optimizer, _, _ in done)):
+        for optimizer, states, groups in done:
+            for p, _, _ in states:
+                del optimizer.state[p]
+            optimizer.state.update({q: state for _, q, state in states if state is not None})
+            for group, members in zip(optimizer.param_groups, groups, strict=True):
+                group["params"][:] = members
+        return tuple(notes)
 
 
 def _same_name(new: Mapping[str, nn.Parameter], name: str) -> nn.Parameter:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Added, Inputs, Plan
+from prunus.core.undo import all_or_nothing
 from prunus.surgery.memory import plan_of, remember_, replace_
 from prunus.tracing.recording import record
 
@@ -53,9 +54,10 @@ def select_(model: nn.Module, example_inputs: Any) -> tuple[str, ...]:
             module = model.get_submodule(name)
             if BUFFER not in dict(module.named_buffers(recurse=False)) and name not in names:
                 names.append(name)
-    for name in names:
-        insert_(model, name)
-    return tuple(names)
+    with all_or_nothing(model):
+        for name in names:
+            insert_(model, name)
+        return tuple(names)
 
 
 def _shared(norm: Any, calls: list[Any]) -> bool:

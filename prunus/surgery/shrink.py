@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,6 +13,7 @@ from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationErro
 from prunus.core.places import set_place
 from prunus.core.running import has_values
 from prunus.core.stepping import plain_optimizers
+from prunus.core.undo import all_or_nothing, replace_data
 from prunus.core.wrappers import check_whole
 from prunus.surgery.attached import check_cuttable
 from prunus.surgery.memory import memory_format, plan_of, remember_
@@ -66,7 +66,19 @@ def shrink_(
     torch.Size([4, 3, 3, 3])
     """
     check_same_network(model, groups)
-    groups = groups.bind(model)
+    optimizers = plain_optimizers(optimizer) if optimizer is not None else ()
+    with all_or_nothing(model, *optimizers) as before:
+        return _shrunk(model, groups.bind(model), plan, verify, optimizers, before.restore)
+
+
+def _shrunk(
+    model: nn.Module,
+    groups: Groups,
+    plan: Plan,
+    verify: bool,
+    optimizers: tuple[Optimizer, ...],
+    undo: Callable[[], None],
+) -> Report:
     keep = groups.mask(plan)
     for group in groups:
         if not keep[group.offset : group.offset + group.units].any():
@@ -76,13 +88,12 @@ def shrink_(
     full = replace(groups.plan(keep), version=__version__, memory_format=memory_format(model))
     if (before := plan_of(model)) is not None:
         before.then(full)  # raises here, before anything is changed, if they do not follow each other
-    optimizers = plain_optimizers(optimizer) if optimizer is not None else ()
     if optimizers:
         check_holds(optimizers, model, full.tensors)
     real = all(has_values(t) for t in [*named_tensors(model).values(), *groups.inputs.tensors])
     ref = reference(model, groups, keep) if verify and real else None
     cut = _cut_in_place if groups.in_place else _cut_by_rewriting
-    smaller, verified, notes = cut(model, groups, keep, full, ref, optimizers)
+    smaller, verified, notes = cut(model, groups, keep, full, ref, optimizers, undo)
     if verify and not real:
         notes += ("not verified: tensors on the meta device, and fake ones, have no values to compare.",)
     notes += verified.notes if verified is not None else ()
@@ -108,23 +119,15 @@ def _cut_in_place(
     full: Plan,
     ref: Reference | None,
     optimizers: tuple[Optimizer, ...],
+    undo: Callable[[], None],
 ) -> Cut:
-    """The user's own module, narrowed; as it was when the proof fails."""
+    """The user's own module, narrowed."""
     unrounded = _folded_exactly(model, groups, keep, full)
-    unfold = fold_(model, groups, keep)
-    narrowed = apply_(model, full)
-
-    def undo() -> None:
-        narrowed()
-        unfold()
-
-    try:
-        clear_caches_(model, groups)
-        verified = _proven(model, ref, groups, keep, undo, unrounded) if ref is not None else None
-        notes = slice_optimizer_(optimizers, model, full)
-    except BaseException:
-        undo()
-        raise
+    fold_(model, groups, keep)
+    apply_(model, full)
+    clear_caches_(model, groups)
+    verified = _proven(model, ref, groups, keep, undo, unrounded) if ref is not None else None
+    notes = slice_optimizer_(optimizers, model, full)
     remember_(model, full)
     drop_identities_(model)
     return model, verified, notes
@@ -137,6 +140,7 @@ def _cut_by_rewriting(
     full: Plan,
     ref: Reference | None,
     optimizers: tuple[Optimizer, ...],
+    undo: Callable[[], None],
 ) -> Cut:
     """The recorded operators with narrowed parameters; the user's module stays as it is."""
     rewritten = rewrite(model, groups, full)
@@ -145,21 +149,14 @@ def _cut_by_rewriting(
     return rewritten, verified, (*notes, REWRITTEN, *rewritten.program.notes)
 
 
-def fold_(model: nn.Module, groups: Groups, keep: Tensor) -> Callable[[], None]:
-    """Make good in the weights what forward computes from sizes; returns a function that undoes it."""
+def fold_(model: nn.Module, groups: Groups, keep: Tensor) -> None:
+    """Make good in the weights what forward computes from sizes."""
     tensors = named_tensors(model)
     plain = {n: t.detach() for n, t in tensors.items()}
     names = {n for n, t in folded(plain, groups, keep).items() if t is not plain[n]}
     exact = folded({n: t.double() if n in names else t for n, t in plain.items()}, groups, keep)
-    old = [(tensors[n], tensors[n].data) for n in names]
     for name in names:
         tensors[name].data = exact[name].to(tensors[name].dtype)
-
-    def undo() -> None:
-        for tensor, data in old:
-            tensor.data = data
-
-    return undo
 
 
 def _folded_exactly(model: nn.Module, groups: Groups, keep: Tensor, full: Plan) -> dict[str, Tensor]:
@@ -177,7 +174,12 @@ def clear_caches_(model: nn.Module, groups: Groups) -> None:
 
 
 def _proven(
-    model: nn.Module, ref: Reference, groups: Groups, keep: Tensor, undo: Any, unrounded: dict[str, Tensor]
+    model: nn.Module,
+    ref: Reference,
+    groups: Groups,
+    keep: Tensor,
+    undo: Callable[[], None],
+    unrounded: dict[str, Tensor],
 ) -> Any:
     """Prove the cut, or say which groups are to blame."""
     try:
@@ -214,40 +216,15 @@ def check_same_network(model: nn.Module, groups: Groups) -> None:
         )
 
 
-def apply_(model: nn.Module, plan: Plan) -> Any:
-    """Narrow every tensor and set every attribute of `plan`; returns a function that undoes it."""
+def apply_(model: nn.Module, plan: Plan) -> None:
+    """Narrow every tensor, with its gradient, and set every attribute of `plan`."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    old = [(tensors[name], tensors[name].data, tensors[name].grad) for name in plan.tensors]
     edits = list(plan.edits) + _cosmetic(model, plan)
-
-    def undo() -> None:
-        for tensor, data, grad in old:
-            _replace_data(tensor, data, grad)
-        _set(model, [replace(e, old=e.new, new=e.old) for e in edits])
-
-    try:
-        for name, cut in plan.tensors.items():
-            tensor, grad = tensors[name], tensors[name].grad
-            _replace_data(tensor, narrow(tensor.data, cut), None if grad is None else narrow(grad, cut))
-        _set(model, edits)
-    except BaseException:
-        undo()
-        raise
-    return undo
-
-
-def _replace_data(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
-    """Other data under the same identity.
-
-    A loss that is still alive keeps the tensor's gradient accumulator, with the old shape, and the next backward would
-    meet it; torch makes a new one only when the type of the data changes, so that it does, for a moment.
-    """
-    tensor.grad = None
-    if tensor.requires_grad:
-        other = torch.float16 if data.dtype is torch.float32 else torch.float32
-        tensor.data = torch.empty(0, dtype=other, device=data.device)
-    tensor.data = data
-    tensor.grad = grad
+    for name, cut in plan.tensors.items():
+        tensor, grad = tensors[name], tensors[name].grad
+        replace_data(tensor, narrow(tensor.data, cut))
+        tensor.grad = None if grad is None else narrow(grad, cut)
+    _set(model, edits)
 
 
 def set_attributes_(model: nn.Module, plan: Plan) -> None:

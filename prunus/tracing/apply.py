@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from prunus.core.nested import tensors_in
 from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.places import set_place
 from prunus.core.running import has_values, with_tensors
+from prunus.core.undo import HOLDERS
 from prunus.tracing.decisions import decided
 
 
@@ -86,9 +86,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, mode in modes:
             module.training = mode
-
-
-HOLDERS = (dict, list, set, OrderedDict)  # hooks too: what forward installs and notes in an attribute belongs together
 
 
 @dataclass(frozen=True)
