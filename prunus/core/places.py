@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
+
+from torch import Tensor, nn
 
 from prunus.core.undo import keep_item
 
@@ -45,3 +49,30 @@ def set_place(holder: Any, place: str, value: Any) -> None:
         items[int(index)] = value
     else:
         set_place(holder, outer, tuple(value if i == int(index) else v for i, v in enumerate(items)))
+
+
+def integers(module: nn.Module, seen: set[int] | None = None) -> Iterator[tuple[str, int]]:
+    """Every place of an integer that a module holds: what a cut may edit, and nothing else.
+
+    Attributes of the module's own, items of its tuples and lists, and entries of its configuration objects (each object
+    once for the same set `seen`); none whose name begins with an underscore, no bool.
+
+    >>> dict(integers(nn.LayerNorm(8)))
+    {'normalized_shape[0]': 8}
+    """
+    seen = set() if seen is None else seen
+    for attribute, value in vars(module).items():
+        if attribute.startswith("_") or isinstance(value, (nn.Module, Tensor)):
+            continue
+        if type(value) is int:
+            yield attribute, value
+        elif type(value) in (tuple, list):
+            yield from ((f"{attribute}[{i}]", v) for i, v in enumerate(value) if type(v) is int)
+        elif _configuration(value) and id(value) not in seen:  # many modules may share one
+            seen.add(id(value))
+            inner = [(k, v) for k, v in vars(value).items() if type(v) is int and not k.startswith("_")]
+            yield from ((f"{attribute}.{k}", v) for k, v in inner)
+
+
+def _configuration(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType)) and not callable(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prunus.core.errors import FileError, InputError
+from prunus.core.fields import LONG, entries, indices, items, parsed, record, shape, shown, text, whole
 
 FORMAT = 1
 
@@ -151,8 +154,8 @@ class Plan:
                     f"{cut.shape}."
                 )
             kept = dict(first_cut.kept)
-            for dim, indices in cut.kept.items():
-                kept[dim] = tuple(kept[dim][i] for i in indices) if dim in kept else indices
+            for dim, rows in cut.kept.items():
+                kept[dim] = tuple(kept[dim][i] for i in rows) if dim in kept else rows
             tensors[name] = TensorPlan(first_cut.shape, kept)
         edits = {(e.module, e.attribute): e for e in self.edits}
         for e in later.edits:
@@ -196,32 +199,101 @@ class Plan:
         return json.dumps(data, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Read a plan; raises `FileError` when the text is not one."""
+    def from_json(cls, json: str) -> Plan:
+        """Read a plan; raises `FileError` when the text is not one: every field has its type and its bounds."""
         try:
-            data = json.loads(text)
-            if data.pop("format") != FORMAT:
-                raise FileError(f"the plan has another format than {FORMAT}; it was written by another prunus.")
-            return cls(
-                groups={k: GroupPlan(int(v["units"]), _ints(v["kept"])) for k, v in data["groups"].items()},
-                tensors={
-                    k: TensorPlan(_ints(v["shape"]), {int(d): _ints(i) for d, i in v["kept"].items()})
-                    for k, v in data["tensors"].items()
-                },
-                edits=tuple(Edit(**e) for e in data["edits"]),
-                added=tuple(Added(**{**a, "shape": _ints(a["shape"])}) for a in data["added"]),
-                dropped=tuple(Dropped(**d) for d in data.get("dropped", ())),
-                ties=tuple(tuple(t) for t in data["ties"]),
-                inputs=tuple(data["inputs"]),
-                memory_format=str(data["memory_format"]),
-                version=str(data["version"]),
-                masks={k: Mask(_ints(v["shape"]), str(v["bits"])) for k, v in data.get("masks", {}).items()},
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return cls(**_fields(parsed(json)))
+        except (ValueError, TypeError) as error:
             if isinstance(error, FileError):
                 raise
-            raise FileError(f"this is not a plan that prunus wrote ({type(error).__name__}: {error}).") from None
+            raise FileError(f"this is not a plan that prunus wrote ({str(error)[:300]}).") from None
 
 
-def _ints(values: Any) -> tuple[int, ...]:
-    return tuple(int(v) for v in values)
+# ---- JSON that somebody else may have written ----------------------------------------------------------------------
+
+_NEEDED = ("format", "groups", "tensors", "edits", "added", "ties", "inputs", "memory_format", "version")
+_PLACE = re.compile(r"(?!_)\w+(\[\d{1,4}\]|\.(?!_)\w+)?")  # what tracing writes, see core/places.py
+INTEGER = 1 << 31  # attributes are below
+TUPLE = 64  # what a block gives, at most
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int64")
+
+
+def _fields(data: Any) -> dict[str, Any]:
+    """The fields of a plan; raises `ValueError`, or `FileError` for another format."""
+    if entries(data).get("format") != FORMAT:
+        raise FileError(f"the plan has another format than {FORMAT}; it was written by another prunus.")
+    record(data, _NEEDED, ("dropped", "masks"))
+    edits = tuple(map(_edit, items(data["edits"])))
+    added = tuple(map(_added, items(data["added"])))
+    dropped = tuple(map(_dropped, items(data.get("dropped", []))))
+    for what, names in (
+        ("edit", [(e.module, e.attribute) for e in edits]),
+        ("added tensor", [a.name for a in added]),
+        ("dropped block", [d.module for d in dropped]),
+    ):
+        if len(set(names)) < len(names):
+            raise ValueError(f"it names an {what} twice")
+    return {
+        "groups": {text(k): _group(v) for k, v in entries(data["groups"]).items()},
+        "tensors": {text(k): _tensor(v) for k, v in entries(data["tensors"]).items()},
+        "edits": edits,
+        "added": added,
+        "dropped": dropped,
+        "ties": tuple(tuple(map(text, items(tie))) for tie in items(data["ties"])),
+        "inputs": tuple(map(_input, items(data["inputs"]))),
+        "memory_format": text(data["memory_format"], ("contiguous", "channels_last")),
+        "version": text(data["version"]),
+        "masks": {text(k): _mask(v) for k, v in entries(data.get("masks", {})).items()},
+    }
+
+
+def _group(data: Any) -> GroupPlan:
+    units = whole(record(data, ("units", "kept"))["units"])
+    return GroupPlan(units, indices(data["kept"], units))
+
+
+def _tensor(data: Any) -> TensorPlan:
+    sizes = shape(record(data, ("shape", "kept"))["shape"])
+    kept = {}
+    for d, of in entries(data["kept"]).items():
+        if d not in map(str, range(len(sizes))):
+            raise ValueError(f"a tensor of shape {sizes} has no dimension {shown(d)}")
+        kept[int(d)] = indices(of, sizes[int(d)])
+    return TensorPlan(sizes, kept)
+
+
+def _edit(data: Any) -> Edit:
+    record(data, ("module", "attribute", "old", "new"))
+    if not _PLACE.fullmatch(text(data["attribute"])):
+        raise ValueError(f"no cut edits an attribute {shown(data['attribute'])}")
+    old, new = (whole(data[key], 1, INTEGER) for key in ("old", "new"))
+    return Edit(text(data["module"]), data["attribute"], old, new)
+
+
+def _added(data: Any) -> Added:
+    record(data, ("name", "kind", "shape"), ("dtype",))
+    kind, dtype = text(data["kind"], ("bias", "select")), text(data.get("dtype", "float32"), DTYPES)
+    sizes = shape(data["shape"])
+    if len(sizes) != 1 or (dtype == "int64") != (kind == "select"):
+        raise ValueError(f"no cut adds a {kind} of shape {sizes} and type {dtype}")
+    return Added(text(data["name"]), kind, sizes, dtype)
+
+
+def _dropped(data: Any) -> Dropped:
+    record(data, ("module",), ("given", "length"))
+    if not text(data["module"]):
+        raise ValueError("the whole network cannot be dropped")
+    return Dropped(data["module"], text(data.get("given", "")), whole(data.get("length", 0), high=TUPLE))
+
+
+def _input(data: Any) -> dict[str, Any]:
+    record(data, ("shape", "dtype"))
+    return {"shape": list(shape(data["shape"])), "dtype": text(data["dtype"])}
+
+
+def _mask(data: Any) -> Mask:
+    sizes = shape(record(data, ("shape", "bits"))["shape"])
+    bits = text(data["bits"], longest=LONG)
+    if len(bits) != -(-math.prod(sizes) // 24) * 4:  # three bytes are four letters
+        raise ValueError(f"a mask of shape {sizes} holds {len(bits)} letters of bits")
+    return Mask(sizes, bits)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
-from prunus.core import FileError, InputError
+from prunus.core import InputError
 from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.gate import Gate, Seen
 from prunus.dynamic.method import Method, method_of, methods
 from prunus.dynamic.places import Placement, placement
+from prunus.dynamic.reading import read_gates
 from prunus.surgery.attached import Attachment, attachments
 from prunus.tracing import trace
 
@@ -168,16 +169,7 @@ def _describe(model: nn.Module) -> str | None:
 
 def _attach(model: nn.Module, text: str) -> None:
     """Gates as JSON describes them; raises `FileError` when it is not of this network."""
-    try:
-        data: Mapping[str, Any] = json.loads(text)
-        found = Dynamic(method_of(data["method"], data["options"]), Placement.from_dict(data["placement"]))
-        modules = dict(model.named_modules())
-        missing = [p.layer for p in found.placement.places if p.layer not in modules or p.site not in modules]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileError(f"its gates cannot be read ({error}).") from None
-    if missing:
-        raise FileError(f"it is of another architecture: there is no layer '{missing[0]}' to gate here.")
-    attach_(model, found)
+    attach_(model, Dynamic(*read_gates(model, text)))
 
 
 UNCUT = (

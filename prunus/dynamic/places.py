@@ -76,13 +76,6 @@ class Placement:
         """Plain data, for a file."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Placement:
-        """The inverse of `to_dict`, also after JSON."""
-        lists: Any = [{k: tuple(v) if isinstance(v, list) else v for k, v in p.items()} for p in data["places"]]
-        places = [Place(**p) for p in lists]
-        return cls(tuple(places), tuple(Work(**w) for w in data["work"]), tuple((a, b) for a, b in data["refused"]))
-
     def __str__(self) -> str:
         rows = [f"{len(self.places)} gates"]
         rows += [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.abc import MetaPathFinder
 from typing import Any
@@ -18,10 +18,12 @@ from typing import Any
 from torch import nn
 
 from prunus.core import FileError, Plan
+from prunus.core.fields import LONG, record, shown
+from prunus.core.fields import text as text_of
 from prunus.core.undo import keep_item
 from prunus.surgery import memory
 from prunus.surgery.depth import drop_
-from prunus.surgery.files import add_, check_fits
+from prunus.surgery.fits import add_, check_fits
 from prunus.surgery.memory import replace_
 from prunus.surgery.shrink import set_attributes_
 from prunus.tracing.apply import narrow
@@ -29,6 +31,7 @@ from prunus.tracing.apply import narrow
 METHOD = "prunus"
 REGISTRY = "transformers.quantizers.auto"
 ALIGNED = 64  # bytes
+LAYERS = 10_000  # of a network that a configuration with a plan may describe
 WHERE = "config.json (quantization_config)"
 
 
@@ -110,24 +113,48 @@ def _configs(config: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _configs(value, f"{path}{key}.")
 
 
-def restore_(config: Any, before: Mapping[str, int]) -> None:
-    """Let the configuration say what it said before the cut."""
-    for path, value in before.items():
-        *way, key = path.split(".")
-        holder = config
-        for step in way:
-            holder = getattr(holder, step)
-        if key not in vars(holder):
-            raise FileError(f"{WHERE}: the plan is of another network: the configuration has no '{path}'.")
-        vars(holder)[key] = value
+def restore_(config: Any, before: Any, plan: Plan) -> None:
+    """Let the configuration say what it said before the cut: integers that the plan edits, and that it says came of it.
+
+    Raises: `FileError` for anything else, with the configuration as it was; and for more layers than a network has.
+    """
+    found = []
+    edited = {(e.attribute.rpartition(".")[2], e.old, e.new) for e in plan.edits if "." in e.attribute}
+    holders = dict(_configs(config, ""))
+    for path, value in (before if isinstance(before, dict) else {"": before}).items():
+        way, _, key = path.rpartition(".")
+        entry = vars(holders.get(f"{way}." if way else "", object))
+        if key.startswith("_") or type(entry.get(key)) is not int:
+            raise FileError(f"{WHERE}: the plan is of another network: the configuration has no number '{path[:80]}'.")
+        if (key, value, entry[key]) not in edited or type(value) is not int or _counts_layers(key):
+            raise FileError(f"{WHERE}: no cut of the plan changed '{path[:80]}' from {shown(value)} to {entry[key]}.")
+        found.append((entry, key, value))
+    for path, holder in holders.items():
+        for key, value in vars(holder).items():
+            if _counts_layers(key) and type(value) is int and value > LAYERS:
+                raise FileError(f"{WHERE}: {path}{key} = {value}, a network has {LAYERS} layers at most.")
+    for entry, key, value in found:
+        entry[key] = value
 
 
-def read(data: Mapping[str, Any]) -> Plan:
+def _counts_layers(key: str) -> bool:
+    """Whether an entry says how many layers a network has: no cut edits these."""
+    return key.endswith(("layer", "layers", "blocks", "depth"))
+
+
+def read(data: Any) -> Plan:
     """The plan in a configuration; raises `FileError` when it was edited."""
-    text = str(data.get("plan"))
-    if hashlib.sha256(text.encode()).hexdigest() != data.get("digest"):
+    try:
+        text_of(record(data, ("quant_method", "model", "plan"), ("before", "digest"))["model"])
+        text = text_of(data["plan"], longest=LONG)
+    except ValueError as error:
+        raise FileError(f"{WHERE}: this is no plan that prunus wrote ({error}).") from None
+    if hashlib.sha256(text.encode(errors="replace")).hexdigest() != data.get("digest"):
         raise FileError(f"{WHERE}: the checksum does not fit: the plan was damaged or edited after it was saved.")
-    return Plan.from_json(text)
+    try:
+        return Plan.from_json(text)
+    except FileError as error:
+        raise FileError(f"{WHERE}: {error}") from None
 
 
 def for_class(plan: Plan, saved: str, model: Any) -> Plan:
@@ -235,7 +262,7 @@ def register(library: Any) -> None:
             """Called before the network is built."""
             data = self.quantization_config.data
             self.plan = read(data)
-            restore_(config, data["before"])
+            restore_(config, data.get("before"), self.plan)
             return config
 
         def preprocess_model(self, model: Any, dtype: Any = None, **kwargs: Any) -> None:

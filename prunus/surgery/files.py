@@ -14,15 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunus.core import FileError, InputError, Plan
-from prunus.core.places import get_place
 from prunus.core.undo import all_or_nothing
 from prunus.surgery.attached import PREFIX, attach_again_, described, in_header, of_attached
 from prunus.surgery.depth import drop_
+from prunus.surgery.fits import add_, check_fits
 from prunus.surgery.memory import memory_format, plan_of, replace_
 from prunus.surgery.packed import pack, unpack
 from prunus.surgery.rewritten import RewrittenModule
 from prunus.surgery.rewritten_files import read, written
-from prunus.surgery.select import attach_
 from prunus.surgery.shrink import apply_
 from prunus.version import __version__
 
@@ -204,7 +203,10 @@ def _read(path: str | Path) -> tuple[Plan, dict[str, Tensor], dict[str, str]]:
     told = "".join([header[KEY], *in_header(header).values()])
     if header.get(DIGEST) != _digest(tensors, told, header.get(GRAPH, "")):
         raise FileError(f"{path}: the checksum does not fit: the file was damaged or edited after it was saved.")
-    return Plan.from_json(header[KEY]), tensors, header
+    try:
+        return Plan.from_json(header[KEY]), tensors, header
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
 
 
 def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -228,47 +230,6 @@ def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: st
         raise FileError(
             f"{path}: the file is of another architecture: the network given has no {', '.join(extra[:3])}."
         )
-
-
-def check_fits(model: nn.Module, plan: Plan, path: str | Path) -> None:
-    """Raise `FileError` unless the plan in the file `path` can be carried out on the freshly built `model`."""
-    known = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
-    known |= {a.name: a.shape for a in plan.added}
-    modules = dict(model.named_modules())
-    for block in plan.dropped:
-        if block.module not in modules:
-            raise FileError(f"{path}: it is of another architecture: there is no block '{block.module}' to drop here.")
-    for entry in plan.added:
-        if entry.name.rpartition(".")[0] not in modules or entry.kind not in ("bias", "select"):
-            raise FileError(f"{path}: it is of another architecture: '{entry.name}', which it adds, has no place here.")
-    for name, cut in plan.tensors.items():
-        if any(not 0 <= i < cut.shape[d] for d, kept in cut.kept.items() for i in kept):
-            raise FileError(f"{path}: the plan keeps indices of '{name}' outside its shape {cut.shape}: it was edited.")
-        if known.get(name) != cut.shape:
-            raise FileError(
-                f"{path}: the file is of another architecture: it cuts '{name}' of shape {cut.shape}, the network "
-                "given has "
-                f"{known.get(name, 'no such tensor')}."
-            )
-    for edit in plan.edits:
-        try:
-            now = get_place(model.get_submodule(edit.module), edit.attribute)
-        except (AttributeError, IndexError, TypeError):
-            now = None
-        if now != edit.old:
-            where = f"{edit.module}.{edit.attribute}"
-            raise FileError(f"{path}: the file expects {where} = {edit.old}, the network given has {now}.")
-
-
-def add_(model: nn.Module, plan: Plan) -> None:
-    """Tensors that the original does not have: biases and channel selections."""
-    for added in plan.added:
-        path, _, leaf = added.name.rpartition(".")
-        module = model.get_submodule(path)
-        if added.kind == "select":
-            attach_(module, added.shape[0])
-        else:
-            setattr(module, leaf, nn.Parameter(torch.zeros(added.shape, dtype=getattr(torch, added.dtype))))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

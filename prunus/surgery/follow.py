@@ -7,6 +7,7 @@ from torch import nn
 from prunus.core import InputError, Plan
 from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import check_whole
+from prunus.surgery.fits import check_fits
 from prunus.surgery.memory import plan_of, remember_
 from prunus.surgery.shrink import apply_
 
@@ -41,10 +42,7 @@ def follow_(copy: nn.Module, plan: Plan) -> None:
                 f"the copy is not of the network that was cut, as it was before: '{name}' should be {cut.shape}, in "
                 f"the copy it is {found or 'missing'}. Deep-copy the very network, before it is cut, and follow once."
             )
-    for e in plan.edits:
-        now = getattr(network.get_submodule(e.module), e.attribute, None)
-        if now != e.old:
-            raise InputError(f"the copy is of another network: {e.module}.{e.attribute} should be {e.old}, not {now}.")
+    check_fits(network, plan, "the plan")
     if (before := plan_of(network)) is not None:
         before.then(plan)  # raises here, before anything is changed
     with all_or_nothing(network):

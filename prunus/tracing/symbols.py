@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from prunus.core.places import get_place, set_place
+from prunus.core.places import get_place, integers, set_place
 
 NUMBERS = (int, float)
 
@@ -179,7 +179,7 @@ def traced_attributes(model: nn.Module) -> Iterator[None]:
     seen: set[int] = set()
     try:
         for name, module in model.named_modules():
-            for place, value in list(_integers(module, seen)):
+            for place, value in list(integers(module, seen)):
                 set_place(module, place, traced(value, Attribute(name, place, value)))
                 changed.append((module, place, value))
         yield
@@ -190,24 +190,6 @@ def traced_attributes(model: nn.Module) -> Iterator[None]:
                     set_place(module, place, value)
             except (AttributeError, IndexError, KeyError):  # forward has put something else there
                 continue
-
-
-def _integers(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, int]]:
-    for attribute, value in vars(module).items():
-        if attribute.startswith("_") or isinstance(value, (nn.Module, Tensor)):
-            continue
-        if type(value) is int:
-            yield attribute, value
-        elif type(value) in (tuple, list):
-            yield from ((f"{attribute}[{i}]", v) for i, v in enumerate(value) if type(v) is int)
-        elif _configuration(value) and id(value) not in seen:  # many modules may share one
-            seen.add(id(value))
-            inner = [(k, v) for k, v in vars(value).items() if type(v) is int and not k.startswith("_")]
-            yield from ((f"{attribute}.{k}", v) for k, v in inner)
-
-
-def _configuration(value: Any) -> bool:
-    return hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value)
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class Format:
         corpus: crafted files that were found by hand, and must be refused: names to functions from honest files to
             bytes.
         use: uses what `read` gave: any exception is fine then, a crash is not.
+        theirs: another library reads the file, and what it raises without a line of prunus is its own affair.
         need: bytes that reading an honest file of this size may take.
     """
 
@@ -55,6 +56,7 @@ class Format:
     read: Callable[[Path], object]
     corpus: dict[str, Callable[[list[Path]], bytes]]
     use: Callable[[object], object] | None = None
+    theirs: bool = False
     need: Callable[[int], int] = lambda size: 4 * size
 
 
@@ -151,6 +153,8 @@ def try_case(format: Format, path: Path, refused: bool = False) -> str:
     except PrunusError as error:
         return _memory_ran_out(error)
     except BaseException as error:  # what a user would see as a raw traceback
+        if format.theirs and isinstance(error, Exception) and not _passed_prunus(error):
+            return _memory_ran_out(error)
         return _memory_ran_out(error) or "".join(traceback.format_exception(error)[-8:])
     if refused:
         return "it was not refused"
@@ -160,6 +164,13 @@ def try_case(format: Format, path: Path, refused: bool = False) -> str:
     except BaseException as error:
         return _memory_ran_out(error)
     return ""
+
+
+def _passed_prunus(error: BaseException) -> bool:
+    import prunus
+
+    folder = str(Path(prunus.__file__).parent)
+    return any(frame.filename.startswith(folder) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _memory_ran_out(error: BaseException | None) -> str:

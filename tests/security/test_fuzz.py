@@ -11,8 +11,10 @@ import sys
 
 import pytest
 
+from prunus.core.torchvision_ops import declare_torchvision_operators
 from tests.security.fuzz import formats, fuzz
 
+NEEDS = {"pretrained": "transformers"}
 CASES = int(os.environ.get("PRUNUS_FUZZ", "150"))
 SEED = int(os.environ.get("PRUNUS_FUZZ_SEED", "0"))
 
@@ -20,5 +22,7 @@ SEED = int(os.environ.get("PRUNUS_FUZZ_SEED", "0"))
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits and the peaks of memory are Linux'")
 @pytest.mark.parametrize("name", sorted(formats()))
 def test_a_crafted_file_can_do_nothing(name):
+    declare_torchvision_operators()
+    pytest.importorskip(NEEDS.get(name, "torch"))
     failures = fuzz(name, CASES, SEED)
     assert not failures, "\n".join(map(str, failures))

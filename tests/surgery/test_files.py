@@ -161,5 +161,5 @@ def test_a_crafted_plan_is_refused(cut, tmp_path, what):
     model = prunus.load(cut[1], resnet20)
     replace_(model, bad)
     prunus.save(model, tmp_path / "bad.safetensors")
-    with pytest.raises(prunus.FileError, match="outside its shape|no place here"):
+    with pytest.raises(prunus.FileError, match="bad.safetensors: .*(99 is outside|no place here)"):
         prunus.load(tmp_path / "bad.safetensors", resnet20)

@@ -99,5 +99,5 @@ def test_integer_attributes_follow_too():
     plan = prunus.shrink_(model, groups, every_third_goes(groups)).plan
     prunus.follow_(shadow, plan)
     assert shadow.d.groups == model.d.groups == 4 and torch.equal(shadow(X.float()), model(X.float()))
-    with pytest.raises(prunus.InputError, match="d.groups should be 6, not 3"):
+    with pytest.raises(prunus.InputError, match="d.groups = 6, the network given has 3"):
         prunus.follow_(edited, plan)
