@@ -19,6 +19,7 @@ from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.places import set_place
 from prunus.core.running import has_values, with_tensors
 from prunus.core.undo import HOLDERS
+from prunus.tracing.calls import numbers_of
 from prunus.tracing.decisions import decided
 
 
@@ -168,6 +169,9 @@ def with_scale(name: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
+Numbers = dict[tuple[int, Any], float]  # call and argument -> value
+
+
 @dataclass(frozen=True)
 class Misfit:
     """The first operator that did not do what the labels foretold, and the paths of the integers that were wrong."""
@@ -182,7 +186,7 @@ class _Found(Exception):
 
 
 class Checker(TorchDispatchMode):
-    """Compares the shapes of every operator with those a plan foretells."""
+    """Compares the shapes of every operator with those a plan foretells, and notes the numbers it is called with."""
 
     def __init__(self, groups: Groups, keep: Tensor) -> None:
         super().__init__()
@@ -191,6 +195,7 @@ class Checker(TorchDispatchMode):
         self.steps = [i for i, op in enumerate(groups.operators) if op.name not in SILENT]
         self.at = 0
         self.misfit: Misfit | None = None
+        self.numbers: Numbers = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = plain_name(func)
@@ -198,6 +203,9 @@ class Checker(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         if self.at >= len(self.steps) or alike(self.groups.operators[self.steps[self.at]].name) != alike(name):
             self._fail(args, f"forward called {name} where it had not before")
+        self.numbers.update(
+            ((self.steps[self.at], place), value) for place, value in numbers_of(name, func._schema, args, kwargs or {})
+        )
         try:
             out = decided(self.groups.operators[self.steps[self.at]].decided, func, args, kwargs or {})
         except (RuntimeError, IndexError, ValueError) as error:
@@ -260,14 +268,19 @@ class Decided(TorchDispatchMode):
         return decided(op.decided, func, args, kwargs)
 
 
-def trial(model: nn.Module, groups: Groups, keep: Tensor) -> Misfit | None:
-    """Run the narrowed network without changing the model; None when every operator's shape is as foretold."""
+def trial(model: nn.Module, groups: Groups, keep: Tensor, found: Numbers | None = None) -> Misfit | None:
+    """Run the narrowed network without changing the model; None when every operator's shape is as foretold.
+
+    The numbers that its operators are called with are put into `found`.
+    """
     plan = groups.plan(keep)
     tensors = {name: narrow(t.detach(), plan.tensors.get(name)) for name, t in named_tensors(model).items()}
     checker = Checker(groups, keep)
     try:
         with edited(model, plan.edits):
             run(model, tensors, groups.inputs, checker)
+            if found is not None:
+                found.update(checker.numbers)
     except _Found:
         return checker.misfit
     except Exception as error:  # the model's own code may raise anything when its sizes no longer fit

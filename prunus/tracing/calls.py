@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
+from prunus.core.running import has_values
 from prunus.tracing.labels import Atoms
 from prunus.tracing.symbols import Expression
 
@@ -74,6 +78,22 @@ class Call:
     contracted: list[Dim] = field(default_factory=list)  # dimensions of two activations over which products are summed
     operands: list[Dims] = field(default_factory=list)  # of every tensor that goes in, of such an operator
     decided: Any = None  # see `decisions`
+    numbers: list[tuple[Any, float]] = field(default_factory=list)  # arguments that are numbers and no sizes
     func: Any = None  # the overload, and its arguments with tensors replaced by `Ref`: only when they are kept
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+FACTORS = {"mul": 1, "mul_": 1, "div": -1, "div_": -1}  # what a factor does to the product
+
+
+def numbers_of(name: str, schema: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, float]]:
+    """The arguments of an operator that are numbers and no sizes, by their places; also factors in tensors of one."""
+    for place, value in (*enumerate(args), *kwargs.items()):
+        number = isinstance(value, float) or (isinstance(value, int) and _is_scalar(schema, place))
+        if number or (isinstance(value, Tensor) and name in FACTORS and not value.dim() and has_values(value)):
+            yield place, float(value)
+
+
+def _is_scalar(schema: Any, place: Any) -> bool:
+    return isinstance(place, int) and str(schema.arguments[place].type) in ("number", "Tensor")

@@ -17,6 +17,8 @@ from prunus.tracing.counts import Counts, Polynomial, Symbol
 from prunus.tracing.symbols import Attribute, Computed, Expression, Size, evaluated
 from prunus.tracing.tracer import Equation, Fact, Tracer
 
+WAY = 32  # operators between a product and the number that scales it
+
 
 @dataclass
 class Solution:
@@ -55,7 +57,9 @@ def solve(tracer: Tracer, built: Built) -> Solution:
     for left, right, equation in sides:
         rest = _rest(left, right, rules)
         if rest is None or rest.terms:
-            why = f"the model's code ties its size to others{_where(tracer, equation)}"
+            number = isinstance(equation.right, float)
+            does = "model computes a number from its size" if number else "model's code ties its size to others"
+            why = f"the {does}{_where(tracer, equation)}"
             key = id(equation) if rest is None else frozenset(rest.terms.items())
             left_over.setdefault(key, (rest, left + right, why))
     for couples in (False, True):  # what must not change at all comes first: it may leave no choice to the others
@@ -218,11 +222,30 @@ def _folds(
             ((monomial, _),) = found.terms.items()
             ((symbol, degree),) = monomial
             member = next(iter(counts.members(found)))
-            if symbol[0] == "group" and degree == 1 and member in contracted and not math.isnan(power):
+            known = symbol[0] == "group" and not built.groups[member].with_role("other")  # weights to make it good in
+            power = power if known and _multiplies(counts, tracer, equation.call, member) else math.nan
+            if degree == 1 and member in contracted and not math.isnan(power):
                 folds.append(Fold(symbol[1], -power * equation.power))
                 continue
         rest.append((left, right, equation))
     return tuple(folds), rest
+
+
+def _multiplies(counts: Counts, tracer: Tracer, at: int, member: int) -> bool:
+    """Whether what goes into a call is made of something that has the group in it, or was summed over it."""
+    makers = {number: i for i, call in enumerate(tracer.calls[: at + 1]) for number in call.writes}
+    waiting, seen = list(tracer.calls[at].reads), set[int]()
+    while waiting and len(seen) < WAY:
+        number = waiting.pop(0)
+        if number in seen or number not in makers:
+            continue
+        seen.add(number)
+        call = tracer.calls[makers[number]]
+        axes = {counts.axes(dim) for dims in (*call.dims, call.contracted) for dim in dims} - {None}
+        if any(member in counts.members(counts.rows(axis)) for axis in axes):
+            return True
+        waiting += call.reads
+    return False
 
 
 def _bared(expression: Expression, value: Any) -> tuple[Expression, Any, float]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from prunus.tracing.tracer import Tracer
 
 POWERS = {"mul": 1, "rmul": 1, "imul": 1, "multiply": 1, "div": -1, "truediv": -1, "itruediv": -1, "divide": -1}
+POWERS["scaled_dot_product_attention"] = 1
 
 LEAVES_TORCH = {torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__dlpack__}
 
@@ -99,6 +100,7 @@ class Functions(TorchFunctionMode):
     def _number(self, expression: Expression, first: int, power: int = 0) -> None:
         """A number that must not change, whatever is cut."""
         value = evaluated(expression)
+        self.tracer.explained.update(range(first, len(self.tracer.calls)))
         self.tracer.equations.append(Equation(expression, value, max(len(self.tracer.calls) - 1, first), power))
 
 

@@ -22,8 +22,8 @@ from prunus.core import (
     under,
 )
 from prunus.core.inputs import Outputs
-from prunus.tracing import unvisited
-from prunus.tracing.apply import trial
+from prunus.tracing import numbers, unvisited
+from prunus.tracing.apply import Misfit, trial
 from prunus.tracing.build import Built, build
 from prunus.tracing.constraints import solve
 from prunus.tracing.recording import check_initialised, check_repeats, record
@@ -103,10 +103,15 @@ def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
     built = _solved(tracer, inputs)
     for _ in range(1 + 2 * len(tracer.calls)):
         groups = built.groups
-        misfits = (trial(model, groups, odd_cut(groups, seed)) for seed in range(TRIALS))
-        misfit = next((m for m in misfits if m is not None), None) if groups.units else None
+        misfit, trials = _tried(model, groups, range(TRIALS if groups.units else 0))
+        if misfit is None and numbers.moved(tracer, [found for _, found in trials]):
+            misfit, more = _tried(model, groups, range(TRIALS, 2 * TRIALS))
+            trials += more
         if misfit is None:
-            return groups
+            if not numbers.settle(tracer, model, built, trials):
+                return groups
+            built = _solved(tracer, inputs)
+            continue
         call = tracer.calls[misfit.call]
         where = f"{call.name} in '{call.module}'" if call.module else call.name
         why = f"the model's code fixes its size ({where})"
@@ -119,6 +124,18 @@ def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
             _give_up(tracer, misfit.call, why)
             built = _solved(tracer, inputs)
     raise TraceError("the trial cuts of this model do not settle; please report the model.")
+
+
+def _tried(model: nn.Module, groups: Groups, seeds: Iterable[int]) -> tuple[Misfit | None, list[numbers.Trial]]:
+    """The first cut that does something else than foretold, and what the others were called with."""
+    trials: list[numbers.Trial] = []
+    for seed in seeds:
+        keep, found = odd_cut(groups, seed), {}  # type: ignore[var-annotated]
+        misfit = trial(model, groups, keep, found)
+        if misfit is not None:
+            return misfit, trials
+        trials.append((keep, found))
+    return None, trials
 
 
 def _solved(tracer: Tracer, inputs: Inputs) -> Built:

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core.counting import multiply_adds
 from prunus.core.effective import Expressions, Numbering, leaves_of
-from prunus.tracing.calls import Call, Dim, Dims, Equation, Fact, Ref
+from prunus.tracing.calls import Call, Dim, Dims, Equation, Fact, Ref, numbers_of
 from prunus.tracing.decisions import decision
 from prunus.tracing.effective import Uses
 from prunus.tracing.functions import Functions
@@ -40,6 +40,7 @@ class Tracer(TorchDispatchMode):
         self.made: set[int] = set()
         self.calls: list[Call] = []
         self.equations: list[Equation] = []
+        self.explained: set[int] = set()  # calls whose numbers are known to come from expressions
         self.several: list[Expression] = []  # what forward asks whether it is one, and it is not
         self.unknown: dict[str, str] = {}  # operator without a rule -> what became of it
         self.random: dict[str, str] = {}  # operator that draws numbers -> the module that calls it
@@ -165,6 +166,7 @@ class Tracer(TorchDispatchMode):
             [self.names[t] for t in inputs if t in self.names],
             [tuple(t.shape) for t in outs],
             integers=list(_integers(args, ())),
+            numbers=list(numbers_of(name, func._schema, args, kwargs)),
         )
         self.call.macs = multiply_adds(func, args, kwargs, out)
         self.call.decided = decision(func, args, out)
