@@ -273,7 +273,7 @@ def test_a_wrong_cut_in_place_is_left_out_and_said():
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.a(x).relu()
-            x = x * float(str(len(x.flatten(0, -2)[0])))
+            x = x * torch.tensor([float(str(len(x.flatten(0, -2)[0])))])
             return self.d(self.c(self.b(x).relu()).relu())
 
     report = prunus.prune_(Hidden(), X, budget=prunus.Budget(params=0.6))
