@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,11 +87,15 @@ class Call:
 FACTORS = {"mul": 1, "mul_": 1, "div": -1, "div_": -1}  # what a factor does to the product
 
 
-def numbers_of(name: str, schema: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, float]]:
-    """The arguments of an operator that are numbers and no sizes, by their places; also factors in tensors of one."""
+def numbers_of(
+    name: str, schema: Any, args: Any, kwargs: Any, constant: Callable[[Tensor], bool] = lambda tensor: True
+) -> Iterator[tuple[Any, float]]:
+    """The arguments of an operator that are numbers and no sizes, by their places; also constant factors in tensors."""
     for place, value in (*enumerate(args), *kwargs.items()):
         number = isinstance(value, float) or (isinstance(value, int) and _is_scalar(schema, place))
-        if number or (isinstance(value, Tensor) and name in FACTORS and not value.dim() and has_values(value)):
+        if not number and name in FACTORS and isinstance(value, Tensor):
+            number = not value.dim() and has_values(value) and constant(value)
+        if number:
             yield place, float(value)
 
 

@@ -55,7 +55,10 @@ def settle(tracer: Tracer, model: nn.Module, built: Built, trials: list[Trial]) 
             return bool(set(left).intersection(moved(tracer, [found])))
 
         keep = next(keep for keep, found in trials if set(left).intersection(moved(tracer, [found])))
-        for id in _blame(built.groups, keep, moves) or {g.id for g in built.groups}:
+        blamed = _blame(built.groups, keep, moves)
+        if not blamed:  # no group alone: the proof has to decide
+            tracer.explained.update(at for at, _ in left)
+        for id in blamed:
             group = built.groups[id]
             atoms = built.atoms[group.offset : group.offset + group.units]
             tracer.labels.fix(atoms, f"the model computes a number from its size ({where})")

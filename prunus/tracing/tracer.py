@@ -40,6 +40,7 @@ class Tracer(TorchDispatchMode):
         self.made: set[int] = set()
         self.calls: list[Call] = []
         self.equations: list[Equation] = []
+        self.plain: set[int] = set()  # numbers of tensors made of constants that forward writes down
         self.explained: set[int] = set()  # calls whose numbers are known to come from expressions
         self.several: list[Expression] = []  # what forward asks whether it is one, and it is not
         self.unknown: dict[str, str] = {}  # operator without a rule -> what became of it
@@ -166,8 +167,10 @@ class Tracer(TorchDispatchMode):
             [self.names[t] for t in inputs if t in self.names],
             [tuple(t.shape) for t in outs],
             integers=list(_integers(args, ())),
-            numbers=list(numbers_of(name, func._schema, args, kwargs)),
+            numbers=list(numbers_of(name, func._schema, args, kwargs, self._plain)),
         )
+        if name == "lift_fresh" or self.plain.issuperset(reads):
+            self.plain.update(self.call.writes)
         self.call.macs = multiply_adds(func, args, kwargs, out)
         self.call.decided = decision(func, args, out)
         if torch.Tag.nondeterministic_seeded in func.tags:
@@ -192,6 +195,9 @@ class Tracer(TorchDispatchMode):
             self.call.operands = operands
         self.calls.append(self.call)
         return out
+
+    def _plain(self, tensor: Tensor) -> bool:
+        return tensor in self.numbers and self.numbers[tensor] in self.plain
 
     def _keep(self, inputs: list[Tensor]) -> None:
         """Hold on to what no recorded call has made."""
