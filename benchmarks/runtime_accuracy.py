@@ -26,7 +26,6 @@ from torch import nn
 import prunus
 from prunus.criteria import needs
 from prunus.data import Data, load
-from prunus.masks import hold_
 from prunus.recovery import recalibrate_
 from prunus.train import evaluate, fit
 from prunus.zoo import Model, build
@@ -133,10 +132,7 @@ def recover(args: Any, model: Model, masked: nn.Module, method: str, density: fl
     if done.is_file():
         prunus.load_(masked, done)
         return
-    for group in prunus.tensors(masked):
-        weight = group.slices[0].tensor
-        if bool((weight == 0).any()):
-            hold_(weight, weight.detach() != 0)
+    prunus.hold_(masked)
     data = load(str(SHARED / SOURCES[args.network][2]), preprocess=model.preprocess, seed=0, limit=args.train)
     fit(
         masked,

@@ -39,7 +39,7 @@ from prunus.criteria import criterion, score
 from prunus.depth import drop_blocks_
 from prunus.dynamic import network as _network  # noqa: F401  (files with gates are read)
 from prunus.integrations import pretrained as _pretrained  # noqa: F401  (transformers loads what was cut)
-from prunus.masks import mask_, tensors
+from prunus.masks import hold_, mask_, tensors
 from prunus.observe import collect
 from prunus.prune import prune_
 from prunus.pruner import Pruner
@@ -101,6 +101,7 @@ __all__ = [
     "drop_blocks_",
     "fold_",
     "follow_",
+    "hold_",
     "interspace_",
     "load",
     "load_",

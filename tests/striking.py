@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunus.masks.hold import HELD
+from prunus.core.held import _HELD
 
 PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type)
 
@@ -77,7 +77,7 @@ def picture(subjects: Mapping[str, Any]) -> Picture:
     known: dict[int, int] = {}
     seen = [(name, _look(value, held, known)) for name, value in subjects.items()]
     tensors = [p for m in subjects.values() if isinstance(m, nn.Module) for p in m.parameters()]
-    seen.append(("held", [_look(HELD.get(p), held, known) for p in tensors]))
+    seen.append(("held", [_look(_HELD.get(p), held, known) for p in tensors]))
     seen.append(("process", world()))
     return Picture(seen, held)
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import prunus
+from prunus.core.held import hold_weight_
 from prunus.masks.at_init import at_init
 from prunus.masks.controls import redraw_
-from prunus.masks.hold import hold_, release_
+from prunus.masks.hold import release_
 from prunus.masks.rewind import lottery_
 from prunus.masks.training import MaskPruner
 from prunus.recovery import merge_, recalibrate_, repair_, targets
@@ -122,7 +123,7 @@ def drop() -> Case:
 def fold() -> Case:
     model = network()
     prunus.interspace_(model)
-    hold_(model.conv1._parameters["weight"], torch.arange(135).reshape(5, 3, 3, 3) % 2 > 0)
+    hold_weight_(model, "conv1.weight", torch.arange(135).reshape(5, 3, 3, 3) % 2 > 0)
     return Case({"model": model}, lambda: prunus.fold_(model))
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunus.core.held import let_go_
 from prunus.core.undo import all_or_nothing, keep_values
-from prunus.masks.hold import let_go_
 
 SUFFIX = "_basis"  # of the child that holds the basis of a parameter: `weight_basis`
 

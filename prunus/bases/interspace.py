@@ -14,10 +14,10 @@ from prunus.bases.inits import Init, inits
 from prunus.bases.sharing import Sharing, shared
 from prunus.core import Fixed, InputError, UnknownNameError
 from prunus.core.errors import did_you_mean
+from prunus.core.held import let_go_
 from prunus.core.slices import under
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.core.wrappers import unwrapped
-from prunus.masks.hold import let_go_
 from prunus.masks.tensors import weights_of
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from prunus.core import Fixed, InputError, Mask, Plan
+from prunus.core.held import check_free, hold_weight_
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.masks.collapse import lost
-from prunus.masks.hold import hold_
 from prunus.masks.repair import check_choice, outputs, solve_
 from prunus.masks.solve import repairs
 from prunus.masks.tensors import Tensors
@@ -50,7 +50,7 @@ def mask_(
     limit: int | None = 1024,
     seed: int = 0,
 ) -> Masked:
-    r"""Set the weights that a plan removes to zero, $w \leftarrow w \odot m$, for good: see `prunus.masks.hold_`.
+    r"""Set the weights that a plan removes to zero, $w \leftarrow w \odot m$, for good: see `prunus.hold_`.
 
     Args:
         model: changed in place; its ``state_dict`` keys stay, and `prunus.save` stores the zeros.
@@ -82,6 +82,7 @@ def mask_(
     for g in groups:
         if parameters.get(g.id) is not g.slices[0].tensor:
             raise InputError(f"the groups are of another network: '{g.id}' is no tensor of the one given.")
+    check_free({g.id: parameters[g.id] for g in groups})
     chosen = groups.mask(plan)
     keep = {g.id: g.slices[0].scatter(chosen[g.offset : g.offset + g.units, None]) for g in groups}
     count: int = 0
@@ -90,7 +91,7 @@ def mask_(
         if repair:
             count, notes = _repair(model, groups, keep, repair, data, limit, seed)
         for name, mask in keep.items():
-            hold_(parameters[name], mask)
+            hold_weight_(model, name, mask)
         kept, total = sum(int(k.sum()) for k in keep.values()), sum(k.numel() for k in keep.values())
         densities = {name: float(k.double().mean()) for name, k in keep.items()}
         plan = Plan(masks={name: Mask.of(k) for name, k in keep.items()})

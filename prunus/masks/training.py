@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from prunus.allocators import allocate
 from prunus.core import Budget, FileError, InputError, Mask, Plan
+from prunus.core.held import give_back_, take_
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.core.wrappers import unwrapped
@@ -96,7 +97,10 @@ class MaskPruner:
 
         What the method learns beside the weights becomes one more parameter group of the (first) optimizer.
 
-        Raises: `InputError` when it is attached already, or no optimizer holds a masked parameter.
+        Masks that held the weights before (`prunus.mask_`) are let go of, with a note: this pruner's count.
+
+        Raises: `InputError` when it is attached already, another pruner moves the masks of these weights, or no
+        optimizer holds a masked parameter.
         """
         if self._optimizers:
             raise InputError("this pruner is attached already; make a new one, or detach() it.")
@@ -109,6 +113,9 @@ class MaskPruner:
                 "the optimizer made from this very model's parameters, or set requires_grad_(False) on the others."
             )
         with self._whole(optimizers):
+            if released := take_(self.covered.parameters, self):
+                more = f" and {len(released) - 1} more" if len(released) > 1 else ""
+                self.notes += (f"the masks that held '{released[0]}'{more} at zero before are let go of.",)
             self._begin()
             if self.covered.thresholds:
                 group: dict[str, Any] = {"params": list(self.covered.thresholds.values())}
@@ -136,6 +143,7 @@ class MaskPruner:
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizers = [], ()
+        give_back_(self.covered.parameters.values())
 
     @torch.no_grad()
     def _begin(self) -> None:

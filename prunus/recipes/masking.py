@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.core.held import hold_weight_
 from prunus.masks import (
     FAMOUS,
     Collapse,
     Tensors,
     choose,
     collapse,
-    hold_,
     lottery_,
     mask_,
     redraw_,
@@ -43,7 +43,7 @@ def hold_zeros_(context: Context, stage: Stage, model: nn.Module) -> None:
         for group in tensors(model):
             parameter = group.slices[0].tensor
             if isinstance(parameter, nn.Parameter) and bool((parameter == 0).any()):
-                hold_(parameter, parameter.detach() != 0)
+                hold_weight_(model, group.id, parameter.detach() != 0)
 
 
 def check_density(model: nn.Module, stage: Weights) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunus.core import FileError, InputError, Plan
+from prunus.core.held import held, held_from, held_text, hold_weight_
 from prunus.core.undo import all_or_nothing
 from prunus.surgery.attached import PREFIX, attach_again_, described, in_header, of_attached
 from prunus.surgery.depth import drop_
@@ -26,7 +27,7 @@ from prunus.surgery.shrink import apply_
 from prunus.version import __version__
 
 KEY, DIGEST, FORMAT, GRAPH = "prunus", "prunus_digest", "prunus_memory_format", "prunus_graph"
-PACKED = "prunus_packed"
+PACKED, HELD = "prunus_packed", "prunus_held"
 
 
 def save(
@@ -35,7 +36,7 @@ def save(
     """Write weights and cumulative plan to one safetensors file, atomically.
 
     Tied tensors are stored once; a checksum covers weights and plan.  `metadata` adds text entries of the caller's own.
-    Of a `RewrittenModule` its operators are stored too, as JSON.
+    Of a `RewrittenModule` its operators are stored too, as JSON.  What masks hold at zero is held again once loaded.
 
     `compress` stores tensors with many zeros (masked weights) as their values and where they are, without loss; `load`,
     `load_` and `read_plan` know by themselves, other readers of safetensors find ``NAME#values`` and ``NAME#bits`` or
@@ -52,8 +53,10 @@ def save(
     plan = (plan_of(model) or Plan(version=__version__)).to_json()
     graph, tensors = written(model) if isinstance(model, RewrittenModule) else ("", _stored(model))
     more = described(model)
+    masks = held_text(model, held(model))
     header = {**(metadata or {}), KEY: plan, FORMAT: memory_format(model), **more}
-    header |= {DIGEST: _digest(tensors, "".join([plan, *in_header(more).values()]), graph)}
+    header |= {DIGEST: _digest(tensors, "".join([plan, *in_header(more).values(), masks]), graph)}
+    header |= {HELD: masks} if masks else {}
     header |= {GRAPH: graph} if graph else {}
     if compress:
         tensors, shapes = pack(tensors)
@@ -94,9 +97,12 @@ def load(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> nn
         )
     try:
         model = read(header[GRAPH], tensors)
+        masks = held_from(header.get(HELD, ""), tensors, dict(model.named_parameters()))
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
     replace_(model, plan)
+    for name, keep in masks.items():
+        hold_weight_(model, name, keep)
     return model
 
 
@@ -122,6 +128,11 @@ def load_(model: nn.Module, path: str | Path) -> None:
     if plan_of(model) is not None:
         raise FileError(f"{path}: load_ needs a freshly built network; this one was already cut.")
     _check(model, plan, {n: t for n, t in tensors.items() if not of_attached(n)}, path)
+    try:
+        names = {*dict(model.named_parameters()), *(a.name for a in plan.added)}
+        masks = held_from(header.get(HELD, ""), tensors, names)
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
     with all_or_nothing(model):
         drop_(model, plan.dropped)
         add_(model, plan)
@@ -137,6 +148,8 @@ def load_(model: nn.Module, path: str | Path) -> None:
         if header.get(FORMAT) == "channels_last":
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         replace_(model, plan)
+        for name, keep in masks.items():
+            hold_weight_(model, name, keep)
 
 
 def is_saved(path: str | Path) -> bool:
@@ -194,13 +207,14 @@ def _read(path: str | Path) -> tuple[Plan, dict[str, Tensor], dict[str, str]]:
         raise FileError(f"{path}: the file is truncated or is not a safetensors file ({error}).") from None
     if KEY not in header:
         raise FileError(
-            f"{path}: prunus.save did not write this file (it holds no plan); load it with load_state_dict."
+            f"{path}: prunus.save did not write this file (it holds no plan); load it with load_state_dict, "
+            "and if it is of a masked network, hold its zeros again by prunus.hold_(model)."
         )
     try:
         tensors = unpack(tensors, header.get(PACKED, ""))
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
-    told = "".join([header[KEY], *in_header(header).values()])
+    told = "".join([header[KEY], *in_header(header).values(), header.get(HELD, "")])
     if header.get(DIGEST) != _digest(tensors, told, header.get(GRAPH, "")):
         raise FileError(f"{path}: the checksum does not fit: the file was damaged or edited after it was saved.")
     try:
@@ -234,5 +248,5 @@ def _check(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], path: st
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The caller's own text entries of a saved file."""
-    own = {KEY, DIGEST, FORMAT, GRAPH, PACKED}
+    own = {KEY, DIGEST, FORMAT, GRAPH, PACKED, HELD}
     return {k: v for k, v in _read(path)[2].items() if k not in own and not k.startswith(PREFIX)}

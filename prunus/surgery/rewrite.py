@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Groups, InputError, Inputs, Plan, TraceError
+from prunus.core.held import held, hold_weight_
 from prunus.core.running import with_batch
 from prunus.surgery.capture import Captured, Cuts, capture
 from prunus.surgery.graph import Graph, Program, any_batch
@@ -78,6 +79,8 @@ def rewrite(model: nn.Module, groups: Groups, plan: Plan) -> RewrittenModule:
     except TraceError as error:
         rewritten.program = replace(rewritten.program, why_no_train=str(error))
     replace_(rewritten, whole)
+    for name, mask in held(model).items():
+        hold_weight_(rewritten, name, narrow(mask, full.tensors.get(name)))
     if rewritten.program.train is not None:
         rewritten.train(model.training)
     return rewritten
