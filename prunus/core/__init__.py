@@ -18,7 +18,8 @@ from prunus.core.errors import (
 from prunus.core.groups import Groups
 from prunus.core.inputs import Inputs
 from prunus.core.operators import Cost, EditRule, Fixed, Fold, IntFact, Operator, TensorAxes, Term
-from prunus.core.plan import Added, Dropped, Edit, GroupPlan, Mask, Plan, TensorPlan
+from prunus.core.parts import Added, Dropped, Edit, GroupPlan, Mask, Scaled, TensorPlan
+from prunus.core.plan import Plan
 from prunus.core.registry import Entry, Registry
 from prunus.core.report import Report, Verified
 from prunus.core.slices import ELEMENTS, Group, Slice, under
@@ -53,6 +54,7 @@ __all__ = [
     "Slice",
     "TensorAxes",
     "Term",
+    "Scaled",
     "TensorPlan",
     "TraceError",
     "TrainingError",

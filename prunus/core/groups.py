@@ -16,7 +16,8 @@ from prunus.core.effective import Effective
 from prunus.core.errors import InputError, UnknownNameError, did_you_mean
 from prunus.core.inputs import Inputs
 from prunus.core.operators import EditRule, Fixed, Fold, Operator, TensorAxes, Term
-from prunus.core.plan import Edit, GroupPlan, Plan, TensorPlan
+from prunus.core.parts import Edit, GroupPlan, TensorPlan
+from prunus.core.plan import Plan
 from prunus.core.slices import Group, Slice
 
 COSTS = ("params", "macs")

@@ -14,7 +14,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus.core.errors import FileError, InputError
-from prunus.core.plan import Mask
+from prunus.core.fields import LONG, entries, parsed, text
+from prunus.core.parts import Mask
 from prunus.core.undo import all_or_nothing, keep_item, keep_values
 
 _HELD: Any = WeakTensorKeyDictionary()  # parameter -> its mask, True = keep; forgotten with the parameter
@@ -122,19 +123,18 @@ def held_text(model: nn.Module, masks: Mapping[str, Tensor]) -> str:
     return json.dumps(bits) if bits else ""
 
 
-def held_from(text: str, tensors: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[str, Tensor]:
+def held_from(told: str, tensors: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[str, Tensor]:
     """The masks of a file's header, of the tensors in the file that are `parameters`; raises `FileError`."""
     try:
-        data = json.loads(text) if text else {}
-        if unknown := set(data) - set(parameters):
-            raise FileError(f"it masks '{min(unknown)}', which is no parameter of the network.")
-        shapes = {str(name): tuple(tensors[name].shape) for name in data}
-        return {n: Mask(shapes[n], bits).keep if bits else tensors[n] != 0 for n, bits in data.items()}
-    except FileError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise FileError(f"what it says of masks does not fit its tensors ({why}).") from None
+        data = entries(parsed(told)) if told else {}
+        if unknown := set(data) - (set(parameters) & set(tensors)):
+            raise ValueError(f"'{min(unknown)[:99]}' is no parameter of the network")
+        return {
+            name: Mask(tuple(tensors[name].shape), text(bits, longest=LONG)).keep if bits else tensors[name] != 0
+            for name, bits in data.items()
+        }
+    except (ValueError, FileError) as error:
+        raise FileError(f"what it says of masks does not fit its tensors ({error}).") from None
 
 
 def _removed(parameter: Tensor) -> Tensor | None:

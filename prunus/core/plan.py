@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -10,97 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from prunus.core.errors import FileError, InputError
 from prunus.core.fields import LONG, entries, indices, items, parsed, record, shape, shown, text, whole
+from prunus.core.parts import Added, Dropped, Edit, GroupPlan, Mask, Scaled, TensorPlan
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """The kept units of one group, out of how many."""
-
-    units: int
-    kept: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """One parameter or buffer: its original shape, and per cut dimension the kept indices in original coordinates."""
-
-    shape: tuple[int, ...]
-    kept: Mapping[int, tuple[int, ...]]
-
-    @property
-    def left(self) -> tuple[int, ...]:
-        """The shape after the cut."""
-        return tuple(len(self.kept.get(d, range(n))) for d, n in enumerate(self.shape))
-
-
-@dataclass(frozen=True)
-class Edit:
-    """An integer attribute that follows the cut: `attribute` of the submodule `module` goes from `old` to `new`."""
-
-    module: str
-    attribute: str
-    old: int
-    new: int
-
-
-@dataclass(frozen=True)
-class Added:
-    """A tensor that the network did not have: a bias that absorbed a constant, or a channel selection."""
-
-    name: str
-    kind: str  # "bias" or "select"
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A residual block that is gone: the submodule `module` gives its input on.
-
-    `given` names the keyword that the input comes by, "" for the first positional one; the output is the tensor alone
-    (`length` 0), or the first of a tuple of `length`.
-    """
-
-    module: str
-    given: str = ""
-    length: int = 0
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Which elements of one tensor stay: its shape, and a bit an element, in base64.
-
-    >>> keep = torch.tensor([[True, False, True]])
-    >>> Mask.of(keep), torch.equal(Mask.of(keep).keep, keep)
-    (Mask(shape=(1, 3), bits='oA=='), True)
-    """
-
-    shape: tuple[int, ...]
-    bits: str
-
-    @classmethod
-    def of(cls, keep: Tensor) -> Mask:
-        """From a boolean tensor, True = keep."""
-        flat = keep.detach().bool().flatten().cpu()
-        packed = np.packbits(flat.numpy())
-        return cls(tuple(keep.shape), base64.b64encode(packed.tobytes()).decode())
-
-    @property
-    def keep(self) -> Tensor:
-        """The boolean tensor; raises `FileError` when the bits do not fit the shape."""
-        packed = np.frombuffer(base64.b64decode(self.bits), dtype=np.uint8)
-        count = torch.Size(self.shape).numel()
-        if len(packed) * 8 < count:
-            raise FileError(f"a mask of shape {self.shape} holds {len(packed) * 8} bits; it was damaged or edited.")
-        return torch.from_numpy(np.unpackbits(packed, count=count).astype(bool)).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -108,7 +21,8 @@ class Plan:
     """The kept units of every group, and what that means for every tensor and attribute, in ORIGINAL coordinates.
 
     A plan is data: `to_json` and `from_json` are inverse, and a person can read and edit it.  A mask plan, of
-    `prunus.tensors`, has `masks` alone: a tensor's name and which of its elements stay.
+    `prunus.tensors`, has `masks` alone: a tensor's name and which of its elements stay.  `scaled` is for copies of the
+    network as it was before this very cut (`prunus.follow_`); files, which hold the weights, and later plans drop it.
 
     >>> plan = Plan({"conv1": GroupPlan(4, (0, 2))})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -125,6 +39,7 @@ class Plan:
     memory_format: str = "contiguous"
     version: str = ""
     masks: Mapping[str, Mask] = field(default_factory=dict)
+    scaled: tuple[Scaled, ...] = ()
 
     def then(self, later: Plan) -> Plan:
         """The two cuts as one: `later` was made on the network that this plan left, the result is on the original.
@@ -170,6 +85,7 @@ class Plan:
             dropped=self.dropped + later.dropped,
             ties=self.ties or later.ties,
             inputs=self.inputs or later.inputs,
+            scaled=(),
         )
 
     def without(self, modules: Iterable[str]) -> Plan:
@@ -193,8 +109,9 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON text."""
         data = asdict(self)
-        if not self.dropped:
-            del data["dropped"]  # files of networks with all their blocks stay readable by every version
+        for rare in ("dropped", "scaled"):
+            if not data[rare]:
+                del data[rare]  # files of networks without it stay readable by every version
         data["format"] = FORMAT
         return json.dumps(data, sort_keys=True)
 
@@ -222,7 +139,7 @@ def _fields(data: Any) -> dict[str, Any]:
     """The fields of a plan; raises `ValueError`, or `FileError` for another format."""
     if entries(data).get("format") != FORMAT:
         raise FileError(f"the plan has another format than {FORMAT}; it was written by another prunus.")
-    record(data, _NEEDED, ("dropped", "masks"))
+    record(data, _NEEDED, ("dropped", "masks", "scaled"))
     edits = tuple(map(_edit, items(data["edits"])))
     added = tuple(map(_added, items(data["added"])))
     dropped = tuple(map(_dropped, items(data.get("dropped", []))))
@@ -244,6 +161,7 @@ def _fields(data: Any) -> dict[str, Any]:
         "memory_format": text(data["memory_format"], ("contiguous", "channels_last")),
         "version": text(data["version"]),
         "masks": {text(k): _mask(v) for k, v in entries(data.get("masks", {})).items()},
+        "scaled": tuple(map(_scaled, items(data.get("scaled", [])))),
     }
 
 
@@ -289,6 +207,14 @@ def _dropped(data: Any) -> Dropped:
 def _input(data: Any) -> dict[str, Any]:
     record(data, ("shape", "dtype"))
     return {"shape": list(shape(data["shape"])), "dtype": text(data["dtype"])}
+
+
+def _scaled(data: Any) -> Scaled:
+    record(data, ("name", "dim", "rows", "factor"))
+    rows = tuple(whole(row) for row in items(data["rows"]))
+    if type(data["factor"]) is not float or not math.isfinite(data["factor"]):
+        raise ValueError(f"expected a finite number, given {shown(data['factor'])}")
+    return Scaled(text(data["name"]), whole(data["dim"], high=TUPLE), rows, data["factor"])
 
 
 def _mask(data: Any) -> Mask:

@@ -7,9 +7,10 @@ from torch import nn
 from prunus.core import InputError, Plan
 from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import check_whole
+from prunus.surgery.depth import drop_
 from prunus.surgery.fits import check_fits
 from prunus.surgery.memory import plan_of, remember_
-from prunus.surgery.shrink import apply_
+from prunus.surgery.shrink import apply_, fold_
 
 WRAPPERS = ("", "module.", "_orig_mod.")  # where averaged, distributed and compiled copies keep the network
 
@@ -42,10 +43,21 @@ def follow_(copy: nn.Module, plan: Plan) -> None:
                 f"the copy is not of the network that was cut, as it was before: '{name}' should be {cut.shape}, in "
                 f"the copy it is {found or 'missing'}. Deep-copy the very network, before it is cut, and follow once."
             )
+    for s in plan.scaled:
+        sizes = tuple(tensors[s.name].shape) if s.name in tensors else ()
+        if s.dim >= len(sizes) or (s.rows and max(s.rows) >= sizes[s.dim]):
+            raise InputError(f"the copy is of another network: '{s.name}' has no such rows as the plan scales.")
+    if plan.added:
+        raise InputError(
+            f"the plan adds '{plan.added[0].name}' to the network, whose values it does not hold: deep-copy the "
+            "network once it has it, and give the plan of what is cut then (a report's), not of all cuts (plan_of)."
+        )
     check_fits(network, plan, "the plan")
     if (before := plan_of(network)) is not None:
         before.then(plan)  # raises here, before anything is changed
     with all_or_nothing(network):
+        drop_(network, plan.dropped)
+        fold_(network, plan.scaled)
         apply_(network, plan)
         remember_(network, plan)
 

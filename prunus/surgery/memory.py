@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -20,8 +21,8 @@ def plan_of(model: nn.Module) -> Plan | None:
 
 
 def remember_(model: nn.Module, plan: Plan) -> None:
-    """Add a plan, made on the network as it was just now, to what the network remembers."""
-    before = plan_of(model)
+    """Add a plan, made on the network as it was just now, to what the network remembers; its weights are scaled now."""
+    before, plan = plan_of(model), replace(plan, scaled=())
     replace_(model, plan if before is None else before.then(plan))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.core import Groups, Inputs, Operator, VerificationError
+from prunus.core import Groups, Inputs, Operator, Scaled, VerificationError
 from prunus.surgery.agreement import Behind, is_real, says_something
 from prunus.surgery.kept import Kept
 from prunus.surgery.precise import Precise, default_dtype
@@ -75,22 +75,35 @@ def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dic
     return out
 
 
-def folded(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
-    """The tensors with what forward computes from the size of a group made good (see `Fold`); others as they are."""
-    out = dict(tensors)
+def scalings(groups: Groups, keep: Tensor) -> tuple[Scaled, ...]:
+    """What makes good in the weights what forward computes from the size of a group (see `Fold`)."""
+    out = []
     for fold in groups.folds:
         group = groups[fold.group]
-        rows = keep[group.offset : group.offset + group.units]
-        factor = float(rows.double().mean()) ** (fold.power / 2)
+        kept = keep[group.offset : group.offset + group.units]
+        factor = float(kept.double().mean()) ** (fold.power / 2)
         # what the group makes for others (values, beside queries and keys) is made good where they read it
         normed = bool(group.with_role("norm_scale"))
         powers = {"norm_scale": 1, "norm_shift": 1} if normed else {"out": 1, "bias": 1, "in": -1}
         for s in group.with_role(*powers) if factor != 1 else ():
-            tensor = out[s.name]
-            index = s.index[rows].reshape(-1).to(tensor.device)
-            scaled = tensor.index_select(s.dim, index) * factor ** powers[s.role]
-            out[s.name] = tensor.index_copy(s.dim, index, scaled)
+            rows = tuple(s.index[kept].reshape(-1).tolist())
+            out.append(Scaled(s.name, s.dim, rows, factor ** powers[s.role]))
+    return tuple(out)
+
+
+def rescaled(tensors: Mapping[str, Tensor], scaled: Iterable[Scaled]) -> dict[str, Tensor]:
+    """The tensors with rows multiplied; others as they are."""
+    out = dict(tensors)
+    for s in scaled:
+        tensor = out[s.name]
+        index = torch.tensor(s.rows, dtype=torch.long, device=tensor.device)
+        out[s.name] = tensor.index_copy(s.dim, index, tensor.index_select(s.dim, index) * s.factor)
     return out
+
+
+def folded(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
+    """The tensors with what forward computes from the size of a group made good (see `Fold`); others as they are."""
+    return rescaled(tensors, scalings(groups, keep))
 
 
 def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:

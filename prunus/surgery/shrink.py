@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunus.core import Edit, Groups, InputError, Plan, Report, VerificationError, Verified
+from prunus.core import Edit, Groups, InputError, Plan, Report, Scaled, VerificationError, Verified
 from prunus.core.places import set_place
 from prunus.core.running import has_values
 from prunus.core.stepping import plain_optimizers
@@ -19,7 +19,7 @@ from prunus.surgery.attached import check_cuttable
 from prunus.surgery.memory import memory_format, plan_of, remember_
 from prunus.surgery.optimizer import check_holds, slice_optimizer_
 from prunus.surgery.prove import culprits, prove
-from prunus.surgery.reference import Reference, folded, reference
+from prunus.surgery.reference import Reference, reference, rescaled, scalings
 from prunus.surgery.rewrite import rewrite
 from prunus.surgery.select import drop_identities_
 from prunus.tracing.apply import named_tensors, narrow
@@ -86,6 +86,7 @@ def _shrunk(
                 f"the plan keeps no unit of group '{group.id}'; a group cannot be emptied, keep at least one."
             )
     full = replace(groups.plan(keep), version=__version__, memory_format=memory_format(model))
+    full = replace(full, scaled=scalings(groups, keep))
     if (before := plan_of(model)) is not None:
         before.then(full)  # raises here, before anything is changed, if they do not follow each other
     if optimizers:
@@ -122,8 +123,8 @@ def _cut_in_place(
     undo: Callable[[], None],
 ) -> Cut:
     """The user's own module, narrowed."""
-    unrounded = _folded_exactly(model, groups, keep, full)
-    fold_(model, groups, keep)
+    unrounded = _folded_exactly(model, full)
+    fold_(model, full.scaled)
     apply_(model, full)
     clear_caches_(model, groups)
     verified = _proven(model, ref, groups, keep, undo, unrounded) if ref is not None else None
@@ -149,22 +150,19 @@ def _cut_by_rewriting(
     return rewritten, verified, (*notes, REWRITTEN, *rewritten.program.notes)
 
 
-def fold_(model: nn.Module, groups: Groups, keep: Tensor) -> None:
+def fold_(model: nn.Module, scaled: Iterable[Scaled]) -> None:
     """Make good in the weights what forward computes from sizes."""
     tensors = named_tensors(model)
-    plain = {n: t.detach() for n, t in tensors.items()}
-    names = {n for n, t in folded(plain, groups, keep).items() if t is not plain[n]}
-    exact = folded({n: t.double() if n in names else t for n, t in plain.items()}, groups, keep)
-    for name in names:
-        tensors[name].data = exact[name].to(tensors[name].dtype)
+    exact = rescaled({s.name: tensors[s.name].detach().double() for s in scaled}, scaled)
+    for name, value in exact.items():
+        tensors[name].data = value.to(tensors[name].dtype)
 
 
-def _folded_exactly(model: nn.Module, groups: Groups, keep: Tensor, full: Plan) -> dict[str, Tensor]:
+def _folded_exactly(model: nn.Module, full: Plan) -> dict[str, Tensor]:
     """What `fold_` changes, in float64 and narrowed: the proof is of the cut, not of the rounding of scaled weights."""
-    tensors = {n: t.detach() for n, t in named_tensors(model).items()}
-    names = {n for n, t in folded(tensors, groups, keep).items() if t is not tensors[n]}
-    exact = folded({n: tensors[n].double() if n in names else tensors[n] for n in tensors}, groups, keep)
-    return {n: narrow(exact[n], full.tensors.get(n)) for n in names}
+    tensors = named_tensors(model)
+    exact = rescaled({s.name: tensors[s.name].detach().double() for s in full.scaled}, full.scaled)
+    return {n: narrow(value, full.tensors.get(n)) for n, value in exact.items()}
 
 
 def clear_caches_(model: nn.Module, groups: Groups) -> None:
