@@ -149,9 +149,14 @@ class Groups(Sequence[Group]):
         return Fraction(int(keep[group.offset : group.offset + group.units].sum()), group.parts)
 
     def quanta(self, ids: Sequence[str]) -> tuple[int, ...]:
-        """The units that groups in proportion lose together in one step (192 channels and 3 heads: 64 and 1)."""
-        counts = [self[id].count for id in ids]
-        return tuple(n // math.gcd(*counts) for n in counts)
+        """The units that groups in proportion lose together in one step (192 channels and 3 heads: 64 and 1).
+
+        So many that what stays of each is a multiple of its `step`.
+        """
+        counts, steps = [self[id].count for id in ids], [self[id].step for id in ids]
+        quanta = [n // math.gcd(*counts) for n in counts]
+        times = math.lcm(*(step // math.gcd(step, quantum) for step, quantum in zip(steps, quanta)))
+        return tuple(quantum * times for quantum in quanta)
 
     # ---- keep masks and plans ----------------------------------------------------------------------------------
 
@@ -190,13 +195,18 @@ class Groups(Sequence[Group]):
     def check_proportions(self, keep: Tensor) -> None:
         """Raise `InputError` when `keep` has uneven parts, or breaks a proportion that the model's code asks for."""
         for group in self:
-            if group.parts == 1:
+            if group.parts == group.step == 1:
                 continue
             kept = keep[group.offset : group.offset + group.units].reshape(group.parts, -1).sum(1)
             if len(kept.unique()) > 1:
                 raise InputError(
                     f"the plan keeps {kept.tolist()} units of the {group.parts} parts of group '{group.id}'; it must "
                     "keep as many of each."
+                )
+            if int(kept[0]) % group.step:
+                raise InputError(
+                    f"the plan keeps {int(kept[0])} units of group '{group.id}'; the kernels that the network calls "
+                    f"take multiples of {group.step} there."
                 )
         for ids in self.proportions:
             counts = [self._kept(keep, id) for id in ids]

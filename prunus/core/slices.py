@@ -93,8 +93,9 @@ class Group:
     """Slices that must be cut together, and their units.
 
     `id` is the qualified name of the first producing slice in execution order, equal across processes and batch sizes.
-    `floor` is the least number of units that must stay, of every part.  A group of several `parts` (heads, convolution
-    groups) holds the units of one part after those of the other, and must keep as many of each.  `used` are the slices
+    `floor` is the least number of units that must stay, of every part; their number is a multiple of `step`.  A group
+    of several `parts` (heads, convolution groups) holds the units of one part after those of the other, and must keep
+    as many of each.  `used` are the slices
     as layers read them, where some are of weights that forward computes from parameters: see `Groups.seen`.
     """
 
@@ -104,6 +105,7 @@ class Group:
     offset: int = 0  # of the group's first unit in the flat numbering of all units
     floor: int = 1
     parts: int = 1
+    step: int = 1
     stats: Mapping[str, Any] = field(default_factory=dict)  # of its units, by kind
     used: tuple[Slice, ...] | None = None
 

@@ -179,6 +179,7 @@ class Misfit:
     call: int
     wrong: tuple[tuple[int, ...], ...]
     message: str
+    raised: bool = False  # by the operator itself
 
 
 class _Found(Exception):
@@ -209,7 +210,7 @@ class Checker(TorchDispatchMode):
         try:
             out = decided(self.groups.operators[self.steps[self.at]].decided, func, args, kwargs or {})
         except (RuntimeError, IndexError, ValueError) as error:
-            self._fail(args, f"{name}: {error}")
+            self._fail(args, f"{name}: {error}", raised=True)
         if out is NotImplemented:
             return out
         op = self.groups.operators[self.steps[self.at]]
@@ -225,11 +226,11 @@ class Checker(TorchDispatchMode):
     def _expected(self, shape: tuple[int, ...], axes: tuple[int | None, ...]) -> tuple[int, ...]:
         return tuple(n if axis is None else int(self.alive[axis].sum()) for n, axis in zip(shape, axes))
 
-    def _fail(self, args: Any, message: str) -> None:
+    def _fail(self, args: Any, message: str, raised: bool = False) -> None:
         call = self.steps[min(self.at, len(self.steps) - 1)]
         wrong, constant = self._wrong(args)
         # an integer that did not move at all explains those that moved wrongly beside it
-        self.misfit = Misfit(call, tuple(constant or wrong), message)
+        self.misfit = Misfit(call, tuple(constant or wrong), message, raised)
         raise _Found
 
     def _wrong(self, args: Any) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

@@ -84,6 +84,7 @@ class Call:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
+ALIGNED = {"_grouped_mm": 8}  # kernels that take sizes in multiples: 16 bytes, of numbers of two bytes too
 FACTORS = {"mul": 1, "mul_": 1, "div": -1, "div_": -1}  # what a factor does to the product
 
 

@@ -23,6 +23,7 @@ from prunus.core import (
 )
 from prunus.core.inputs import Outputs
 from prunus.tracing import numbers, unvisited
+from prunus.tracing.aligned import align, steps_of, unfit
 from prunus.tracing.apply import Misfit, trial
 from prunus.tracing.build import Built, build
 from prunus.tracing.constraints import solve
@@ -81,7 +82,7 @@ def trace(
             tracer.fix(dim, "frozen by the user")
     if tracer.random:
         check_repeats(model, inputs, tracer)
-    groups = _in_place(tracer, model, inputs) if in_place else replace(build(tracer, inputs).groups, in_place=False)
+    groups = _in_place(tracer, model, inputs) if in_place else _on_operators(tracer, inputs)
     groups = replace(groups, fixed=groups.fixed + tuple(Fixed(n, unvisited.WHY) for n in tracer.unvisited))
     if only:
         groups = _only(groups, set(_named(model, only, "only")))
@@ -113,6 +114,9 @@ def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
             built = _solved(tracer, inputs)
             continue
         call = tracer.calls[misfit.call]
+        if misfit.raised and align(tracer, call):
+            built = _solved(tracer, inputs)
+            continue
         where = f"{call.name} in '{call.module}'" if call.module else call.name
         why = f"the model's code fixes its size ({where})"
         dims = [Dim(_rows(f.dim, f.rows)) for f in call.facts if f.path in misfit.wrong]
@@ -124,6 +128,20 @@ def _in_place(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Groups:
             _give_up(tracer, misfit.call, why)
             built = _solved(tracer, inputs)
     raise TraceError("the trial cuts of this model do not settle; please report the model.")
+
+
+def _on_operators(tracer: Tracer, inputs: Inputs) -> Groups:
+    """Groups that the operators alone allow."""
+    while True:
+        built = build(tracer, inputs)
+        steps = steps_of(tracer, built)
+        lost = unfit(built, (), steps)
+        for number, why in lost.items():
+            group = built.groups[number]
+            tracer.labels.fix(built.atoms[group.offset : group.offset + group.units], why)
+        if not lost:
+            members = tuple(replace(g, step=steps.get(i, 1)) for i, g in enumerate(built.groups))
+            return replace(built.groups, members=members, in_place=False)
 
 
 def _tried(model: nn.Module, groups: Groups, seeds: Iterable[int]) -> tuple[Misfit | None, list[numbers.Trial]]:
@@ -146,11 +164,17 @@ def _solved(tracer: Tracer, inputs: Inputs) -> Built:
         if not solution.fix:
             seen = replace(built.groups, proportions=solution.proportions)
             solution.fix = unvisited.torn(tracer, seen, solution.edits)
+        steps = steps_of(tracer, built)
+        if not solution.fix:
+            solution.fix = unfit(built, solution.proportions, steps)
         if not solution.fix:
             solution.edits += unvisited.mirrored(tracer, built.groups, solution.edits)
             built.groups = replace(
                 built.groups,
-                members=tuple(replace(g, floor=solution.floors.get(i, 1)) for i, g in enumerate(built.groups)),
+                members=tuple(
+                    replace(g, floor=solution.floors.get(i, 1), step=steps.get(i, 1))
+                    for i, g in enumerate(built.groups)
+                ),
                 edits=solution.edits,
                 proportions=solution.proportions,
                 folds=solution.folds,

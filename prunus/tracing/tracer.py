@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core.counting import multiply_adds
 from prunus.core.effective import Expressions, Numbering, leaves_of
-from prunus.tracing.calls import Call, Dim, Dims, Equation, Fact, Ref, numbers_of
+from prunus.tracing.calls import ALIGNED, Call, Dim, Dims, Equation, Fact, Ref, numbers_of
 from prunus.tracing.decisions import decision
 from prunus.tracing.effective import Uses
 from prunus.tracing.functions import Functions
@@ -40,6 +40,7 @@ class Tracer(TorchDispatchMode):
         self.made: set[int] = set()
         self.calls: list[Call] = []
         self.equations: list[Equation] = []
+        self.aligned = dict(ALIGNED)  # operator -> what the sizes that it is given are multiples of
         self.plain: set[int] = set()  # numbers of tensors made of constants that forward writes down
         self.explained: set[int] = set()  # calls whose numbers are known to come from expressions
         self.several: list[Expression] = []  # what forward asks whether it is one, and it is not
