@@ -172,13 +172,10 @@ class Groups(Sequence[Group]):
         for group in self.members:
             rows = keep[group.offset : group.offset + group.units]
             groups[group.id] = GroupPlan(group.units, tuple(rows.nonzero().flatten().tolist()))
+        rows_of = [None if bool(rows.all()) else tuple(rows.nonzero().flatten().tolist()) for rows in alive]
         tensors = {}
         for name, tensor in self.tensors.items():
-            kept = {
-                dim: tuple(alive[axis].nonzero().flatten().tolist())
-                for dim, axis in enumerate(tensor.axes)
-                if axis is not None and not bool(alive[axis].all())
-            }
+            kept = {d: found for d, a in enumerate(tensor.axes) if a is not None and (found := rows_of[a]) is not None}
             if kept:
                 tensors[name] = TensorPlan(tensor.shape, kept)
         edits = []

@@ -24,7 +24,9 @@ class Labels:
 
     def __init__(self) -> None:
         self.count = 0
-        self.parent = np.arange(1024, dtype=np.int64)
+        self.refined = False  # whether any atom ever was
+        # the last entry of each is what NONE, which counts from the end, reads: no atom, no parts, no reason
+        self.parent = np.append(np.arange(1023), NONE)
         self.parts = np.full((1024, 2), NONE, dtype=np.int64)  # of a root: the two atoms it is the conjunction of
         self.why = np.zeros(1024, dtype=np.int64)  # of a root: 0 = free, else 1 + the number of its reason
         self.reasons: list[str] = []
@@ -33,9 +35,9 @@ class Labels:
 
     def new(self, n: int) -> Atoms:
         """`n` fresh atoms."""
-        while self.count + n > len(self.parent):
+        while self.count + n >= len(self.parent):
             size = len(self.parent)
-            self.parent = np.concatenate([self.parent, np.arange(size, 2 * size)])
+            self.parent = np.concatenate([self.parent[:-1], np.arange(size - 1, 2 * size - 1), [NONE]])
             self.parts = np.concatenate([self.parts, np.full((size, 2), NONE, dtype=np.int64)])
             self.why = np.concatenate([self.why, np.zeros(size, dtype=np.int64)])
         self.count += n
@@ -43,14 +45,13 @@ class Labels:
 
     def find(self, atoms: Atoms) -> Atoms:
         """The root of every atom; -1 stays -1."""
-        out = np.where(atoms < 0, NONE, self.parent[np.maximum(atoms, 0)])
+        out = self.parent[atoms]
         while True:
-            up = np.where(out < 0, NONE, self.parent[np.maximum(out, 0)])
-            if np.array_equal(up, out):
+            up = self.parent[out]
+            if (up == out).all():
                 break
             out = up
-        seen = atoms >= 0
-        self.parent[atoms[seen]] = out[seen]  # path compression
+            self.parent[atoms] = out  # path compression
         return out
 
     def fix(self, atoms: Atoms, reason: str) -> None:
@@ -72,27 +73,33 @@ class Labels:
     def union(self, a: Atoms, b: Atoms) -> None:
         """Atoms that live and die together; one that meets "none" is fixed."""
         a, b = np.asarray(a).ravel(), np.asarray(b).ravel()
-        for one, other in ((a, b), (b, a)):
-            lone = (one >= 0) & (other < 0)
-            if lone.any():
-                self.fix(one[lone], "it meets something that cannot be cut")
-        both = (a >= 0) & (b >= 0)
-        a, b = a[both], b[both]
+        none_a, none_b = a < 0, b < 0
+        if none_a.any() or none_b.any():
+            for lone, atoms in ((none_b & ~none_a, a), (none_a & ~none_b, b)):
+                if lone.any():
+                    self.fix(atoms[lone], "it meets something that cannot be cut")
+            both = ~(none_a | none_b)
+            a, b = a[both], b[both]
         while a.size:
             a, b = self.find(a), self.find(b)
-            low, high = np.minimum(a, b), np.maximum(a, b)
-            differ = low != high
-            low, high = low[differ], high[differ]
-            child, first = np.unique(high, return_index=True)
+            differ = a != b
+            if not differ.any():
+                break
+            low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
+            rising = (high[1:] > high[:-1]).all()  # the channels of two tensors, mostly: every one meets one other
+            child, first = (high, slice(None)) if rising else np.unique(high, return_index=True)
             self.parent[child] = low[first]
-            more_a, more_b = self._inherit(child)
-            a, b = np.concatenate([low, more_a]), np.concatenate([high, more_b])
+            a, b = self._inherit(child)
+            if not rising:
+                a, b = np.concatenate([low, a]), np.concatenate([high, b])
 
     def _inherit(self, child: Atoms) -> tuple[Atoms, Atoms]:
         """Roots take over reasons and refinements of atoms just put under them; returns pairs still to unite."""
         root = self.find(child)
         whys = self.why[child]
         self._fix(root[whys > 0], whys[whys > 0])
+        if not self.refined:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         fixed_root = self.why[root]
         has = self.parts[child, 0] >= 0
         late = has & (fixed_root > 0)
@@ -116,13 +123,14 @@ class Labels:
             rest = self.new(len(rows))
             self.define(rest, rows[:, 1:])
             rows = np.stack([rows[:, 0], rest], 1)
-        hole = (atoms < 0) | (self.why[np.maximum(atoms, 0)] > 0)
+        hole = (atoms < 0) | (self.why[atoms] > 0)
         if hole.any():
             self.fix(rows[hole], "it shares a dimension with something that cannot be cut")
         atoms, rows = atoms[~hole], rows[~hole]
         roots, first, inverse = np.unique(self.find(atoms), return_index=True, return_inverse=True)
         bare = self.parts[roots, 0] < 0
         self.parts[roots[bare]] = rows[first[bare]]
+        self.refined = True
         self.union(self.parts[roots][inverse].ravel(), rows.ravel())
         return None
 
@@ -131,11 +139,11 @@ class Labels:
     def resolve(self, labels: Atoms) -> Atoms:
         """The same matrix in free, unrefined root atoms: ``(n, k')``, columns without any atom dropped."""
         labels = self.find(labels)
-        for depth in range(DEEPEST + 1):
+        for depth in range(DEEPEST + 1 if self.refined else 0):
             if depth == DEEPEST:  # refinements in a circle: nothing of this can be cut
                 self.fix(labels, "its sizes are coupled in a circle")
                 break
-            parts = np.where(labels[..., None] < 0, NONE, self.parts[np.maximum(labels, 0)])  # (n, k, 2)
+            parts = self.parts[labels]  # (n, k, 2)
             refined: NDArray[np.bool_] = np.logical_or.reduce(parts[..., 0] >= 0, axis=0)  # (k,)
             if not refined.any():
                 break
@@ -146,7 +154,11 @@ class Labels:
                 if refined[c]:
                     columns.append(np.where(split, parts[:, c, 1], NONE))
             labels = self.find(np.stack(columns, 1))
-        labels = np.where((labels >= 0) & (self.why[np.maximum(labels, 0)] > 0), NONE, labels)
+        fixed = self.why[labels] > 0
+        if fixed.any():
+            labels = np.where(fixed, NONE, labels)
+        elif labels.shape[1] == 1 and (labels >= 0).any():
+            return labels
         for c in range(1, labels.shape[1]):
             repeated: NDArray[np.bool_] = np.logical_or.reduce(labels[:, :c] == labels[:, c : c + 1], axis=1)
             labels[repeated, c] = NONE

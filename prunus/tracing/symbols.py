@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.core.places import get_place, integers, set_place
+from prunus.core.places import integers
 
 NUMBERS = (int, float)
 
@@ -175,21 +175,39 @@ def stripped(value: Any) -> Any:
 @contextmanager
 def traced_attributes(model: nn.Module) -> Iterator[None]:
     """While this is open, integer attributes of all modules remember where they come from."""
-    changed: list[tuple[nn.Module, str, Any]] = []
+    changed: list[tuple[Any, str, Any, Any]] = []  # who holds it, under which name, ours, and what was there
     seen: set[int] = set()
     try:
         for name, module in model.named_modules():
-            for place, value in list(integers(module, seen)):
-                set_place(module, place, traced(value, Attribute(name, place, value)))
-                changed.append((module, place, value))
+            attributes = dict.fromkeys(place.partition("[")[0] for place, _ in integers(module, seen))
+            for place in attributes:  # "num_heads", "normalized_shape", "config.hidden_size"
+                outer, _, attribute = place.rpartition(".")
+                holder = vars(vars(module)[outer] if outer else module)
+                value = holder[attribute]
+                ours = _traced(value, name, place)
+                changed.append((holder, attribute, ours, value))
+                if type(value) is list:
+                    value[:] = ours
+                else:
+                    holder[attribute] = ours
         yield
     finally:
-        for module, place, value in changed:
-            try:
-                if get_place(module, place) == value:
-                    set_place(module, place, value)
-            except (AttributeError, IndexError, KeyError):  # forward has put something else there
-                continue
+        for holder, attribute, ours, value in changed:
+            now = holder.get(attribute)
+            if type(value) is list:
+                value[:] = stripped(value)
+            elif now is ours:
+                holder[attribute] = value
+            elif type(now) in (TracedInt, tuple):  # forward has put something else there
+                holder[attribute] = stripped(now)
+
+
+def _traced(value: Any, module: str, place: str) -> Any:
+    """The integer, or the integers in a tuple or list, with the place where the model holds them."""
+    if type(value) is int:
+        return traced(value, Attribute(module, place, value))
+    inside = ((f"{place}[{i}]", v) for i, v in enumerate(value))
+    return type(value)(traced(v, Attribute(module, at, v)) if type(v) is int else v for at, v in inside)
 
 
 @contextmanager

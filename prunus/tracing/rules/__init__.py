@@ -6,6 +6,7 @@ that have to follow a cut, and returns the labelled dimensions of every output. 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def find(func: Any) -> Rule | None:
     return pointwise if _pointwise(func, name) else None
 
 
+@cache
 def _pointwise(func: Any, name: str) -> bool:
     """Whether torch tags an operator, or the one that it is the in-place variant of, as pointwise."""
     packet = getattr(torch.ops.aten, name.rstrip("_"), None) if func.namespace == "aten" else None
