@@ -34,9 +34,17 @@ class Precise(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.active:
+        if self.active and any(map(self._lower, (*args, *kwargs.values()))):
             args, kwargs = tree_map(self._raised, (args, dict(kwargs)))
         return func(*args, **kwargs)
+
+    def _lower(self, value: Any) -> bool:
+        """Whether there is something to be raised in an argument."""
+        if isinstance(value, (tuple, list)):
+            return any(map(self._lower, value))
+        if isinstance(value, Tensor):
+            return value.dtype in self.LOWER
+        return isinstance(value, dict) or (isinstance(value, torch.dtype) and value in self.LOWER)
 
     def _raised(self, leaf: Any) -> Any:
         if isinstance(leaf, torch.dtype):

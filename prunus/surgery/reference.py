@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,7 +58,7 @@ Watch = Callable[[], AbstractContextManager[Any]]
 
 
 def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
-    """The tensors with every removed unit's own parameters, and its consumers' columns, set to zero.
+    """The tensors (all or some) with every removed unit's own parameters, and its consumers' columns, set to zero.
 
     Read from the groups' slices, not from the axes that the cut is made by: a second account of the same coupling.
     """
@@ -67,11 +67,13 @@ def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dic
         gone = ~keep[group.offset : group.offset + group.units]
         if not gone.any():
             continue
-        for s in group.slices:
+        for s in (s for s in group.slices if s.name in out and out[s.name].is_floating_point()):
+            if out[s.name] is tensors[s.name]:
+                out[s.name] = tensors[s.name].clone()
             tensor = out[s.name]
-            if tensor.is_floating_point():
-                index = s.index[gone].reshape(-1).to(tensor.device)
-                out[s.name] = tensor.index_fill(s.dim, index, 0)
+            there = torch.zeros(tensor.shape[s.dim], dtype=torch.bool, device=tensor.device)
+            there[s.index[gone].reshape(-1).to(tensor.device)] = True
+            tensor.masked_fill_(there.reshape(-1, *[1] * (tensor.dim() - 1 - s.dim)), 0)
     return out
 
 
@@ -146,17 +148,17 @@ def runs_of(
     tensors = cast(named_tensors(model), dtype)
     others = stand_ins(model, tensors)
     hidden = tuple(n for n in others if not tensors[n].any() and n.rpartition(".")[2] != "bias")
-    runs = [observed(model, silence(tensors), inputs, dtype, watch)]
+    silent = silence(tensors)
+    runs = [observed(model, silent, inputs, dtype, watch)]
     for given, values in ((other_inputs(inputs), others), (inputs, others), (other_inputs(inputs), {})):
         if given is inputs and not values:
             continue
-        whole = {**tensors, **values}
         try:
-            run = observed(model, silence(whole), given, dtype, watch)
+            run = observed(model, {**silent, **silence(values)}, given, dtype, watch)
         except Exception:  # the network is not made for it, and its own code may raise anything
             continue
         if run.says_something:
-            runs.append(replace(run, given=cut(whole, values), hidden=hidden if values else ()))
+            runs.append(replace(run, given=cut({**tensors, **values}, values), hidden=hidden if values else ()))
             break
     if not any(run.says_something for run in runs):
         raise VerificationError(_nothing(runs[0].outputs))
@@ -204,8 +206,14 @@ def run_in(
     watch: AbstractContextManager[Any] | None = None,
 ) -> list[Tensor]:
     """The outputs in the precision `dtype` throughout, also where the model's code asks for a lower one."""
-    with Precise(dtype), default_dtype(dtype):
-        return run(model, tensors, inputs.to(dtype), watch)
+
+    @contextmanager
+    def precisely() -> Iterator[None]:
+        with Precise(dtype), watch or nullcontext():
+            yield
+
+    with default_dtype(dtype):
+        return run(model, tensors, inputs.to(dtype), precisely())
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ def stand_ins(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     out = {}
     for name, _ in model.named_parameters():
         t = tensors[name]
-        if not t.is_floating_point() or not t.numel() or not bool((t == t.flatten()[0]).all()):
+        if not t.is_floating_point() or not t.numel() or not _even(t):
             continue
         value = float(t.flatten()[0])
         if t.numel() == 1 and value:
@@ -39,6 +39,12 @@ def stand_ins(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         noise = spread * torch.randn(t.shape, generator=generator, dtype=torch.float64)
         out[name] = (noise + value).to(t)
     return out
+
+
+def _even(t: Tensor) -> bool:
+    """Whether all elements are equal; most tensors tell by their first row that they are not."""
+    first = t[(0,) * t.dim()]
+    return bool((t[(0,) * max(t.dim() - 1, 0)] == first).all()) and bool((t == first).all())
 
 
 def jittered(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
