@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,6 +17,7 @@ from prunus.core.inputs import Inputs
 from prunus.core.operators import EditRule, Fixed, Fold, Operator, TensorAxes, Term
 from prunus.core.parts import Edit, GroupPlan, TensorPlan
 from prunus.core.plan import Plan
+from prunus.core.proportions import check_counts, out_of_proportion, quanta_of
 from prunus.core.slices import Group, Slice
 
 COSTS = ("params", "macs")
@@ -153,10 +153,7 @@ class Groups(Sequence[Group]):
 
         So many that what stays of each is a multiple of its `step`.
         """
-        counts, steps = [self[id].count for id in ids], [self[id].step for id in ids]
-        quanta = [n // math.gcd(*counts) for n in counts]
-        times = math.lcm(*(step // math.gcd(step, quantum) for step, quantum in zip(steps, quanta)))
-        return tuple(quantum * times for quantum in quanta)
+        return quanta_of([self[id].count for id in ids], [self[id].step for id in ids])
 
     # ---- keep masks and plans ----------------------------------------------------------------------------------
 
@@ -182,7 +179,9 @@ class Groups(Sequence[Group]):
         for rule in self.edits:
             new = self.edit(rule, keep, alive)
             if new.denominator != 1:
-                raise InputError(self._out_of_proportion(f"{rule.module}.{rule.attribute} would be {new}"))
+                raise out_of_proportion(
+                    f"{rule.module}.{rule.attribute} would be {new}", self.members, self.proportions
+                )
             if new != rule.value:
                 edits.append(Edit(rule.module, rule.attribute, rule.value, int(new)))
         return Plan(
@@ -191,32 +190,7 @@ class Groups(Sequence[Group]):
 
     def check_proportions(self, keep: Tensor) -> None:
         """Raise `InputError` when `keep` has uneven parts, or breaks a proportion that the model's code asks for."""
-        for group in self:
-            if group.parts == group.step == 1:
-                continue
-            kept = keep[group.offset : group.offset + group.units].reshape(group.parts, -1).sum(1)
-            if len(kept.unique()) > 1:
-                raise InputError(
-                    f"the plan keeps {kept.tolist()} units of the {group.parts} parts of group '{group.id}'; it must "
-                    "keep as many of each."
-                )
-            if int(kept[0]) % group.step:
-                raise InputError(
-                    f"the plan keeps {int(kept[0])} units of group '{group.id}'; the kernels that the network calls "
-                    f"take multiples of {group.step} there."
-                )
-        for ids in self.proportions:
-            counts = [self._kept(keep, id) for id in ids]
-            if len({n / self[id].count for n, id in zip(counts, ids)}) > 1:
-                told = ", ".join(f"{n} of {self[id].count} of '{id}'" for n, id in zip(counts, ids))
-                raise InputError(self._out_of_proportion(f"the plan keeps {told}"))
-
-    def _out_of_proportion(self, what: str) -> str:
-        held = "; ".join(", ".join(f"'{id}' ({self[id].count})" for id in ids) for ids in self.proportions)
-        return (
-            f"{what}, but the model's code keeps the counts of these groups in proportion: {held}. Keep the same "
-            "fraction of each, or trace(..., in_place=False) and take the rewritten network."
-        )
+        check_counts(self.members, self.proportions, keep)
 
     def mask(self, plan: Plan) -> Tensor:
         """The keep mask ``(units,)`` of a plan; raises `InputError` when the plan is of another network."""

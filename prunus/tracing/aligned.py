@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from prunus.core.proportions import quanta_of
 from prunus.tracing.build import Built
 from prunus.tracing.calls import Call, Dims
 from prunus.tracing.tracer import Tracer
@@ -49,10 +50,7 @@ def unfit(built: Built, proportions: tuple[tuple[str, ...], ...], steps: dict[in
     for i, step in steps.items():
         ids = together.get(built.groups[i].id, (built.groups[i].id,))
         counts = [built.groups[id].count for id in ids]
-        common = math.gcd(*counts)
-        times = math.lcm(
-            *(s // math.gcd(s, n // common) for s, n in ((steps.get(number[id], 1), n) for id, n in zip(ids, counts)))
-        )
-        if common % times or common == times:
+        quanta = quanta_of(counts, [steps.get(number[id], 1) for id in ids])
+        if any(n % quantum or n == quantum for n, quantum in zip(counts, quanta)):
             out |= {number[id]: f"a kernel takes its size in multiples of {step}" for id in ids}
     return out
