@@ -22,6 +22,7 @@ from prunus.observe import collect
 from prunus.regularizers import Regularizer, attach_where, regularizer_of
 from prunus.surgery import check_holds, gaps, kept_units, shrink_, silence_, silence_gradients_
 from prunus.surgery.attached import check_cuttable
+from prunus.surgery.memory import check_memory
 from prunus.surgery.shrink import check_same_network
 from prunus.tracing import check_prunable, trace
 
@@ -109,6 +110,7 @@ class Pruner:
             raise InputError("this pruner is attached, or has finished, already; make a new one, or detach() it.")
         optimizers = plain_optimizers(optimizer)
         check_same_network(self.model, self.groups)
+        check_memory(self.model)
         groups = self.groups.bind(self.model)
         check_holds(optimizers, self.model, dict.fromkeys(s.name for g in groups for s in g.slices))
         with all_or_nothing(self, *optimizers):

@@ -13,14 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prunus.core import FileError, InputError, Plan
+from prunus.core import FileError, Plan
 from prunus.core.held import held, held_from, held_text, hold_weight_
 from prunus.core.undo import all_or_nothing
 from prunus.surgery.attached import PREFIX, attach_again_, described, in_header, of_attached
 from prunus.surgery.depth import drop_
 from prunus.surgery.fits import add_, check_fits
-from prunus.surgery.memory import memory_format, plan_of, replace_
+from prunus.surgery.memory import check_memory, memory_format, plan_of, replace_
 from prunus.surgery.packed import pack, unpack
+from prunus.surgery.restate import still_to_do
 from prunus.surgery.rewritten import RewrittenModule
 from prunus.surgery.rewritten_files import read, written
 from prunus.surgery.shrink import apply_
@@ -45,11 +46,7 @@ def save(
     Raises: `OSError` when the disk does not take it; a file that was there before is then still whole.
     """
     path = Path(path)
-    if inner := [name for name, module in model.named_modules() if name and plan_of(module) is not None]:
-        raise InputError(
-            f"'{inner[0]}' was cut by itself, so the file could not say how the whole was cut. Trace and cut the whole "
-            f"network (only='{inner[0]}'), or save that part: prunus.save(model.{inner[0]}, path)."
-        )
+    check_memory(model)
     plan = (plan_of(model) or Plan(version=__version__)).to_json()
     graph, tensors = written(model) if isinstance(model, RewrittenModule) else ("", _stored(model))
     more = described(model)
@@ -127,6 +124,7 @@ def load_(model: nn.Module, path: str | Path) -> None:
         )
     if plan_of(model) is not None:
         raise FileError(f"{path}: load_ needs a freshly built network; this one was already cut.")
+    whole, plan = plan, still_to_do(plan, model, tensors)
     _check(model, plan, {n: t for n, t in tensors.items() if not of_attached(n)}, path)
     try:
         names = {*dict(model.named_parameters()), *(a.name for a in plan.added)}
@@ -147,7 +145,7 @@ def load_(model: nn.Module, path: str | Path) -> None:
                 tensor.data = tensors[name].to(tensor.device, copy=True)
         if header.get(FORMAT) == "channels_last":
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        replace_(model, plan)
+        replace_(model, whole)
         for name, keep in masks.items():
             hold_weight_(model, name, keep)
 

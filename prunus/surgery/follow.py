@@ -9,7 +9,7 @@ from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import check_whole
 from prunus.surgery.depth import drop_
 from prunus.surgery.fits import check_fits
-from prunus.surgery.memory import plan_of, remember_
+from prunus.surgery.memory import remember_
 from prunus.surgery.shrink import apply_, fold_
 
 WRAPPERS = ("", "module.", "_orig_mod.")  # where averaged, distributed and compiled copies keep the network
@@ -53,13 +53,11 @@ def follow_(copy: nn.Module, plan: Plan) -> None:
             "network once it has it, and give the plan of what is cut then (a report's), not of all cuts (plan_of)."
         )
     check_fits(network, plan, "the plan")
-    if (before := plan_of(network)) is not None:
-        before.then(plan)  # raises here, before anything is changed
     with all_or_nothing(network):
         drop_(network, plan.dropped)
+        remember_(network, plan)
         fold_(network, plan.scaled)
         apply_(network, plan)
-        remember_(network, plan)
 
 
 def _inside(copy: nn.Module, plan: Plan) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,26 +10,48 @@ import torch
 from torch import nn
 
 from prunus.core import Plan
+from prunus.surgery.restate import Memory, remembered
 
-_ATTRIBUTE = "_prunus_plan"
+_ATTRIBUTE = "_prunus_plan"  # of every module of a network that was cut: the memory, and the module's name in it
 LISTENERS: list[Callable[[nn.Module, Plan], None]] = []  # told of every plan that a network comes to remember
 
 
 def plan_of(model: nn.Module) -> Plan | None:
-    """The cumulative plan of everything that was cut from `model`, in original coordinates; None if nothing was."""
-    found = vars(model).get(_ATTRIBUTE)
-    return found if isinstance(found, Plan) else None
+    """The cumulative plan of everything that was cut from `model`, in original coordinates; None if nothing was.
+
+    It is said in the names that modules have now, wherever they were moved to: of a part of the network that was cut,
+    of a wrapper around it, of layers under other names.  Of tensors that were replaced since it says nothing.
+    """
+    return _recall(model)[0]
+
+
+def _recall(model: nn.Module) -> tuple[Plan | None, tuple[str, ...]]:
+    return remembered(model, {path: vars(module).get(_ATTRIBUTE) for path, module in model.named_modules()})
+
+
+def check_memory(model: nn.Module) -> None:
+    """Warn of tensors that were cut and of which nothing can be said any more, because others are in their places."""
+    _, lost = _recall(model)
+    if lost:
+        warnings.warn(
+            f"of {len(lost)} tensors that were cut (first: '{lost[0]}') nothing is known any more: others are in their "
+            "places. A file of this network is read onto one that is changed alike: prunus.load(path, a function that "
+            "builds the original and replaces the same parts).",
+            stacklevel=3,
+        )
 
 
 def remember_(model: nn.Module, plan: Plan) -> None:
-    """Add a plan, made on the network as it was just now, to what the network remembers; its weights are scaled now."""
+    """Add a plan, about to be carried out on the network as it is, to what it remembers; weights are scaled then."""
     before, plan = plan_of(model), replace(plan, scaled=())
     replace_(model, plan if before is None else before.then(plan))
 
 
 def replace_(model: nn.Module, plan: Plan) -> None:
     """Let the network remember `plan` and nothing else."""
-    vars(model)[_ATTRIBUTE] = plan
+    memory = Memory(plan)
+    for path, module in model.named_modules():
+        vars(module)[_ATTRIBUTE] = memory, path
     for listener in LISTENERS:
         listener(model, plan)
 

@@ -92,7 +92,7 @@ def _apply(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | 
 def drop_identities_(model: nn.Module) -> None:
     """Take out every selection that still selects everything: it would cost time for nothing."""
     plan = plan_of(model)
-    if plan is None:
+    if plan is None or not plan.added:
         return
     whole = [a for a in plan.added if a.kind == "select" and a.name not in plan.tensors]
     for added in whole:

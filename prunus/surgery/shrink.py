@@ -16,7 +16,7 @@ from prunus.core.stepping import plain_optimizers
 from prunus.core.undo import all_or_nothing, replace_data
 from prunus.core.wrappers import check_whole
 from prunus.surgery.attached import check_cuttable
-from prunus.surgery.memory import memory_format, plan_of, remember_
+from prunus.surgery.memory import memory_format, remember_
 from prunus.surgery.optimizer import check_holds, slice_optimizer_
 from prunus.surgery.prove import culprits, prove
 from prunus.surgery.reference import Reference, reference, rescaled, scalings
@@ -87,8 +87,6 @@ def _shrunk(
             )
     full = replace(groups.plan(keep), version=__version__, memory_format=memory_format(model))
     full = replace(full, scaled=scalings(groups, keep))
-    if (before := plan_of(model)) is not None:
-        before.then(full)  # raises here, before anything is changed, if they do not follow each other
     if optimizers:
         check_holds(optimizers, model, full.tensors)
     real = all(has_values(t) for t in [*named_tensors(model).values(), *groups.inputs.tensors])
@@ -124,12 +122,12 @@ def _cut_in_place(
 ) -> Cut:
     """The user's own module, narrowed."""
     unrounded = _folded_exactly(model, full)
+    remember_(model, full)  # while what it remembers can be compared with the tensors
     fold_(model, full.scaled)
     apply_(model, full)
     clear_caches_(model, groups)
     verified = _proven(model, ref, groups, keep, undo, unrounded) if ref is not None else None
     notes = slice_optimizer_(optimizers, model, full)
-    remember_(model, full)
     drop_identities_(model)
     return model, verified, notes
 

@@ -143,13 +143,6 @@ def test_a_file_that_was_there_survives_a_full_disk(cut, tmp_path, monkeypatch):
     assert path.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_part_that_was_cut_by_itself_is_saved_by_itself(tmp_path):
-    model = torch.nn.Sequential(resnet20())
-    prunus.prune_(model[0], X, budget=prunus.Budget(macs=0.9))
-    with pytest.raises(prunus.InputError, match="'0' was cut by itself"):
-        prunus.save(model, tmp_path / "m.safetensors")
-
-
 @pytest.mark.parametrize("what", ["index", "module"])
 def test_a_crafted_plan_is_refused(cut, tmp_path, what):
     plan = prunus.read_plan(cut[1])
