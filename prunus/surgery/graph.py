@@ -290,4 +290,3 @@ def mapped(value: Any, change: Any) -> Any:
     if isinstance(value, Node):
         return Node(value.kind, value.keys, tuple(mapped(v, change) for v in value.items), value.cls)
     return change(value)
-

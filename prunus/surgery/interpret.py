@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import FileError, InputError
+from prunus.core.guards import guard_of
 from prunus.surgery.graph import Batch, Follow, Given, Graph, mapped, refs
-from prunus.surgery.guards import guard_of
 from prunus.surgery.operators import changed, resolve, viewed
 from prunus.surgery.structure import by_name, rebuild, take_apart
 from prunus.tracing.tracer import Ref

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from typing import Any
 
 import torch
 
 from prunus.core import FileError
-from prunus.surgery.allowed import ATEN, TORCHVISION, VIEWS
+from prunus.core.allowed import find, listed, overload
 
-_TYPES = re.compile(
-    r"(Optional\[)?(List\[(Optional\[)?)?(Tensor|int|float|bool|number|complex|str|Device|Generator|Layout|ScalarType"
-    r"|MemoryFormat|SymInt)(\])*"
-)
 SPLITS = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit")
 
 
@@ -34,52 +29,9 @@ def resolve(name: str) -> Any:
     if func is None or not listed(func):
         raise FileError(
             f"the operator '{name[:100]}' is none that a rewritten network may call (those that are known to stay "
-            "inside their tensors' memory: prunus.surgery.allowed)."
+            "inside their tensors' memory: prunus.core.allowed)."
         )
     return func
-
-
-@cache
-def find(name: str) -> Any:
-    """The overload of a name, of ATen or torchvision, whether a file may call it or not; None when there is none."""
-    parts = name.split(".")
-    if len(parts) != 3 or not all(re.fullmatch(r"[A-Za-z0-9_]+", part) for part in parts):
-        return None
-    return _overload(*parts) if parts[0] in ("aten", "torchvision") else None
-
-
-def listed(func: Any) -> bool:
-    """Whether a file may call an overload.
-
-    >>> aten = torch.ops.aten
-    >>> listed(aten.add_.Tensor), listed(aten.add.out), listed(aten.transpose.int), listed(aten.transpose_.default)
-    (True, False, True, False)
-    """
-    space, base = func._schema.name.split("::")
-    if space == "torchvision":
-        return base in TORCHVISION
-    if base not in ATEN:
-        base = base.removesuffix("_")
-        if base not in ATEN or base in VIEWS:
-            return False
-    given_back = [a for a in func._schema.arguments if a.kwarg_only and a.alias_info is not None]
-    return space == "aten" and not given_back and _plain(func)
-
-
-def _overload(space: str, base: str, overload: str) -> Any:
-    try:
-        found = getattr(getattr(getattr(torch.ops, space), base), overload)
-    except (AttributeError, RuntimeError):
-        return None
-    return found if isinstance(found, torch._ops.OpOverload) else None
-
-
-def _plain(func: Any) -> bool:
-    """Whether it takes tensors, numbers and names alone, and gives a tensor."""
-    schema = func._schema
-    if not all(_TYPES.fullmatch(str(a.type)) for a in schema.arguments):
-        return False
-    return any("Tensor" in str(r.type) for r in schema.returns)
 
 
 def name_of(func: Any) -> str:
@@ -135,7 +87,7 @@ def functional(func: Any) -> Any:
     if not base.endswith("_") or base.endswith("__"):
         return None
     base = base.removesuffix("_")
-    same = _overload(space, base, func._overloadname)
+    same = overload(space, base, func._overloadname)
     if same is not None:
         return same
     packet, names = getattr(getattr(torch.ops, space), base, None), [a.name for a in func._schema.arguments]

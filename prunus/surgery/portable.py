@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from prunus.core.allowed import find
 from prunus.surgery.graph import Step, refs
-from prunus.surgery.operators import find
 
 _NORMS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit")
 _FILLED = {"empty": "zeros", "empty_like": "zeros_like", "new_empty": "new_zeros", "empty_permuted": "zeros"}

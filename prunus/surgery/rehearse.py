@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from prunus.core import FileError
+from prunus.core.guards import guard_of
 from prunus.surgery.graph import Batch, Given, Graph, Step, mapped, refs
-from prunus.surgery.guards import guard_of
 from prunus.surgery.interpret import Runner, store
 from prunus.tracing.tracer import Ref
 

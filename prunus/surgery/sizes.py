@@ -60,9 +60,7 @@ def _copied(args: list[Any]) -> list[Any]:
     return [list(a) if isinstance(a, (list, tuple)) else a for a in args]
 
 
-def _from_output(
-    call: Call, args: list[Any], before: Shape, shapes: tuple[Shape, ...], noted: set[int]
-) -> None:
+def _from_output(call: Call, args: list[Any], before: Shape, shapes: tuple[Shape, ...], noted: set[int]) -> None:
     """Sizes and strides of the first output (strides that a rule has not noted), and the lengths of pieces."""
     after = shapes[0]
     for i, argument in enumerate(call.func._schema.arguments[: len(args)]):

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from prunus.core import TraceError
-from prunus.surgery.allowed import VIEWS
+from prunus.core.allowed import VIEWS, find, listed
 from prunus.surgery.graph import Graph, Step, mapped, refs
-from prunus.surgery.operators import changed, find, functional, is_random, listed, name_of, several_views, viewed
+from prunus.surgery.operators import changed, functional, is_random, name_of, several_views, viewed
 from prunus.surgery.portable import portable
 from prunus.surgery.rewritten import CONSTANTS
 from prunus.tracing.tracer import Ref
@@ -31,7 +31,7 @@ def tidy(graph: Graph) -> Graph:
         if not listed(find(step.op)):
             raise TraceError(
                 f"forward calls the operator {step.op} in '{step.module or 'the model itself'}', which is none that a "
-                "rewritten network may hold (prunus.surgery.allowed lists them)."
+                "rewritten network may hold (prunus.core.allowed lists them)."
             )
     return _renumbered(graph)
 

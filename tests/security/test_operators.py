@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.surgery.allowed import ATEN
-from prunus.surgery.guards import GUARDS, guard_of
-from prunus.surgery.operators import find, listed, resolve
+from prunus.core.allowed import ATEN, find, listed
+from prunus.core.guards import GUARDS, guard_of
+from prunus.surgery.operators import resolve
 from tests.surgery.rewriting import whole
 
 aten = torch.ops.aten

@@ -12,6 +12,12 @@ dense, files, global state, and kernels that trust their arguments (``segment_re
 
 from __future__ import annotations
 
+import re
+from functools import cache
+from typing import Any
+
+import torch
+
 MEMORY = "the same memory in another shape"  # in place, these would change what the caller holds
 FAMILIES = {
     "one value from values at the same place": """
@@ -80,3 +86,51 @@ FAMILIES = {
 VIEWS = frozenset(FAMILIES[MEMORY].split())
 ATEN = frozenset(name for names in FAMILIES.values() for name in names.split())
 TORCHVISION = frozenset(("deform_conv2d", "nms", "ps_roi_align", "ps_roi_pool", "roi_align", "roi_pool"))
+_TYPES = re.compile(
+    r"(Optional\[)?(List\[(Optional\[)?)?(Tensor|int|float|bool|number|complex|str|Device|Generator|Layout|ScalarType"
+    r"|MemoryFormat|SymInt)(\])*"
+)
+
+
+@cache
+def find(name: str) -> Any:
+    """The overload of a name, of ATen or torchvision, whether a file may call it or not; None when there is none."""
+    parts = name.split(".")
+    if len(parts) != 3 or not all(re.fullmatch(r"[A-Za-z0-9_]+", part) for part in parts):
+        return None
+    return overload(*parts) if parts[0] in ("aten", "torchvision") else None
+
+
+def listed(func: Any) -> bool:
+    """Whether a file may call an overload.
+
+    >>> aten = torch.ops.aten
+    >>> listed(aten.add_.Tensor), listed(aten.add.out), listed(aten.transpose.int), listed(aten.transpose_.default)
+    (True, False, True, False)
+    """
+    space, base = func._schema.name.split("::")
+    if space == "torchvision":
+        return base in TORCHVISION
+    if base not in ATEN:
+        base = base.removesuffix("_")
+        if base not in ATEN or base in VIEWS:
+            return False
+    given_back = [a for a in func._schema.arguments if a.kwarg_only and a.alias_info is not None]
+    return space == "aten" and not given_back and _plain(func)
+
+
+def overload(space: str, base: str, which: str) -> Any:
+    """An overload of an operator; None when there is none."""
+    try:
+        found = getattr(getattr(getattr(torch.ops, space), base), which)
+    except (AttributeError, RuntimeError):
+        return None
+    return found if isinstance(found, torch._ops.OpOverload) else None
+
+
+def _plain(func: Any) -> bool:
+    """Whether it takes tensors, numbers and names alone, and gives a tensor."""
+    schema = func._schema
+    if not all(_TYPES.fullmatch(str(a.type)) for a in schema.arguments):
+        return False
+    return any("Tensor" in str(r.type) for r in schema.returns)

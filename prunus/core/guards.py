@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.core import InputError
+from prunus.core.errors import InputError
 from prunus.core.running import has_values
 
 Guard = Callable[[dict[str, Any]], bool]
