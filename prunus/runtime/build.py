@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from prunus.core.errors import InputError
 from prunus.runtime import channels, fallback, gated, kernels, listed, matrices, pack, patches, weighted, winograd
-from prunus.runtime.choose import best
+from prunus.runtime.choose import allowed, best
 from prunus.runtime.convolution import emit
 from prunus.runtime.forms import ROUND, At, Buffer, Forms, Value, arrange, bounds_of, shape_of
 from prunus.runtime.graph import Graph, Node
@@ -48,6 +49,9 @@ class Builder(Forms):
         if value.node.numbers["plain"]:
             value.forms[None, 0.0] = self.buffer(self.images * value.row * FLOAT)
 
+    def do_constant(self, number: int, value: Value) -> None:
+        """Nothing: it is given as it is."""
+
     def do_torch(self, number: int, value: Value) -> None:
         node = value.node
         given = [(i, self.rows(i) if self.values[i].forms else None) for i in node.inputs]
@@ -60,9 +64,15 @@ class Builder(Forms):
 
         def run(objects: dict[int, Any], view: Callable[[Buffer, Value], Any]) -> None:
             read = [objects[i] if b is None else view(b, values[i]).contiguous() for i, b in given]
-            objects[number] = operator(read)
-            if target is not None:
-                view(target, value).copy_(objects[number])
+            made = operator(read)
+            if target is None:
+                objects[number] = fallback.owned(made, read)
+                return
+            if tuple(made.shape) != node.shape:  # what is copied may be spread out, and is not
+                raise InputError(
+                    f"'{node.name}' gave a value of shape {tuple(made.shape)} in the place of {node.shape}."
+                )
+            view(target, value).copy_(made)
 
         self.steps[-1].run = run
 
@@ -83,6 +93,8 @@ class Builder(Forms):
             parts = (listed.shares(self.graph, node),) if gated.by_lists(node) else ()
             node.numbers["choice"] = list(astuple(choose(weight, shape, fy, self.registers, *parts)[0][1]))
         choice = pack.Choice(*node.numbers["choice"])
+        if not allowed(choice, weight.shape, shape, fy, self.registers):
+            raise InputError(f"'{node.name}' cannot be run as {choice}.")
         bias = np.zeros(-(-len(weight) // ROUND) * ROUND, dtype=np.float32)
         bias[: len(weight)] = node.tensors["bias"].detach().float().numpy()
         held: list[Any] = [source, target, residual or 0, bias]
@@ -224,9 +236,7 @@ class Builder(Forms):
             self.step(node.name, "layout", kernels.emit_planes(y), arguments)
             self.finish(number, y)
             return
-        x, source = self.want(
-            node.inputs[0], next((f for f, _ in before.forms if f), self.canonical(before.node.shape))
-        )
+        x, source = self.want(node.inputs[0], self.whole(before))
         y = self.primary(number)
         target = self.tiles(value, y)
         pixel = np.where((ys[:, None] >= 0) & (xs >= 0), ys[:, None] * x.width + xs, -1).reshape(-1)
@@ -238,7 +248,7 @@ class Builder(Forms):
 
     def do_resize(self, number: int, value: Value) -> None:
         numbers, before = value.node.numbers, self.values[value.node.inputs[0]]
-        form = next((f for f, _ in before.forms if f), self.canonical(before.node.shape))
+        form = self.whole(before)
         x, source = self.want(value.node.inputs[0], form)
         y = self.primary(number)
         sources, weights = weighted.taps(numbers["rows"], numbers["columns"], x, y)

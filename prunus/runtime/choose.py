@@ -17,6 +17,7 @@ AGAIN = 3.0  # the same for a dense layer, whose sums are too many for the first
 TOGETHER = (1, 2, 4)
 TRANSFORM = {2: 42.0, 4: 150.0}  # cycles to transform a patch, in or out, by its rows
 SECOND_CACHE = 640 * 1024  # bytes between Winograd's stages that stay near
+CELLS = 1 << 24  # blocks of input channels times lists, at most
 STREAM = 8.0  # bytes of weights a cycle: they come from the third cache or from memory
 
 
@@ -63,6 +64,8 @@ def candidates(
                     channels = max(1, min(c_in, budget // (seen * 4 * y.lanes)))
                     blocks = -(-c_in // channels)
                     channels = -(-c_in // blocks)
+                    if blocks * lists > CELLS:
+                        continue
                     held = channels * seen * 4 * y.lanes
                     # what does not fit the first cache comes from the second at half the rate, if it is used again
                     slow = 1.0 if held <= FIRST_CACHE else 1.05 if held <= 2 * FIRST_CACHE else 1.5
@@ -128,6 +131,33 @@ def by_winograd(weight: tuple[int, ...], shape: Shape, y: Layout, registers: int
                 found.append((cycles, Choice(m, at_once, c_in, together, 1, "winograd")))
     found.sort(key=lambda pair: pair[0])
     return found
+
+
+def allowed(choice: Choice, weight: tuple[int, ...], shape: Shape, y: Layout, registers: int) -> bool:
+    """Whether a choice that was read is one that `candidates`, `dense` or `by_winograd` could make for a layer.
+
+    Kernels of such choices are short, and their lists no longer than the weights ask for.
+    """
+    (c_out, c_in, kh, kw), (height, width) = weight, y.tile
+    numbers = (choice.rows, choice.columns, choice.channels, choice.together, choice.unroll)
+    if any(type(n) is not int or n < 1 for n in numbers) or choice.channels > c_in * shape.groups:
+        return False
+    size, together = choice.rows * choice.columns, choice.together
+    if choice.by == "lists":
+        fits = choice.rows <= min(height, 8) and choice.columns <= min(width, 30) and choice.unroll in (1, 2, 4)
+        cells = -(-c_in * shape.groups // choice.channels) * -(-c_out // together)
+        few = size * together <= registers - 2 - (together > 1) * 2
+        return fits and few and cells <= CELLS and together in (TOGETHER if shape.groups == 1 else (1,))
+    if choice.by == "dense":
+        fits = choice.rows <= min(height, 7) and choice.columns <= min(width, 14) and choice.unroll == 1
+        row = choice.columns + kw if kh * kw > 1 else 0
+        few = size * together + max(together + 1, row) <= registers
+        return fits and few and together <= min(c_out // shape.groups, max(TOGETHER))
+    m, many = choice.rows, choice.columns
+    if choice.by != "winograd" or m not in patches.fits(weight, shape, y) or choice.unroll != 1:
+        return False
+    fits = many <= min(8, -(-height // m) * -(-width // m)) and together <= min(c_out, 16)
+    return fits and many * together + many + 1 <= registers
 
 
 def best(weight: np.ndarray, shape: Shape, y: Layout, registers: int) -> list[tuple[float, Choice]]:

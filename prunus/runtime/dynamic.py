@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from prunus.core.errors import InputError
 from prunus.runtime import channels, jit, kernels, memory, pack, transpose
 from prunus.runtime.choose import dense
+from prunus.runtime.forked import Lock
 from prunus.runtime.layout import FLOAT, Layout, pixels, places
 from prunus.runtime.walk import Workers
 
@@ -61,7 +61,7 @@ class DynamicConv2d:
             )
         here = jit.machine()
         self.conv, self.low, self.high, self.workers = conv, float(low), float(high), Workers(threads)
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.size = size[1:]
         window, padding, dilation = _pair(conv.kernel_size), _pair(conv.padding), _pair(conv.dilation)
         self.shape = shape = pack.Shape(conv.stride[0], padding, dilation, conv.groups)

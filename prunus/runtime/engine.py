@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
-from prunus.runtime import gated, jit, memory
-from prunus.runtime.bases import mix
+from prunus.runtime import fallback, jit, memory
 from prunus.runtime.build import Builder
-from prunus.runtime.capture import capture
+from prunus.runtime.forked import Lock
 from prunus.runtime.forms import At, Buffer, Step, Value
 from prunus.runtime.graph import Graph
-from prunus.runtime.walk import Workers
+from prunus.runtime.structure import built
+from prunus.runtime.walk import Workers, check_threads
 
 
 def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1, tune: bool = False) -> CompiledNetwork:
@@ -29,71 +29,53 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1, tune: bo
     `prunus.runtime.profile` says what it costs.  A processor without vectors gets torch for all, and a warning.
     Batches of any size are run, in pieces of as many samples as `example_inputs` has (a power of two, at most a
     vector's floats); a network with gates (`prunus.dynamic`) sample by sample, with the channels that are on for it.
+    Where samples know of each other, or outputs have another first axis, inputs have to be of the example's shapes.
     Weights are copied: compile again after changing them.
 
-    `example_inputs`: what forward takes.  `tune`: run a few variants of every layer and take the
+    `example_inputs`: what forward takes, tensors alone.  `tune`: run a few variants of every layer and take the
     fastest, where else a model of the processor decides; takes seconds, and `prunus.runtime.save` keeps what was found.
 
-    Raises `TraceError` when the model cannot be exported, `InputError` for inputs without samples, `MissingExtraError`
-    without llvmlite.
+    Raises `TraceError` when the model cannot be exported, or does not give in the engine what it gives in torch,
+    `InputError` for inputs without samples, `MissingExtraError` without llvmlite.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
     >>> x = torch.randn(1, 3, 9, 9)
     >>> torch.allclose(compile(model, x)(x), model(x), atol=1e-5)
     True
     """
-    if threads < 1:
-        raise InputError(f"threads={threads}: the engine needs at least one. Give threads=1.")
-    inputs = Inputs.of(example_inputs)
-    from prunus.runtime.plain import network_of  # which is a network of this kind
-    from prunus.runtime.shares import prefer_whole
+    check_threads(threads)
+    inputs = _takes(Inputs.of(example_inputs))
+    from prunus.runtime.batches import apart_or_whole  # which makes networks of this kind
 
+    return apart_or_whole(model, inputs, threads=threads, tune=tune)
+
+
+def _takes(inputs: Inputs) -> Inputs:
+    """What forward takes, if the engine can give it that; raises `InputError` where not."""
     if inputs.kwargs:
         raise InputError(
             f"the engine takes inputs by position; {', '.join(inputs.kwargs)} came by keyword. Wrap the model in a "
             "module whose forward takes them in order."
         )
-    first = next((a for a in inputs.args if isinstance(a, Tensor)), None)
-    if first is None or first.dim() < 2 or not len(first):
+    other = [leaf for leaf in tree_leaves(inputs.args) if leaf is not None and not isinstance(leaf, Tensor)]
+    if other:
+        raise InputError(
+            f"the engine takes tensors; {str(other[0])[:40]} is a {type(other[0]).__name__}. Wrap the model "
+            "in a module that sets it."
+        )
+    first = next(iter(inputs.tensors), None)
+    if first is None or first.dim() < 2 or not first.numel():
         raise InputError(
             "the engine needs example_inputs whose first is a tensor of samples, e.g. torch.randn(1, 3, 224, 224)."
         )
-    images = min(jit.lanes(), 1 << (len(first) - 1).bit_length())
-    sized = [_to_batch(a, len(first), images) for a in inputs.args]
-    graph = _owned(capture(model, Inputs(tuple(sized))), model)
-    if gated.has_gates(graph):  # every picture has its own lists
-        pictures = [[_part(a, len(first), i) for a in inputs.args] for i in range(len(first))]
-        graph = graph if images == 1 else _owned(capture(model, Inputs(tuple(pictures[0]))), model)
-        images = 1
-        prefer_whole(graph, pictures)
-    graph = mix(graph, images)
-    if tune and jit.vectors():
-        from prunus.runtime.tune import tune_
-
-        graph = tune_(graph, images=images, threads=threads)
-    return network_of(graph, images=images, threads=threads)
+    return inputs
 
 
-def _owned(graph: Graph, model: nn.Module) -> Graph:
-    """A graph with weights of its own: later changes of the model change neither the kernels nor what is saved."""
-    theirs = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    for node in graph.nodes.values():
-        for name, tensor in node.tensors.items():
-            if tensor.untyped_storage().data_ptr() in theirs:
-                node.tensors[name] = tensor.detach().clone()
-    return graph
-
-
-def _to_batch(value: Any, before: int, after: int) -> Any:
+def to_batch(value: Tensor, before: int, after: int) -> Tensor:
     """A batch of another size, samples repeated."""
-    if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != before or before == after:
+    if value.dim() == 0 or len(value) != before or before == after:
         return value
     return value[torch.arange(after) % before].contiguous()
-
-
-def _part(value: Any, samples: int, which: int) -> Any:
-    """One sample of a batch."""
-    return value[which : which + 1] if isinstance(value, Tensor) and value.dim() and len(value) == samples else value
 
 
 class CompiledNetwork(nn.Module):
@@ -106,12 +88,12 @@ class CompiledNetwork(nn.Module):
         super().__init__()
         self.graph, self.images, self.threads = graph, images, threads
         here = jit.machine()
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.workers = Workers(threads)
         builder = Builder(graph, lanes=here.lanes, registers=here.registers, images=images, threads=threads)
         self.steps, self.values = builder.steps, builder.values
         self.convolutions = {number: c.step for number, c in builder.convolutions.items()}
-        self.inputs, self.outputs = graph.inputs(), graph.outputs
+        self.inputs, self.outputs, self.constants = graph.inputs(), graph.outputs, graph.constants()
         self.arena = memory.buffer(builder.size)
         rows = [self.values[n].forms.get((None, 0.0)) for n in (*self.inputs, *self.outputs)]
         views = [
@@ -162,40 +144,58 @@ class CompiledNetwork(nn.Module):
         held = value.channels * value.area
         return flat.view(self.images, value.row)[:, :held].unflatten(1, value.node.shape[1:])
 
-    def forward(self, *args: Tensor) -> Any:
+    def forward(self, *args: Any) -> Any:
         """The outputs, as the model's forward gives them, for a batch of any size."""
-        self._check(args)
-        many = len(args[0])
-        parts = []
+        given = [leaf for leaf in tree_leaves(args) if leaf is not None]
+        many = self._check(given)
         with self.lock, torch.no_grad():
-            for start in range(0, many, self.images):
-                parts.append(self._piece([a[start : start + self.images] for a in args]))
-        whole = [torch.cat([p[i] for p in parts])[:many] if many else p for i, p in enumerate(parts[0])]
-        return tuple(whole) if self.graph.several else whole[0]
+            if self.graph.apart:
+                parts = [self._piece(self._some(given, start)) for start in range(0, many, self.images)]
+                whole = [torch.cat(part)[:many] for part in zip(*parts)]
+            else:
+                whole = [fallback.owned(output, given) for output in self._piece(given)]
+        return built(self.graph.structure, whole)
 
-    def _check(self, args: tuple[Tensor, ...]) -> None:
-        wanted = [self.graph.nodes[n].shape for n in self.inputs]
+    def _some(self, args: list[Tensor], start: int) -> list[Tensor]:
+        """As many samples as are run together, from one on; inputs that all have in common stay."""
+        common = [self.graph.nodes[n].numbers.get("shared", False) for n in self.inputs]
+        return [a if shared else a[start : start + self.images] for a, shared in zip(args, common)]
+
+    def _check(self, args: list[Any]) -> int:
+        """How many samples are given, or one for a network that takes all at once; raises `InputError`."""
+        nodes, apart = [self.graph.nodes[n] for n in self.inputs], self.graph.apart
+        free = [apart and not node.numbers.get("shared", False) for node in nodes]
         given = [tuple(a.shape) if isinstance(a, Tensor) else () for a in args]
-        fits = len(given) == len(wanted) and all(g[1:] == w[1:] and len(g) == len(w) for g, w in zip(given, wanted))
-        if not fits or not given or any(g[0] != given[0][0] for g in given) or not given[0][0]:
-            shapes = ", ".join(str(("n", *w[1:])).replace("'", "") for w in wanted)
+        fits = len(given) == len(nodes) and all(
+            len(g) == len(node.shape) and g[any_many:] == node.shape[any_many:]
+            for g, node, any_many in zip(given, nodes, free)
+        )
+        many = {g[0] for g, any_many in zip(given, free) if any_many} if fits else set()
+        if not fits or len(many) != apart or 0 in many:
+            shapes = ", ".join(
+                str(("n", *node.shape[1:]) if any_many else node.shape).replace("'", "")
+                for node, any_many in zip(nodes, free)
+            )
             raise InputError(
                 f"the network was compiled for inputs of shapes {shapes}; it was given "
                 f"{', '.join(map(str, given)) or 'none'}. Compile it with example_inputs of the size that it will get."
             )
-        for n, a in zip(self.inputs, args):
-            kind = self.graph.nodes[n].numbers.get("dtype", "torch.float32")
+        for node, a in zip(nodes, args):
+            kind = node.numbers.get("dtype", "torch.float32")
             if str(a.dtype) != kind or a.device.type != "cpu" or a.layout != torch.strided:
                 raise InputError(
                     f"the network was compiled for {kind} in the processor's memory; it was given {a.dtype} on "
                     f"{a.device} ({a.layout}). Convert the input: x.to('cpu', {kind})."
                 )
+        return many.pop() if apart else 1
 
     def _piece(self, args: list[Tensor]) -> list[Tensor]:
-        objects: dict[int, Any] = {}
+        nodes = self.graph.nodes
+        objects: dict[int, Any] = {n: nodes[n].tensors["value"] for n in self.constants}
         for number, view, given in zip(self.inputs, self.given, args):
             if view is None:
-                objects[number] = _to_batch(given, len(given), self.images)
+                apart = self.graph.apart and not nodes[number].numbers.get("shared", False)
+                objects[number] = to_batch(given, len(given), self.images) if apart else given
                 continue
             # by numpy: torch would copy with threads of its own, which then wait for more, busily, beside ours
             view.numpy()[: len(given)] = given.detach().numpy()

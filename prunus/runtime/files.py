@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunus.core.errors import FileError
+from prunus.core.errors import FileError, MissingExtraError
 from prunus.runtime import jit
 from prunus.runtime.engine import CompiledNetwork
 from prunus.runtime.graph import Graph, Node
 from prunus.runtime.plain import network_of
+from prunus.runtime.walk import check_threads
 
 KEY, DIGEST = "prunus_engine", "prunus_engine_digest"
 
@@ -44,8 +45,8 @@ def save(network: CompiledNetwork, path: str | Path) -> None:
         for number, n in graph.nodes.items()
     ]
     tensors = {f"{number}.{name}": _stored(t) for number, n in graph.nodes.items() for name, t in n.tensors.items()}
-    whole = {"nodes": nodes, "outputs": graph.outputs, "several": graph.several, "images": network.images}
-    whole["lanes"] = jit.lanes()
+    whole = {"nodes": nodes, "outputs": graph.outputs, "structure": graph.structure, "apart": graph.apart}
+    whole |= {"images": network.images, "lanes": jit.lanes()}
     text = json.dumps(whole)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
@@ -61,8 +62,11 @@ def save(network: CompiledNetwork, path: str | Path) -> None:
 def load(path: str | Path, *, threads: int = 1) -> CompiledNetwork:
     """The compiled network that `save` wrote, for this processor and so many threads.
 
-    Raises `FileError` when the file is missing, truncated, edited, or something else.
+    Nothing that the file declares is believed: every shape, index and list is derived again from the graph.
+    Raises `FileError` when the file is missing, truncated, edited, or something else, `InputError` for a number of
+    threads that the engine cannot have.
     """
+    check_threads(threads)
     try:
         with safe_open(str(path), "pt") as file:
             header = dict(file.metadata() or {})
@@ -77,9 +81,18 @@ def load(path: str | Path, *, threads: int = 1) -> CompiledNetwork:
         raise FileError(f"{path}: the checksum is wrong, so the file was damaged or edited. Save the network again.")
     try:
         return _built(json.loads(header[KEY]), tensors, path, threads)
-    except FileError:  # says what is wrong
+    except (FileError, MissingExtraError):  # say what is wrong
         raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise FileError(
             f"{path}: what it holds is no network that can be run ({type(error).__name__}: {error}). Save it again."
         ) from error
@@ -91,15 +104,18 @@ def _built(whole: dict[str, Any], tensors: dict[str, Tensor], path: str | Path, 
         for number, kind, inputs, shape, numbers, names, title in whole["nodes"]
     }
     images, here = whole["images"], jit.lanes()
+    if type(images) is not int or len(nodes) != len(whole["nodes"]):
+        raise FileError(f"{path}: two nodes have one number, or the number of samples is none.")
     if images > here:
         raise FileError(
             f"{path}: the network was compiled for {images} samples at a time; a vector here holds {here}. "
             f"Compile the model again, here or with example_inputs of at most {here} samples."
         )
+    graph = Graph(nodes, whole["outputs"], whole["structure"], whole["apart"])
     if whole.get("lanes") != here:  # how a layer is best run was chosen for another processor
         for node in nodes.values():
             node.numbers.pop("choice", None)
-    return network_of(Graph(nodes, whole["outputs"], whole["several"]), images=images, threads=threads)
+    return network_of(graph, images=images, threads=threads)
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from prunus.core.errors import InputError
 from prunus.runtime import kernels, pack, transpose
 from prunus.runtime.graph import INFINITY, Graph, Node
 from prunus.runtime.layout import FLOAT, Layout, pixels, places, remap
-from prunus.runtime.memory import ALIGN
+from prunus.runtime.memory import ALIGN, most
 
 ROW = 64  # floats: rows of plain values are filled up to this many
 ROUND = 4  # channels of a buffer come in so many: lists may be shared by as many
@@ -75,6 +76,7 @@ class Forms:
     def __init__(self, graph: Graph, *, lanes: int, registers: int, images: int, threads: int) -> None:
         self.graph, self.lanes, self.registers, self.images, self.threads = graph, lanes, registers, images, threads
         self.steps: list[Step] = []
+        self.left = most()
         self.users = graph.users()
         self.buffers: list[Buffer] = []
         self.tables: list[Buffer] = []  # of integers
@@ -92,6 +94,10 @@ class Forms:
         """The layout that a value of this shape is made in, but for the halo."""
         height, width = shape[2:]
         return Layout.of(height, width, lanes=self.lanes, images=self.images)
+
+    def whole(self, value: Value) -> Layout:
+        """The layout of a form that a value has, with all of its pixels, or the one that it should be given."""
+        return next((f for f, _ in value.forms if f and f.covers), self.canonical(value.node.shape))
 
     def demand(self, node: Node) -> list[tuple[Layout, float] | None]:
         """The layout, with the least halo, and the fill in which a node reads each input; None for rows."""
@@ -119,7 +125,10 @@ class Forms:
     # buffers and forms
 
     def buffer(self, size: int) -> Buffer:
-        """A new buffer, born at the next step."""
+        """A new buffer, born at the next step.  Raises `InputError` where all of them are more than the memory."""
+        self.left -= size
+        if self.left < 0:
+            raise InputError("what the network gives in between takes more memory than there is. Give smaller inputs.")
         made = Buffer(-(-size // ALIGN) * ALIGN, len(self.steps), len(self.steps))
         self.buffers.append(made)
         return made

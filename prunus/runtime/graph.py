@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunus.runtime.limits import BEYOND
+from prunus.runtime.structure import ONE, Structure
+
 INFINITY = float("inf")
 
 
@@ -22,7 +25,8 @@ class Node:
     Kinds: ``input``, ``conv`` (stride, padding, dilation, groups, low, high, function; a second input is added before
     these), ``linear``, ``rows`` (scale and shift of features), ``add``, ``mul``, ``pool`` (max or mean), ``mean``,
     ``flatten``, ``gate`` (`gated`), ``pick`` (channels and pixels by index), ``resize`` (pixels as sums of others),
-    ``cat``, and ``torch`` for everything else: an ATen operator by its name, with its arguments.
+    ``cat``, ``constant`` (that the network gives as it is), and ``torch`` for everything else: an ATen operator by its
+    name, with its arguments.
     """
 
     kind: str
@@ -37,6 +41,11 @@ class Node:
         """The lower bound of what it gives."""
         return self.numbers.get("low", -INFINITY)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether it lies in the engine's memory, as samples of float32; else it is an object of torch's."""
+        return self.kind not in ("input", "torch", "constant") or self.numbers["plain"] is True
+
 
 @dataclass
 class Graph:
@@ -44,11 +53,17 @@ class Graph:
 
     nodes: dict[int, Node]
     outputs: list[int]
-    several: bool = False  # whether they come as a tuple
+    structure: Structure = field(default_factory=lambda: dict(ONE))  # how they are put together
+    apart: bool = True  # whether samples know nothing of each other, so that a batch may be run in pieces
+    counted: bool = False  # whether forward computed with numbers of its own, which may be of the batch; not in files
 
     def inputs(self) -> list[int]:
         """The numbers of what the network is given."""
         return [number for number, node in self.nodes.items() if node.kind == "input"]
+
+    def constants(self) -> list[int]:
+        """The numbers of what is given as it is."""
+        return [number for number, node in self.nodes.items() if node.kind == "constant"]
 
     def users(self) -> dict[int, list[int]]:
         """The nodes that read each node; an output of the network is read by -1."""
@@ -115,7 +130,7 @@ def _shuffles(graph: Graph) -> None:
         x, inner = graph.nodes[split.inputs[0]], (join.inputs[0], turn.inputs[0])
         turned = (split.shape[0], *split.shape[2:0:-1], *split.shape[3:])
         order = turn.numbers["args"][1:] in ([1, 2], [2, 1], [[0, 2, 1, 3, 4]])
-        if order and turn.shape == turned and x.shape == join.shape and split.shape[3:] == x.shape[2:]:
+        if order and x.in_memory and turn.shape == turned and x.shape == join.shape and split.shape[3:] == x.shape[2:]:
             channels = torch.arange(x.shape[1]).view(split.shape[1], -1).t().reshape(-1).tolist()
             kept = [channels, *(list(range(n)) for n in x.shape[2:])]
             graph.nodes[number] = Node("pick", [split.inputs[0]], join.shape, {"kept": kept}, {}, "channel_shuffle")
@@ -169,7 +184,9 @@ def _fuse_pads(graph: Graph) -> None:
         whole = [
             k == [-1] * f + list(range(n)) + [-1] * (len(k) - f - n) for k, f, n in zip((rows, columns), first, before)
         ]
-        if kept == list(range(channels)) and all(whole) and min(first) >= 0:
+        after = [len(k) - f - n for k, f, n in zip((rows, columns), first, before)]
+        few = max(*first, *after) <= BEYOND // 2
+        if kept == list(range(channels)) and all(whole) and min(first) >= 0 and few:
             for reader in (graph.nodes[n] for n in readers):
                 reader.inputs = [node.inputs[0] if i == number else i for i in reader.inputs]
                 reader.numbers["padding"] = [p + f for p, f in zip(reader.numbers["padding"], first)]

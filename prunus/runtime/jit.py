@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import tempfile
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import cache as once
 from typing import Any
 
 from prunus.core.errors import InputError, MissingExtraError
+from prunus.runtime import cache
+from prunus.runtime.forked import Lock
 
 ENGINES: list[Any] = []  # what holds the machine code; never freed, as addresses of it are given away
 ADDRESSES: dict[str, int] = {}
+MAKING = Lock()  # kernels are made by one thread at a time
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def llvm() -> Any:
     return binding
 
 
-@cache
+@once
 def _set_up(binding: Any) -> None:
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
@@ -68,7 +68,7 @@ def lanes_of(features: dict[str, bool], architecture: str) -> int:
     )
 
 
-@cache
+@once
 def machine() -> Machine:
     """The processor this process runs on."""
     binding = llvm()
@@ -104,12 +104,6 @@ def assemble(text: str, of: Machine) -> bytes:
     return bytes(target(of).emit_object(module))
 
 
-def folder() -> Path:
-    """Where object code is kept: ``$PRUNUS_CACHE``, else the user's cache folder."""
-    given = os.environ.get("PRUNUS_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "prunus" / "kernels"
-
-
 def key_of(text: str) -> str:
     """A name for what belongs to a text, this processor and these versions."""
     import llvmlite
@@ -120,39 +114,23 @@ def key_of(text: str) -> str:
 def address(text: str) -> int:
     """The address of the function ``kernel`` of a module in LLVM's language: in memory, on disk, or assembled now.
 
-    The key is the text, the processor and the versions.  An object file whose checksum is wrong is made again.
+    The key is the text, the processor and the versions.  A file that is damaged, or another's, is made again.
     """
-    binding, here = llvm(), machine()
-    key = key_of(text)
-    if key in ADDRESSES:
+    here, key = machine(), key_of(text)
+    with MAKING:
+        if key not in ADDRESSES:
+            code = cache.stored(key)
+            if code is None:
+                code = assemble(text.replace("@kernel(", f"@k{key}(").replace('@"kernel"(', f"@k{key}("), here)
+                cache.store(key, code)
+            ADDRESSES[key] = _loaded(code, key)
         return ADDRESSES[key]
-    code = stored(key)
-    if code is None:
-        code = assemble(text.replace("@kernel(", f"@k{key}(").replace('@"kernel"(', f"@k{key}("), here)
-        store(key, code)
-    holder = binding.create_mcjit_compiler(binding.parse_assembly(""), target(here))
+
+
+def _loaded(code: bytes, key: str) -> int:
+    binding = llvm()
+    holder = binding.create_mcjit_compiler(binding.parse_assembly(""), target(machine()))
     holder.add_object_file(binding.ObjectFileRef.from_data(code))
     holder.finalize_object()
     ENGINES.append(holder)
-    ADDRESSES[key] = holder.get_function_address(f"k{key}")
-    return ADDRESSES[key]
-
-
-def stored(key: str) -> bytes | None:
-    """What `store` wrote under a key, on this machine; None where there is nothing, or its checksum is wrong."""
-    try:
-        data = (folder() / key).read_bytes()
-    except OSError:
-        return None
-    return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
-
-
-def store(key: str, code: bytes) -> None:
-    """Keeps bytes on disk for the next time."""
-    try:
-        folder().mkdir(parents=True, exist_ok=True, mode=0o700)  # it is code: nobody else may write there
-        with tempfile.NamedTemporaryFile(dir=folder(), delete=False) as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, folder() / key)
-    except OSError:
-        pass  # a disk that cannot be written to costs time, nothing else
+    return int(holder.get_function_address(f"k{key}"))

@@ -67,6 +67,11 @@ class Layout:
         """Whether the grid covers the picture without overhang."""
         return (self.grid[0] * self.tile[0], self.grid[1] * self.tile[1]) == (self.height, self.width)
 
+    @property
+    def covers(self) -> bool:
+        """Whether the tiles hold every pixel; what a convolution reads of a picture may be less."""
+        return self.grid[0] * self.tile[0] >= self.height and self.grid[1] * self.tile[1] >= self.width
+
     def at(self, y: int, x: int) -> int:
         """Bytes from the channel's start to the vector of pixel (y, x) of the tiles; the halo has negative indices."""
         return (y + self.halo) * self.row + (x + self.halo) * self.lanes * FLOAT

@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from prunus.runtime.graph import INFINITY, Node, Ref
+from prunus.runtime.limits import BEYOND
 
 Reader = Callable[..., "Node | int | None"]  # None: leave it to torch; an int: the same as that node
 READERS: dict[str, Reader] = {}
 FREE = 1 << 20  # numbers from here on are of nodes that operators put before their own
-SAME = {"dropout", "contiguous", "detach", "clone", "alias", "lift_fresh_copy", "feature_dropout"}
+SAME = {"contiguous", "detach", "clone", "alias", "lift_fresh_copy"}
+DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}  # the same, but in training
 
 
 def reads(*names: str) -> Callable[[Reader], Reader]:
@@ -61,7 +63,10 @@ def _conv(
     if len(rest) > 1 and rest[0]:  # of `convolution`: transposed, and how many rows more
         return _transposed(call, x, weight, bias, stride, padding, rest[1], rest[2], dilation)
     kernel, dilation, stride = list(weight.shape[2:]), pair(dilation), pair(stride)
-    if isinstance(padding, str):  # what does not divide comes after the picture, as every output asks for it
+    if not isinstance(padding, str):
+        if any(p > d * (k - 1) + BEYOND // 2 for p, d, k in zip(pair(padding), dilation, kernel)):
+            return None
+    else:  # what does not divide comes after the picture, as every output asks for it
         padding = [(k - 1) * d // 2 if padding == "same" else 0 for k, d in zip(kernel, dilation)]
     numbers = {"padding": pair(padding), "dilation": dilation, "groups": rest[-1] if rest else 1}
     tensors = {"weight": weight, "bias": weight.new_zeros(len(weight)) if bias is None else bias}

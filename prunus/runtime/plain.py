@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,13 +12,19 @@ from torch.nn import functional as F
 
 from prunus.core.errors import InputError
 from prunus.runtime import fallback, gating, jit
+from prunus.runtime.check import check
 from prunus.runtime.engine import CompiledNetwork
+from prunus.runtime.forked import Lock
 from prunus.runtime.forms import Step
 from prunus.runtime.graph import INFINITY, Graph, Node
 
 
 def network_of(graph: Graph, *, images: int, threads: int) -> CompiledNetwork:
-    """A graph as kernels, or with a warning as operators of torch where the processor has no vectors for them."""
+    """A graph as kernels, or with a warning as operators of torch where the processor has no vectors for them.
+
+    Raises `InputError` where what it declares does not follow from it (`check`).
+    """
+    check(graph, images=images, lanes=jit.lanes())
     try:
         jit.machine()
     except InputError as error:
@@ -33,10 +38,12 @@ class PlainNetwork(CompiledNetwork):
 
     def __init__(self, graph: Graph, *, images: int, threads: int) -> None:
         nn.Module.__init__(self)
-        self.graph, self.images, self.threads, self.lock = graph, images, threads, threading.Lock()
-        self.inputs, self.outputs = graph.inputs(), graph.outputs
+        self.graph, self.images, self.threads, self.lock = graph, images, threads, Lock()
+        self.inputs, self.outputs, self.constants = graph.inputs(), graph.outputs, graph.constants()
         self.given, self.made = [None] * len(self.inputs), [None] * len(self.outputs)
-        self.steps = [step(number, node, graph) for number, node in graph.nodes.items() if node.kind != "input"]
+        self.steps = [
+            step(number, node, graph) for number, node in graph.nodes.items() if node.kind in {*KINDS, "torch"}
+        ]
         self.segments = [*self.steps]
         self.values, self.kept, self.size = {}, [], 0
         self.weights = sum(t.numel() * t.element_size() for n in graph.nodes.values() for t in n.tensors.values())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunus.runtime.graph import INFINITY, Node, Ref
+from prunus.runtime.limits import BEYOND, MIXED, TAPS
 from prunus.runtime.operators import Call, pair, reads, strided
 
 LARGEST = 1 << 25  # pixels that may be made to see how a picture is resized
@@ -26,6 +27,8 @@ def _pool(call: Call, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, *
     if len(call.shape) != 4:
         return None
     most, kernel, padding = "max" in call.name, pair(kernel), pair(padding)
+    if kernel[0] * kernel[1] > TAPS:
+        return None
     stride = pair(stride) if stride else kernel
     numbers: dict[str, Any] = {"of": "max" if most else "mean", "kernel": kernel, "padding": padding}
     if most:
@@ -66,7 +69,7 @@ def _without_pads(call: Call, x: Ref) -> tuple[Ref, list[int]]:
     if node.kind == "torch" and node.numbers["operator"].split(".")[1] in ("pad", "constant_pad_nd"):
         _, amounts, *rest = node.numbers["args"]
         value = [v for v in (*rest, *node.numbers["kwargs"].values()) if v != "constant"]
-        if value == [-INFINITY] and len(amounts) == 4 and min(amounts) >= 0:
+        if value == [-INFINITY] and len(amounts) == 4 and min(amounts) >= 0 and max(amounts) <= BEYOND // 2:
             return Ref(node.inputs[0]), [amounts[2], amounts[0]]
     return x, [0, 0]
 
@@ -91,11 +94,13 @@ def _resize(call: Call, x: Any, *rest: Any, **named: Any) -> Node | int | None:
     if adaptive and after == before:
         return x
     each = [n // m for n, m in zip(before[2:], after[2:])]
-    if adaptive and each[0] == each[1] and all(n % m == 0 for n, m in zip(before[2:], after[2:])):
+    if adaptive and each[0] == each[1] <= TAPS**0.5 and all(n % m == 0 for n, m in zip(before[2:], after[2:])):
         return call.node("pool", [x], {"of": "mean", "kernel": each, "stride": each[0], "padding": [0, 0]})
     axes = [_weights(call, before[axis], axis, rest, named) for axis in (2, 3)]
     if all(len(row) == 1 and row[0][1] == 1 for axis in axes for row in axis):
         return call.node("pick", [x], {"kept": [list(range(before[1])), *([r[0][0] for r in axis] for axis in axes)]})
+    if after[0] * after[2] * after[3] * max(map(len, axes[0])) * max(map(len, axes[1])) > MIXED:
+        return None
     return call.node("resize", [x], {"rows": axes[0], "columns": axes[1]})
 
 
@@ -163,7 +168,7 @@ def _expand(call: Call, x: Any, *_: Any) -> Node | int | None:
     )
 
 
-BEYOND = {  # the pixel that stands in the place of one outside of the picture
+OUTSIDE = {  # the pixel that stands in the place of one outside of the picture
     "constant": lambda i, n: -1,
     "reflect": lambda i, n: min(abs(i), 2 * n - 2 - abs(i)) if n > 1 else 0,
     "replicate": lambda i, n: min(max(i, 0), n - 1),
@@ -176,10 +181,10 @@ def _pad(call: Call, x: Any, amounts: Any, mode: Any = "constant", value: Any = 
     if not isinstance(mode, str):  # of constant_pad_nd: the value
         mode, value = "constant", mode
     mode = {"reflection_pad2d": "reflect", "replication_pad2d": "replicate"}.get(call.name, mode)
-    if value or mode not in BEYOND or len(call.shape_of(x)) != 4 or len(amounts) > 6:
+    if value or mode not in OUTSIDE or len(call.shape_of(x)) != 4 or len(amounts) > 6:
         return None
     kept = []
     for axis, n in zip((3, 2, 1), (*reversed(call.shape_of(x)[1:]),)):
         before, after = amounts[2 * (3 - axis) : 2 * (3 - axis) + 2] or (0, 0)
-        kept.append([i if 0 <= i < n else BEYOND[mode](i, n) for i in range(-before, n + after)])
+        kept.append([i if 0 <= i < n else OUTSIDE[mode](i, n) for i in range(-before, n + after)])
     return call.node("pick", [x], {"kept": kept[::-1]})

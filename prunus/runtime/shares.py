@@ -30,9 +30,12 @@ ZEROS = 0.2  # of the weights, below which the sparse kernel is never faster
 def shares_on(graph: Graph, pictures: Sequence[Sequence[Tensor]]) -> dict[int, float]:
     """The mean share of channels that every gate leaves on, by the gate's number, over some pictures."""
     on: dict[int, list[float]] = {n: [] for n, node in graph.nodes.items() if node.kind == "gate"}
-    steps = [step(number, node, graph) for number, node in graph.nodes.items() if node.kind != "input"]
+    constants = {n: graph.nodes[n].tensors["value"] for n in graph.constants()}
+    steps = [
+        step(number, node, graph) for number, node in graph.nodes.items() if node.kind not in ("input", "constant")
+    ]
     for picture in pictures[:SEEN]:
-        objects: dict[int, Any] = dict(zip(graph.inputs(), picture))
+        objects: dict[int, Any] = dict(zip(graph.inputs(), picture)) | constants
         for each in steps:
             assert each.run is not None
             each.run(objects, None)  # type: ignore[arg-type]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import astuple, fields
-from importlib.metadata import version
 
 from prunus.core.progress import progress
-from prunus.runtime import choose, gated, jit
+from prunus.runtime import cache, choose, gated, jit
 from prunus.runtime.build import Builder, Convolution
 from prunus.runtime.engine import CompiledNetwork
 from prunus.runtime.graph import Graph
 from prunus.runtime.pack import Choice
 from prunus.runtime.profile import timed
+from prunus.version import __version__
 
 VARIANTS = 4  # of a layer, that the model of the inner loop likes best and that differ
 ROUNDS = 7  # of which the least time counts
@@ -33,9 +33,9 @@ def tune_(graph: Graph, *, images: int, threads: int) -> Graph:
         if gated.by_lists(graph.nodes[number]):
             continue  # how long it takes depends on what goes in
         keys[number] = _key(layer, threads)
-        known = jit.stored(keys[number])
+        known = _known(keys[number], layer, here.registers)
         if known is not None:
-            graph.nodes[number].numbers["choice"] = json.loads(known)
+            graph.nodes[number].numbers["choice"] = list(astuple(known))
             continue
         found = choose.best(layer.weight, layer.shape, layer.layouts[1], here.registers)
         options[number] = choose.variants(found, VARIANTS)
@@ -52,12 +52,21 @@ def tune_(graph: Graph, *, images: int, threads: int) -> Graph:
                 best[number] = taken, choice
     for number, (_, choice) in best.items():
         graph.nodes[number].numbers["choice"] = list(astuple(choice))
-        jit.store(keys[number], json.dumps(astuple(choice)).encode())
+        cache.store(keys[number], json.dumps(astuple(choice)).encode())
     return graph
+
+
+def _known(key: str, layer: Convolution, registers: int) -> Choice | None:
+    """What was found before, if it is a choice that the layer can be run by."""
+    try:
+        choice = Choice(*json.loads(cache.stored(key) or b""))
+    except (TypeError, ValueError):
+        return None
+    return choice if choose.allowed(choice, layer.weight.shape, layer.shape, layer.layouts[1], registers) else None
 
 
 def _key(layer: Convolution, threads: int) -> str:
     """A name for layers that are run alike on this machine."""
     density = round(float((layer.weight != 0).mean()) / NEAR) if layer.weight.size else 0
-    form = f"tuned by {version('prunus')}: {[f.name for f in fields(Choice)]}"
+    form = f"tuned by {__version__}: {[f.name for f in fields(Choice)]}"
     return jit.key_of(f"{form} {layer.weight.shape} {density} {layer.shape} {layer.layouts} {threads}")

@@ -9,21 +9,43 @@ from typing import Any
 
 import numpy as np
 
+from prunus.core.errors import InputError
 from prunus.runtime import jit, memory
 from prunus.runtime.emit import Emitter
+from prunus.runtime.forked import renewed
 
 PATIENCE = 4096  # looks at the gate, some microseconds, before a thread gives way: on a busy machine others have to run
+MOST = 256  # threads
 YIELD = "" if sys.platform == "win32" else "sched_yield"
 
 
+def check_threads(threads: Any) -> int:
+    """A number of threads that the engine can have; raises `InputError` for any other.
+
+    >>> check_threads(2)
+    2
+    """
+    if type(threads) is not int or not 1 <= threads <= MOST:
+        raise InputError(f"threads={threads!r}: the engine needs from one to {MOST}, a whole number. Give threads=1.")
+    return threads
+
+
 class Workers:
-    """Threads that run tables of kernels together, one table at a time."""
+    """Threads that run tables of kernels together, one table at a time.
+
+    A process that is forked off has threads of its own.
+    """
 
     def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+        self.threads = check_threads(threads)
+        self.renew()
+        renewed(self)
         self.walk = memory.SIGNATURE(jit.address(emit_walk(jit.machine().lanes)))
         self.gate = memory.buffer(8)
+
+    def renew(self) -> None:
+        """Makes the threads, which begin to run with the first table."""
+        self.pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
 
     def table(self, steps: Sequence[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """What `run` takes, and what has to be kept beside it, for kernels' addresses and their arguments."""

@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -102,6 +102,12 @@ def guard() -> None:
         step(self, name, kind, text, arguments)
 
     forms.Forms.step = broken
+
+
+@cache
+def guard_once() -> None:
+    """`guard`, however often it is called."""
+    guard()
 
 
 def tensor(floats: int) -> Tensor:

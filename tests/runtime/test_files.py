@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ pytest.importorskip("llvmlite", reason="the sparse engine's compiler is not inst
 from prunus.core.backends import backends
 from prunus.core.errors import FileError
 from prunus.core.inputs import Inputs
-from prunus.runtime import compile, jit, load, save
+from prunus.runtime import cache, compile, jit, load, save
 from prunus.runtime.files import DIGEST, KEY, _digest
 
 
@@ -62,22 +64,77 @@ def test_a_file_may_ask_for_nothing_but_computing(tmp_path, operator: str) -> No
         node[4]["args"] = ["/etc/hostname"]
     text = json.dumps(whole)
     save_file(tensors, path, {KEY: text, DIGEST: _digest(text, tensors)})
-    with pytest.raises(FileError, match="no operator of ATen"):
+    with pytest.raises(FileError, match="none of the operators that the engine gives to torch"):
         load(path)
 
 
-def test_kernels_are_kept_and_damaged_ones_made_again(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "kernels"))
-    monkeypatch.setattr(jit, "ADDRESSES", {})
-    x = torch.randn(1, 3, 12, 12)
-    want = compile(network(), x)(x)
-    files = list((tmp_path / "kernels").iterdir())
-    assert files
-    made = []
-    real = jit.assemble
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A cache of its own, and a function that compiles anew: how many kernels it made, and what the network gives."""
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "shared"))
+    made, real, x = [], jit.assemble, torch.randn(1, 3, 12, 12)
     monkeypatch.setattr(jit, "assemble", lambda *given: made.append(1) or real(*given))
-    monkeypatch.setattr(jit, "ADDRESSES", {})
-    assert torch.equal(compile(network(), x)(x), want) and not made
-    files[0].write_bytes(files[0].read_bytes()[:-1] + b"?")
-    monkeypatch.setattr(jit, "ADDRESSES", {})
-    assert torch.equal(compile(network(), x)(x), want) and len(made) == 1
+
+    def run() -> tuple[int, torch.Tensor]:
+        monkeypatch.setattr(jit, "ADDRESSES", {})
+        made.clear()
+        y = compile(network(), x)(x)
+        return len(made), y
+
+    return run
+
+
+def test_kernels_are_kept_and_damaged_ones_made_again(kept) -> None:
+    many, want = kept()
+    files = sorted(cache.folder().iterdir())
+    assert many == len(files) > 3
+    again, got = kept()
+    assert again == 0 and torch.equal(got, want)
+    whole = files[0].read_bytes()
+    for damaged in (whole[:-1] + b"?", whole[:40], b"", files[1].read_bytes()):
+        files[0].write_bytes(damaged)
+        again, got = kept()
+        assert again == 1 and torch.equal(got, want)
+
+
+def test_kernels_under_each_others_names_do_not_run(kept) -> None:
+    _, want = kept()
+    files = sorted(cache.folder().iterdir())
+    held = [f.read_bytes() for f in files]
+    for file, data in zip(files, held[1:] + held[:1]):
+        file.write_bytes(data)
+    again, got = kept()
+    assert again == len(files) and torch.equal(got, want)
+
+
+def test_kernels_lie_apart_from_what_people_share(kept, tmp_path) -> None:
+    kept()
+    assert not [p for p in (tmp_path / "shared").iterdir() if p.is_file()]
+    assert cache.folder().parent == tmp_path / "shared" and cache.folder().stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and modes here")
+@pytest.mark.parametrize("how", ["folder", "file", "link", "owner"])
+def test_what_others_may_write_to_is_not_run(kept, how: str, monkeypatch) -> None:
+    many, want = kept()
+    monkeypatch.setattr(cache, "_SAID", set())
+    file = sorted(cache.folder().iterdir())[0]
+    if how == "folder":
+        cache.folder().chmod(0o770)
+    elif how == "file":
+        file.chmod(0o666)
+    elif how == "owner":
+        at, another = cache.folder(), os.getuid() + 1
+        monkeypatch.setattr(cache, "folder", lambda: at)
+        monkeypatch.setattr(os, "getuid", lambda: another)
+    else:
+        cache.folder().rename(cache.folder().with_name("elsewhere"))
+        cache.folder().symlink_to(cache.folder().with_name("elsewhere"))
+    with pytest.warns(UserWarning, match="no kernels are read from it") as said:
+        again, got = kept()
+    assert again == (1 if how == "file" else many) and torch.equal(got, want)
+    assert len([w for w in said if "kernels" in str(w.message)]) == 1
+    if how != "file":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            kept()  # said once

@@ -171,8 +171,9 @@ def test_wrong_inputs_are_refused() -> None:
             compiled(wrong)
     with pytest.raises(InputError, match="was compiled for inputs of shapes"):
         compiled(torch.randn(1, 3, 9, 9), torch.randn(1, 3, 9, 9))
-    with pytest.raises(InputError, match="at least one"):
-        compile(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 9, 9), threads=0)
+    for threads in (0, -1, 10**9, 1.0, True, "x", None):
+        with pytest.raises(InputError, match="threads=.*a whole number"):
+            compile(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 9, 9), threads=threads)
     with pytest.raises(TraceError, match=r"torch\.export cannot follow"):
 
         class Decides(nn.Module):

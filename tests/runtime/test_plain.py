@@ -17,6 +17,7 @@ from prunus.runtime.build import Builder
 from prunus.runtime.plain import FUNCTIONS as PLAIN
 from prunus.runtime.plain import KINDS, PlainNetwork
 from prunus.runtime.profile import by_torch
+from prunus.runtime.rules import RULES
 
 
 class Everything(nn.Module):
@@ -87,7 +88,7 @@ def test_a_file_for_wider_vectors_is_refused_where_its_batch_does_not_fit(tmp_pa
 def test_every_kind_of_node_can_be_run_by_torch() -> None:
     assert set(PLAIN) == set(FUNCTIONS)
     kinds = {name.removeprefix("do_") for name in dir(Builder) if name.startswith("do_")}
-    assert kinds == {*KINDS, "input", "torch"}
+    assert kinds == {*KINDS, "input", "constant", "torch"} == set(RULES)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
