@@ -28,7 +28,7 @@ BELOW = {
     "schedules": set(),
     "regularizers": {"core", "criteria"},  # the clusters of k-means
     "recovery": {"core", "observe", "measure"},
-    "masks": {"core", "observe", "criteria", "allocators", "schedules", "recovery"},
+    "masks": {"core", "tracing", "observe", "criteria", "allocators", "schedules", "recovery"},
     "runtime": {"core"},
     "dynamic": {"core", "tracing", "surgery", "runtime"},
     "export": {"core", "runtime"},

@@ -32,6 +32,8 @@ class Basis(nn.Module):
     (torch.Size([3, 1, 2, 2]), 4.0)
     """
 
+    holds_weights = False  # of layers: masks leave it whole
+
     def __init__(self, vectors: Tensor, unit: bool = True) -> None:
         super().__init__()
         self.vectors = nn.Parameter(vectors)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunus.bases.basis import coefficients, interspaced
 from prunus.core import Inputs
 from prunus.core.running import undisturbed
-from prunus.masks.tensors import weights_of
+from prunus.masks.prunable import weights_of_layers
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def costs(model: nn.Module, example_inputs: Any) -> Costs:
     (28901376, 4064256, 331776)
     """
     sizes = {id(coefficients(m, leaf)): len(basis.vectors) for _, m, leaf, basis in interspaced(model)}
-    weights = {id(p): (name, p, sizes.get(id(p), 1)) for name, _, p in weights_of(model)}  # 1: no basis
+    weights = {id(p): (name, p, sizes.get(id(p), 1)) for name, _, p in weights_of_layers(model)}  # 1: no basis
     owners = {m: [id(p) for p in m.parameters(recurse=False) if id(p) in weights] for m in model.modules()}
     totals = {"dense": 0, "sparse": 0, "mixed": 0}
     nonzeros = {key: int(p.count_nonzero()) for key, (_, p, _) in weights.items()}

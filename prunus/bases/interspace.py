@@ -18,7 +18,7 @@ from prunus.core.held import let_go_
 from prunus.core.slices import under
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.core.wrappers import unwrapped
-from prunus.masks.tensors import weights_of
+from prunus.masks.prunable import weights_of_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ def _places(model: nn.Module, block: int | None, skip: tuple[str, ...]) -> tuple
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append((module, leaf))
-    found = list(weights_of(model))
+    found = list(weights_of_layers(model))
     for pattern in skip:
         if not any(under(name, pattern) for name, *_ in found):
             raise UnknownNameError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,11 @@ class Masked:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        rows = [f"density {self.density:.1%} of {len(self.densities)} tensors; {self.repaired} layers repaired"]
+        weights = sum(math.prod(mask.shape) for mask in self.plan.masks.values())
+        told = f"density {self.density:.1%} of {weights:,} weights in {len(self.densities)} tensors"
+        rows = [f"{told}; {self.repaired} layers repaired"]
         rows += [f"  {name}: {density:.1%}" for name, density in self.densities.items()]
+        rows += [f"  {left.what} is left out: {left.why}" for left in self.left_alone]
         return "\n".join(rows + list(self.notes))
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunus.core import ELEMENTS, Fixed, Group, Groups, InputError, Inputs, Mask, Plan, Slice, under
 from prunus.core.errors import UnknownNameError, did_you_mean
+from prunus.masks.prunable import Dims, Weight, find
 
 Grain = str | tuple[int, int]
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
-IN_FIRST = (nn.modules.conv._ConvTransposeNd,)  # whose weight is (in, out / groups, *kernel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,15 @@ class Tensors(Groups):
             keep[group.offset : group.offset + group.units] = rows.all(1).cpu()
         return keep
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A note of what is not among the weights that a density counts; none where there is nothing to say."""
+        if not self.fixed:
+            return ()
+        counted = f"a density counts the {self.costs()['density']:,} weights of {len(self)} tensors"
+        first = f"'{self.fixed[0].what}': {self.fixed[0].why}"
+        return (f"{counted}; {len(self.fixed)} parameters of two and more dimensions are not among them ({first}).",)
+
     def alive_weights(self) -> Tensor:
         """The keep mask ``(units,)`` of the units that are not all zero now: of a network masked before."""
         found = [g.slices[0].weight.ne(0).any(1).cpu() for g in self]
@@ -83,22 +93,31 @@ def tensors(
     model: nn.Module,
     grain: Grain = "element",
     *,
+    example_inputs: Any = None,
     rows: bool = False,
     only: str | Iterable[str] = (),
     skip: str | Iterable[str] = (),
 ) -> Tensors:
-    """The weights of convolutions, linear layers, attention and recurrent layers as groups of units.
+    """The weights of all layers of a network as groups of units: what a density counts.
+
+    With `example_inputs` they are read off the operators of forward: what convolutions and matrix products multiply by,
+    in modules of any kind; where forward computes it from parameters, those whose zeros are zeros of it (the ``v`` of
+    weight_norm).  Without, and for what the example does not visit (experts), a rule stands for that: floating-point
+    parameters of two or more dimensions, but for embeddings and layers tied to them, what scales another parameter (the
+    ``g`` of weight_norm), and, outside of torch's own layers, names with bias, embed, position, token or norm in them,
+    and shapes with a first size of one.  ``.fixed`` names what is left out, and why.
 
     Args:
-        model: any network; embeddings (and layers tied to them), norms and biases are left out.
+        model: any network.
         grain: ``"element"``: every weight is a unit; ``(r, c)``: blocks of `r` outputs by `c` inputs, at every kernel
             position; ``"kernel"``: all weights between one input and one output; ``"2:4"`` (any N:M): elements, of
             which a tensor keeps N of every M along its inputs, or all.
+        example_inputs: what forward takes: a tensor, a tuple of positional inputs, or `Inputs`.
         rows: whether every output row keeps as many units (what Wanda asks for); not with N:M.
         only, skip: names or globs of the weights that are in, or out: ``skip=["conv1", "fc"]``.
 
-    A tensor that a pattern does not divide is left whole: see ``.fixed``.  The numbers of a tensor's elements take 8
-    bytes each.
+    A tensor that a pattern does not divide, or of which nobody knows what are outputs and inputs, is left whole.  The
+    numbers of a tensor's elements take 8 bytes each.
 
     Raises: `InputError` for another grain, or when nothing is left; `UnknownNameError` for a pattern without a match.
 
@@ -109,57 +128,60 @@ def tensors(
     ([('0.weight', 8, 2)], '1.weight')
     """
     pattern = check_grain(grain, rows)
-    found = {name: (owner, p) for name, owner, p in weights_of(model)}
+    known = find(model, example_inputs)
+    found = {weight.name: weight for weight in known.weights}
     wanted, unwanted = ((p,) if isinstance(p, str) else tuple(p) for p in (only, skip))
     for glob in wanted + unwanted:
         if not any(under(name, glob) for name in found):
             raise UnknownNameError(f"pattern '{glob}' matches no weight.{did_you_mean(glob, list(found))}")
     members: list[Group] = []
-    fixed, offset = [], 0
-    for name, (owner, parameter) in found.items():
+    fixed, offset = list(known.others), 0
+    for name, weight in found.items():
         if (wanted and not any(under(name, p) for p in wanted)) or any(under(name, p) for p in unwanted):
             continue
-        divided = _units(_numbers(owner, parameter), grain)
+        numbers, shape = _numbers(weight.parameter, weight.dims), tuple(weight.parameter.shape)
+        divided = _units(numbers, grain)
+        if weight.dims is None and (grain != "element" or rows):
+            fixed.append(Fixed(name, "nobody knows its outputs and inputs: give example_inputs= that visit it"))
+            continue
         if divided is None:
-            fixed.append(Fixed(name, f"its shape {tuple(parameter.shape)} is not divisible by the pattern {grain}"))
+            fixed.append(Fixed(name, f"its shape {shape} is not divisible by the pattern {grain}"))
             continue
         index, parts, floor = divided
-        parts = _rows_of(parameter, owner, grain) if rows else parts
-        s = Slice(name, ELEMENTS, index, "out", parameter)
-        members.append(Group(name, len(index), (s,), offset=offset, floor=floor, parts=parts))
+        parts = len(numbers) // (grain[0] if isinstance(grain, tuple) else 1) if rows else parts
+        s = Slice(name, ELEMENTS, index, "out", weight.parameter)
+        used = _used(weight, index)
+        members.append(Group(name, len(index), (s,), offset=offset, floor=floor, parts=parts, used=used))
         offset += len(index)
     if not members:
+        first = (fixed[len(known.others) :] or fixed)[:3]
+        told = "; ".join(f"{f.what}: {f.why}" for f in first) or "the network has none"
         raise InputError(
-            f"there is no weight to mask: {len(found)} weights of layers, {len(fixed)} not divisible by {grain}. "
-            "Loosen only=, skip= or grain=."
+            f"there is no weight to mask with grain {grain!r} ({told}). Loosen only=, skip= or grain=, or give "
+            "example_inputs=."
         )
-    return Tensors(tuple(members), (), {}, (), tuple(fixed), Inputs(()), least=0.0, weights=True, pattern=pattern)
+    made = known.effective if any(g.used for g in members) else None
+    return Tensors(
+        tuple(members), (), {}, (), tuple(fixed), Inputs(()), least=0.0, effective=made, weights=True, pattern=pattern
+    )
 
 
-def weights_of(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """Every weight once, by its first name, with the module that holds it."""
-    embedded = {
-        id(p) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for p in m.parameters(False)
-    }
-    for path, module in model.named_modules():
-        if isinstance(module, LAYERS) or _stored_transposed(module):
-            for leaf, p in module.named_parameters(recurse=False):
-                if p.dim() > 1 and "bias" not in leaf and p.is_floating_point() and id(p) not in embedded:
-                    embedded.add(id(p))
-                    yield f"{path}.{leaf}".lstrip("."), module, p
+def _used(weight: Weight, index: Tensor) -> tuple[Slice, ...] | None:
+    """The slice that layers read, where that is not the parameter itself."""
+    if weight.effective is None:
+        return None
+    shown = torch.empty(weight.parameter.shape, dtype=weight.parameter.dtype, device="meta")
+    return (Slice(weight.effective, ELEMENTS, index, "out", shown),)
 
 
-def _stored_transposed(module: nn.Module) -> bool:
-    """The linear layer of GPT-2 in transformers, whose weight is (in, out)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def _numbers(owner: nn.Module, parameter: Tensor) -> Tensor:
-    """The numbers of the elements as ``(out, in, kernel)``."""
+def _numbers(parameter: Tensor, dims: Dims | None) -> Tensor:
+    """The numbers of the elements as ``(out, in, kernel)``; every one by itself where nobody knows which is which."""
     numbers = torch.arange(parameter.numel()).reshape(parameter.shape)
-    if isinstance(owner, IN_FIRST) or _stored_transposed(owner):
-        numbers = numbers.transpose(0, 1)
-    return numbers.reshape(*numbers.shape[:2], -1)
+    if dims is None:
+        return numbers.reshape(-1, 1, 1)
+    outs, inner, kernel = dims
+    ordered = numbers.permute(*outs, inner, *kernel)
+    return ordered.reshape(-1, parameter.shape[inner], math.prod(parameter.shape[d] for d in kernel))
 
 
 def _units(numbers: Tensor, grain: Grain) -> tuple[Tensor, int, int] | None:
@@ -177,11 +199,6 @@ def _units(numbers: Tensor, grain: Grain) -> tuple[Tensor, int, int] | None:
     if isinstance(grain, tuple):
         return blocks.reshape(-1, r * c), 1, 1
     return blocks.reshape(-1, 1), numbers.numel() // m, n
-
-
-def _rows_of(parameter: Tensor, owner: nn.Module, grain: Grain) -> int:
-    """How many rows of units a tensor has: its outputs, or rows of blocks."""
-    return _numbers(owner, parameter).shape[0] // (grain[0] if isinstance(grain, tuple) else 1)
 
 
 def check_grain(grain: Grain, rows: bool = False) -> tuple[int, int] | None:

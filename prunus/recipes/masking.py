@@ -88,7 +88,7 @@ def mask(context: Context, stage: Mask, model: nn.Module) -> tuple[nn.Module, Fa
         safe, name = safe_sparsity(groups, chosen.scores)
         last = f"up to a sparsity of {safe:.2%} the last ranking leaves every tensor more, '{name}' the least"
         notes.append(f"layer collapse: {found}" + (f"; {last}." if found.emptied else "."))
-    return model, {"densities": dict(done.densities), "notes": notes}
+    return model, {"densities": dict(done.densities), "notes": [*groups.left_out, *notes]}
 
 
 def sparse_train(context: Context, stage: SparseTrain, model: nn.Module) -> tuple[nn.Module, Facts]:
@@ -96,7 +96,7 @@ def sparse_train(context: Context, stage: SparseTrain, model: nn.Module) -> tupl
     settings = {"method": stage.method, "density": stage.density, "options": stage.options}
     groups = weights_of(model, stage)
     history = fit(context, stage, model, stage.name, sparse={**settings, "groups": groups})
-    notes = [*history.notes, *cut_off(context, model, groups)]
+    notes = [*groups.left_out, *history.notes, *cut_off(context, model, groups)]
     return model, {"precision": history.precision, "device": history.device, "notes": notes}
 
 
