@@ -73,6 +73,23 @@ def has_values(tensor: Tensor) -> bool:
     return tensor.device.type != "meta" and not isinstance(tensor, FakeTensor)
 
 
+def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor with its dimensions in the order in memory that those of `like` have.
+
+    >>> last = torch.zeros(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    >>> laid_out_as(torch.zeros(1, 5, 3, 4), last).is_contiguous(memory_format=torch.channels_last)
+    True
+    """
+    if like.layout is not torch.strided:
+        return tensor
+    strides, step = [0] * like.dim(), 1
+    for d in sorted(range(like.dim()), key=lambda d: (like.stride(d), -d)):
+        strides[d], step = step, step * max(tensor.shape[d], 1)
+    if list(tensor.stride()) == strides:  # also where a size is one: torch chooses kernels by the numbers
+        return tensor
+    return tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
+
+
 def check_runs(model: nn.Module, inputs: Inputs) -> None:
     """Run `model` once on `inputs`; raises `InputError` that names their shapes when its forward does not take them.
 
@@ -107,8 +124,6 @@ def with_batch(inputs: Inputs, batch: int) -> Inputs:
     def resize(t: Tensor) -> Tensor:
         if t.dim() == 0 or t.shape[0] != old:
             return t
-        channels_last = t.dim() == 4 and not t.is_contiguous()
-        out = t[rows.to(t.device)]
-        return out.contiguous(memory_format=torch.channels_last) if channels_last else out.contiguous()
+        return laid_out_as(t[rows.to(t.device)], t)
 
     return inputs.map(resize)

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from prunus.core import Groups, Operator, VerificationError
 from prunus.core.operators import SILENT, alike, plain_name
+from prunus.core.running import laid_out_as
 from prunus.tracing.apply import with_scale
 from prunus.tracing.decisions import decided
 
@@ -90,7 +91,10 @@ class Kept(TorchDispatchMode):
         return tensor
 
     def _back(self, part: Tensor, whole: Tensor, axes: tuple[int | None, ...], op: Operator) -> Tensor:
-        """The result for the kept units, at their places among zeros."""
+        """The result for the kept units, at their places among zeros, and as the whole lies in memory.
+
+        Where it lies decides which operators torch calls next.
+        """
         cut = [(d, axis) for d, axis in enumerate(axes) if axis is not None and axis in op.over and self._cut(axis)]
         seen = whole
         for d, axis in cut:
@@ -101,7 +105,7 @@ class Kept(TorchDispatchMode):
             shape = list(part.shape)
             shape[d] = len(self.alive[axis])
             part = part.new_zeros(shape).index_copy_(d, self._index(axis, part), part)
-        return part
+        return laid_out_as(part, whole)
 
 
 def _all_finite(t: Tensor) -> bool:

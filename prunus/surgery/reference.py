@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Groups, Inputs, Operator, Scaled, VerificationError
+from prunus.core.running import laid_out_as
 from prunus.surgery.agreement import Behind, is_real, says_something
 from prunus.surgery.kept import Kept
 from prunus.surgery.precise import Precise, default_dtype
@@ -227,6 +228,7 @@ def other_inputs(inputs: Inputs) -> Inputs:
     def change(t: Tensor) -> Tensor:
         if not t.is_floating_point():
             return t.flip(-1) if t.dim() else t
-        return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype).to(t.device)
+        noise = torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype).to(t.device)
+        return laid_out_as(noise, t)
 
     return inputs.map(change)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from prunus.core.running import laid_out_as
+
 SPREAD = 0.2  # of the noise, where it does not add up over a fan
 FAN = 0.5  # the standard deviation of what a layer of random weights makes of inputs of one
 
@@ -37,7 +39,7 @@ def stand_ins(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         fan = t.numel() // t.shape[0] if t.dim() > 1 else 1
         spread = max(FAN / fan**0.5, SPREAD / 10) if t.dim() > 1 else SPREAD
         noise = spread * torch.randn(t.shape, generator=generator, dtype=torch.float64)
-        out[name] = (noise + value).to(t)
+        out[name] = laid_out_as((noise + value).to(t), t)
     return out
 
 
@@ -55,7 +57,7 @@ def jittered(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         if not t.is_floating_point() or not t.numel():
             return t
         noise = torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)
-        return t + 1e-9 * t.abs().max() * noise
+        return laid_out_as(t + 1e-9 * t.abs().max() * noise, t)
 
     return {n: change(t) for n, t in tensors.items()}
 

@@ -17,7 +17,7 @@ from prunus.core import Edit, Groups, Inputs, Operator, TensorPlan, Verification
 from prunus.core.nested import tensors_in
 from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.places import set_place
-from prunus.core.running import has_values, with_tensors
+from prunus.core.running import has_values, laid_out_as, with_tensors
 from prunus.core.undo import HOLDERS
 from prunus.tracing.calls import numbers_of
 from prunus.tracing.decisions import decided
@@ -27,14 +27,12 @@ def narrow(tensor: Tensor, plan: TensorPlan | None) -> Tensor:
     """The kept indices of every cut dimension, in the tensor's own memory format."""
     if plan is None:
         return tensor
-    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    plain = tensor.is_contiguous()
     if not has_values(tensor):  # a fake tensor takes no real index
         return tensor.new_empty(plan.left)
+    out = tensor
     for dim, kept in plan.kept.items():
-        tensor = tensor.index_select(dim, torch.tensor(kept, dtype=torch.long, device=tensor.device))
-    format = torch.channels_last if channels_last and not plain else torch.contiguous_format
-    return tensor.contiguous(memory_format=format)
+        out = out.index_select(dim, torch.tensor(kept, dtype=torch.long, device=tensor.device))
+    return laid_out_as(out, tensor)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from prunus.core.running import laid_out_as
+
 BY_INDEX = {"index": 1, "_unsafe_index": 1, "index_put": 1, "index_put_": 1, "_index_put_impl_": 1, "masked_select": 1}
 ORDERS = ("topk", "sort")
 TAGS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
@@ -49,7 +51,7 @@ def decided(made: tuple[str, Any] | None, func: Any, args: Any, kwargs: Any) -> 
     fits = x.dim() == what.dim() and all(
         n == m for d, (n, m) in enumerate(zip(x.shape, what.shape)) if d != dim % x.dim()
     )
-    return (x.gather(dim, what), what.clone()) if x.dim() and fits else func(*args, **kwargs)
+    return (laid_out_as(x.gather(dim, what), what), what.clone()) if x.dim() and fits else func(*args, **kwargs)
 
 
 def _indices(args: Any) -> list[Any]:

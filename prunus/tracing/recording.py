@@ -30,12 +30,17 @@ def check_repeats(model: nn.Module, inputs: Inputs, tracer: Tracer) -> None:
     tensors = {name: t.detach() for name, t in named_tensors(model).items()}
     with torch.random.fork_rng(devices=[]):
         first, second = run(model, tensors, inputs), run(model, tensors, inputs)
-    if len(first) != len(second) or not all(torch.equal(a, b) for a, b in zip(first, second)):
+    if len(first) != len(second) or not all(_same(a, b) for a, b in zip(first, second)):
         told = ", ".join(f"{op} in '{module}'" if module else op for op, module in tracer.random.items())
         raise TraceError(
             f"the model's output is random in evaluation mode: two runs on the example differ. It draws by {told}. "
             "Make it deterministic under model.eval(), or give the noise as an input."
         )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN where the other is NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) -> Tracer:
