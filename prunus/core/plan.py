@@ -130,6 +130,7 @@ class Plan:
 
 _NEEDED = ("format", "groups", "tensors", "edits", "added", "ties", "inputs", "memory_format", "version")
 _PLACE = re.compile(r"(?!_)\w+(\[\d{1,4}\]|\.(?!_)\w+)?")  # what tracing writes, see core/places.py
+_LETTERS = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 INTEGER = 1 << 31  # attributes are below
 TUPLE = 64  # what a block gives, at most
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int64")
@@ -220,6 +221,6 @@ def _scaled(data: Any) -> Scaled:
 def _mask(data: Any) -> Mask:
     sizes = shape(record(data, ("shape", "bits"))["shape"])
     bits = text(data["bits"], longest=LONG)
-    if len(bits) != -(-math.prod(sizes) // 24) * 4:  # three bytes are four letters
+    if not _LETTERS.fullmatch(bits) or len(bits) != -(-math.prod(sizes) // 24) * 4:  # three bytes are four letters
         raise ValueError(f"a mask of shape {sizes} holds {len(bits)} letters of bits")
     return Mask(sizes, bits)

@@ -54,6 +54,7 @@ WRONG = [
     ("tensors", "a.weight", "kept", {"-1": [0]}),
     ("tensors", "a.weight", "shape", [2**32, 2**32]),
     ("masks", "a.weight", "bits", ""),
+    ("masks", "a.weight", "bits", "o!=="),
     ("masks", "a.weight", "shape", [2**32, 2**32]),
     ("hooks", {}),
 ]

@@ -15,7 +15,7 @@ from prunus.core.torchvision_ops import declare_torchvision_operators
 from tests.security.fuzz import formats, fuzz
 
 NEEDS = {"pretrained": "transformers"}
-CASES = int(os.environ.get("PRUNUS_FUZZ", "150"))
+CASES = int(os.environ.get("PRUNUS_FUZZ", "60"))
 SEED = int(os.environ.get("PRUNUS_FUZZ_SEED", "0"))
 
 
