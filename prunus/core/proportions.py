@@ -40,8 +40,8 @@ def check_counts(groups: Sequence[Group], proportions: Proportions, keep: Tensor
             )
         if int(rows[0]) % group.step:
             raise InputError(
-                f"the plan keeps {int(rows[0])} units of group '{group.id}'; the kernels that the network calls take "
-                f"multiples of {group.step} there."
+                f"the plan keeps {int(rows[0])} units of group '{group.id}'; what the network calls or holds "
+                f"takes multiples of {group.step} there."
             )
         kept[group.id] = Fraction(int(rows[0]))
     count = {group.id: group.count for group in groups}

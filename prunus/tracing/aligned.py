@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from prunus.core.proportions import quanta_of
 from prunus.tracing.build import Built
@@ -22,10 +23,11 @@ def align(tracer: Tracer, call: Call) -> bool:
     return step is not None
 
 
-def steps_of(tracer: Tracer, built: Built) -> dict[int, int]:
-    """Per group (by number), what the kept counts are multiples of; only where that is not one."""
+def steps_of(tracer: Tracer, built: Built, known: Mapping[int, int] | None = None) -> dict[int, int]:
+    """Per group (by number), what the kept counts are multiples of: `known` steps, and those that kernels ask for."""
+    known = known or {}
     if not any(tracer.aligned.get(call.name, 1) > 1 for call in tracer.calls):
-        return {}
+        return dict(known)
     dims_of: dict[int, Dims] = {
         tracer.numbers[t]: tracer.initial[n] for n, t in tracer.tensors.items() if t in tracer.numbers
     }
@@ -39,7 +41,8 @@ def steps_of(tracer: Tracer, built: Built) -> dict[int, int]:
             for number in {owner[unit] for unit in matrix[matrix >= 0].unique().tolist()}:
                 found[number] = math.lcm(found.get(number, 1), step)
         dims_of.update(zip(call.writes, call.dims))
-    return {number: math.gcd(step, built.groups[number].count) for number, step in found.items()}
+    steps = {number: math.gcd(step, built.groups[number].count) for number, step in found.items()}
+    return steps | {number: math.lcm(step, steps.get(number, 1)) for number, step in known.items()}
 
 
 def unfit(built: Built, proportions: tuple[tuple[str, ...], ...], steps: dict[int, int]) -> dict[int, str]:
@@ -52,5 +55,5 @@ def unfit(built: Built, proportions: tuple[tuple[str, ...], ...], steps: dict[in
         counts = [built.groups[id].count for id in ids]
         quanta = quanta_of(counts, [steps.get(number[id], 1) for id in ids])
         if any(n % quantum or n == quantum for n, quantum in zip(counts, quanta)):
-            out |= {number[id]: f"a kernel takes its size in multiples of {step}" for id in ids}
+            out |= {number[id]: f"it could only be cut in multiples of {step}" for id in ids}
     return out

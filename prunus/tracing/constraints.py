@@ -28,6 +28,7 @@ class Solution:
     proportions: tuple[tuple[str, ...], ...] = ()
     folds: tuple[Fold, ...] = ()
     floors: dict[int, int] = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
     fix: dict[int, str] = field(default_factory=dict)
 
 
@@ -50,6 +51,7 @@ def solve(tracer: Tracer, built: Built) -> Solution:
         else:
             sides.append((left, right, equation))
     rules = _rules([side for side in sides if not side[2].power])
+    solution.steps = _steps(counts, rules)
     solution.folds, sides = _folds(counts, tracer, built, sides, rules)
     _keep_several(counts, tracer, rules, solution)
     tied: list[tuple[int, int]] = []
@@ -132,7 +134,29 @@ def _solved(
         return None
     quotient, divisor = (value, others) if power == 1 else (others, value)
     inverse = divisor.inverse()
-    return None if inverse is None else (unknown[0], quotient * inverse)
+    found = None if inverse is None else quotient * inverse
+    return None if found is None or not _whole(found) else (unknown[0], found)
+
+
+def _whole(value: Polynomial) -> bool:
+    """Whether a number of kept units comes out whole, if need be for groups cut in steps."""
+    return all(
+        all(power > 0 for _, power in monomial)
+        and (c.denominator == 1 or (len(monomial) == 1 and next(iter(monomial))[0][0] == "group"))
+        for monomial, c in value.terms.items()
+    )
+
+
+def _steps(counts: Counts, rules: dict[Symbol, Polynomial]) -> dict[int, int]:
+    """Per group, the multiples in which units stay so that every attribute is a whole number."""
+    index = {g.id: i for i, g in enumerate(counts.groups)}
+    steps: dict[int, int] = {}
+    for value in rules.values():
+        for monomial, c in value.terms.items():
+            if c.denominator > 1 and monomial:
+                ((symbol, _),) = monomial
+                steps[index[symbol[1]]] = math.lcm(steps.get(index[symbol[1]], 1), c.denominator)
+    return steps
 
 
 def _rest(left: Polynomial, right: Polynomial, rules: dict[Symbol, Polynomial]) -> Polynomial | None:

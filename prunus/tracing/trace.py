@@ -164,7 +164,7 @@ def _solved(tracer: Tracer, inputs: Inputs) -> Built:
         if not solution.fix:
             seen = replace(built.groups, proportions=solution.proportions)
             solution.fix = unvisited.torn(tracer, seen, solution.edits)
-        steps = steps_of(tracer, built)
+        steps = steps_of(tracer, built, solution.steps)
         if not solution.fix:
             solution.fix = unfit(built, solution.proportions, steps)
         if not solution.fix:

@@ -51,7 +51,7 @@ def test_experts_are_cut_in_steps(width, hidden, steps, known, monkeypatch):
 def test_what_no_step_can_be_taken_from_is_left_alone():
     groups = prunus.trace(Experts(8, 24), torch.randn(32, 5))
     assert [(g.id, g.step) for g in groups] == [("up", 8)]
-    assert any("a kernel takes its size in multiples of 8" in f.why for f in groups.fixed)
+    assert any("it could only be cut in multiples of 8" in f.why for f in groups.fixed)
 
 
 def mixtures():
