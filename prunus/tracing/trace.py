@@ -204,7 +204,7 @@ def _rows(dim: Dim, rows: tuple[int, int] | None) -> Any:
 
 
 def odd_cut(groups: Groups, seed: int) -> Tensor:
-    """A keep mask that takes random units, a random half of them or more, from every group, as far as code allows.
+    """A keep mask that takes random units of every group as far as code allows; the first few, half of them or more.
 
     Two steps stay where there are two: at a size of one, torch chooses other operators.  The first two seeds leave just
     those, at the end and at the beginning: numbers of rows that the code counts from either side are all cut by one.
@@ -215,7 +215,7 @@ def odd_cut(groups: Groups, seed: int) -> Tensor:
     for tied in dict.fromkeys(together.get(g.id, (g.id,)) for g in groups):
         quanta = groups.quanta(tied)
         steps = groups[tied[0]].count // quanta[0]
-        least = steps // 2 if steps > 3 else 0  # a small network runs fast
+        least = steps // 2 if steps > 3 and seed < TRIALS else 0  # a small network runs fast
         gone = int(torch.randint(least, max(steps - 1, 2), (), generator=generator)) if steps > 1 else 0
         gone = gone if seed > 1 else max(steps - 2, gone)
         for id, quantum in zip(tied, quanta):
