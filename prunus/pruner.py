@@ -19,7 +19,7 @@ from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import criteria, needed, score, unscored
 from prunus.observe import collect
-from prunus.regularizers import Regularizer, attach_where, regularizer_of
+from prunus.regularizers import Attached, Regularizer, attach_where, regularizer_of
 from prunus.surgery import check_holds, gaps, kept_units, shrink_, silence_, silence_gradients_
 from prunus.surgery.attached import check_cuttable
 from prunus.surgery.memory import check_memory
@@ -98,6 +98,8 @@ class Pruner:
         self.report: Report | None = None
         self._optimizers: tuple[Optimizer, ...] = ()
         self._handles: list[Any] = []
+        self._pressing: list[Attached] = []
+        self._pressure: list[Any] = []  # the state of the regularizer, while it is at work in no optimizer
         self._holes = gaps(self.groups, self.keep)
 
     def attach(self, optimizer: Optimizer | Iterable[Optimizer]) -> None:
@@ -115,13 +117,16 @@ class Pruner:
         check_holds(optimizers, self.model, dict.fromkeys(s.name for g in groups for s in g.slices))
         with all_or_nothing(self, *optimizers):
             if self._regularizer is not None:
-                self._handles += attach_where(self._regularizer, groups, optimizers)
+                self._pressing = attach_where(self._regularizer, groups, optimizers)
+                self._handles += self._pressing
+                self._restore_pressure()
             for one in optimizers:
                 self._handles += [one.register_step_pre_hook(self._before), one.register_step_post_hook(self._after)]
             self.groups, self._optimizers, self._holes = groups, optimizers, gaps(groups, self.keep)
 
     def detach(self) -> None:
         """Take all hooks out of the optimizer; nothing is cut."""
+        self._pressure, self._pressing = self._state_of_pressure(), []
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizers = [], ()
@@ -184,8 +189,19 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and text: with the state of network and optimizer, all that a run needs to go on to the bit."""
-        units = kept_units(self.groups, self.keep)
-        return {"step": self.step, "progress": self.progress, "plan": units.to_json(), "cut": self.report is not None}
+        units, cut = kept_units(self.groups, self.keep), self.report is not None
+        own = {"step": self.step, "progress": self.progress, "plan": units.to_json(), "cut": cut}
+        return {**own, "regularizer": self._state_of_pressure()}
+
+    def _state_of_pressure(self) -> list[Any]:
+        """What the regularizer chose when it was attached, for each optimizer that it is at work in."""
+        return [state for one in self._pressing if (state := one.state_dict())] or self._pressure
+
+    def _restore_pressure(self) -> None:
+        """The regularizer goes on with what it chose before, where it is a run that is resumed."""
+        chosen = [one for one in self._pressing if one.state_dict()]
+        for one, state in zip(chosen, self._pressure):
+            one.load_state_dict(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, before or after `attach`.
@@ -197,4 +213,6 @@ class Pruner:
             raise InputError("this state is of a finished pruner, whose network was cut: load it with prunus.load.")
         self.keep = self.groups.mask(Plan.from_json(state["plan"]))
         self.step, self.progress = int(state["step"]), float(state["progress"])
+        self._pressure = list(state.get("regularizer", ()))
+        self._restore_pressure()
         self._holes = gaps(self.groups, self.keep)

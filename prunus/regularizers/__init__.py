@@ -7,9 +7,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from prunus.regularizers.base import Regularizer, attach, attach_where, regularizer_of, regularizers
+from prunus.regularizers.base import Attached, Regularizer, attach, attach_where, regularizer_of, regularizers
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Regularizer", "attach", "attach_where", "regularizer_of", "regularizers"]
+__all__ = ["Attached", "Regularizer", "attach", "attach_where", "regularizer_of", "regularizers"]

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunus.core import Fixed, Groups, InputError, Registry
+from prunus.core import FileError, Fixed, Groups, InputError, Registry
 from prunus.core.stepping import after_gradients, skipped
 from prunus.regularizers.targets import Target, targets
 
 Gradient = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Proximal = Callable[[Sequence[Tensor], float], Sequence[Tensor]]
-Start = Callable[[Sequence[Tensor]], tuple[Gradient, Gradient]]
+State = Mapping[str, Tensor]
+Start = Callable[[Sequence[Tensor]], State]
+Rules = Callable[[State], tuple[Gradient, Gradient]]
 
 
 class Regularizer(NamedTuple):
@@ -27,8 +29,10 @@ class Regularizer(NamedTuple):
         proximal: (weights, learning rate) -> new weights, applied after the step.
         kind: ``"element"``: the functions act element by element and get all weights at once, in any shape;
             ``"group"``: they get the slices of one group, each as ``(units, fan)``.
-        start: for kind ``"group"`` in place of `gradient`: called once a group with its weights, when it is attached;
-            gives a linear map of the loss's gradients, whose values take their place, and the penalty gradient.
+        start: for kind ``"group"``: called once per group with its weights, when it is attached; gives a state by name,
+            which a checkpoint keeps.
+        rules: beside `start`, in place of `gradient`: of a state a linear map of the loss's gradients, whose values
+            take their place, and the penalty gradient.
     """
 
     roles: frozenset[str]
@@ -36,6 +40,7 @@ class Regularizer(NamedTuple):
     proximal: Proximal | None = None
     kind: str = "element"
     start: Start | None = None
+    rules: Rules | None = None
 
 
 regularizers: Registry[Callable[..., Regularizer]] = Registry("regularizer")
@@ -61,10 +66,8 @@ class Attached:
     def __init__(self, regularizer: Regularizer, aims: Sequence[Sequence[Target]], optimizer: Optimizer) -> None:
         self._regularizer = regularizer
         self._targets = aims
-        self._rules: list[tuple[Gradient | None, Gradient | None]] = [
-            regularizer.start([t.read() for t in joint]) if regularizer.start else (None, regularizer.gradient)
-            for joint in aims
-        ]
+        self._states = [regularizer.start([t.read() for t in joint]) if regularizer.start else {} for joint in aims]
+        self._rules = self._made()
         self._handles = [optimizer.register_step_pre_hook(self._before)]
         if regularizer.proximal is not None:
             self._handles.append(optimizer.register_step_post_hook(self._after))
@@ -76,6 +79,25 @@ class Attached:
         """Take the hooks out of the optimizer."""
         for handle in self._handles:
             handle.remove()
+
+    def _made(self) -> list[tuple[Gradient | None, Gradient | None]]:
+        rules = self._regularizer.rules
+        return [rules(state) if rules is not None else (None, self._regularizer.gradient) for state in self._states]
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """What `start` chose for each group, in numbers and text; empty for a regularizer without a state."""
+        return [{name: _told(t) for name, t in state.items()} for state in self._states if state]
+
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on with what `state_dict` gave; raises `FileError` when it is of another network or regularizer."""
+        now = self.state_dict()
+        if [{n: (t["dtype"], t["shape"]) for n, t in state.items()} for state in now] != [
+            {n: (t.get("dtype"), t.get("shape")) for n, t in state.items()} for state in states
+        ]:
+            raise FileError("the state of the regularizer is of another one, or of another network, than it is here.")
+        if now:
+            self._states = [{name: _read(t) for name, t in state.items()} for state in states]
+            self._rules = self._made()
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Add the penalty gradient once: now, or, when the step calls a closure, each time the closure has returned."""
@@ -117,6 +139,16 @@ class Attached:
             live = [t for t in moved if t.tensor.requires_grad and t.tensor.grad is not None]
             if live:
                 yield live, rule
+
+
+def _told(tensor: Tensor) -> dict[str, Any]:
+    """A tensor in numbers and text, for checkpoints of any kind."""
+    flat = tensor.detach().cpu().flatten().tolist()
+    return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape), "values": flat}
+
+
+def _read(told: Mapping[str, Any]) -> Tensor:
+    return torch.tensor(told["values"], dtype=getattr(torch, told["dtype"])).reshape(told["shape"])
 
 
 def attach(regularizer: Regularizer, groups: Groups, optimizer: Optimizer) -> Attached:

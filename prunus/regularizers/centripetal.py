@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunus.core import InputError
 from prunus.criteria.clustering import MAKES, beside, clusters
-from prunus.regularizers.base import Gradient, Regularizer, regularizers
+from prunus.regularizers.base import Gradient, Regularizer, State, regularizers
 
 PAPER = "Ding et al., Centripetal SGD for Pruning Very Deep Convolutional Networks, CVPR 2019"
 ON_VECTORS = 0.1  # of the strength: biases, scales and shifts
@@ -34,7 +34,8 @@ def centripetal(keep: float = 0.5, strength: float = 3e-3) -> Regularizer:
     Raises: `InputError` unless 0 < `keep` < 1 and `strength` is a finite number >= 0.
 
     >>> import torch
-    >>> merge, penalty = centripetal(0.5, strength=0.5).start([torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 9.0]])])
+    >>> made = centripetal(0.5, strength=0.5)
+    >>> merge, penalty = made.rules(made.start([torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 9.0]])]))
     >>> merge([torch.tensor([[2.0, 4.0], [0.0, 0.0], [1.0, 1.0]])])[0]
     tensor([[1., 2.],
             [1., 2.],
@@ -49,8 +50,11 @@ def centripetal(keep: float = 0.5, strength: float = 3e-3) -> Regularizer:
     if not (math.isfinite(strength) and strength >= 0):
         raise InputError(f"centripetal strength={strength!r}: expected a finite number >= 0, e.g. 3e-3.")
 
-    def start(weights: Sequence[Tensor]) -> tuple[Gradient, Gradient]:
-        labels, _ = clusters(beside(weights), math.ceil(keep * len(weights[0])))
+    def start(weights: Sequence[Tensor]) -> State:
+        return {"labels": clusters(beside(weights), math.ceil(keep * len(weights[0])))[0]}
+
+    def rules(state: State) -> tuple[Gradient, Gradient]:
+        labels = state["labels"]
 
         def means(rows: Sequence[Tensor]) -> list[Tensor]:
             return [mean_of(r, labels.to(r.device)) for r in rows]
@@ -61,7 +65,7 @@ def centripetal(keep: float = 0.5, strength: float = 3e-3) -> Regularizer:
 
         return means, penalty
 
-    return Regularizer(frozenset(MAKES), kind="group", start=start)
+    return Regularizer(frozenset(MAKES), kind="group", start=start, rules=rules)
 
 
 def mean_of(rows: Tensor, labels: Tensor) -> Tensor:

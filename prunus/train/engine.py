@@ -42,6 +42,7 @@ class Engine:
             decay=settings.decay,
         )
         self._regularizer: Any = None
+        self._pressure: Any = None  # the state of the regularizer, from a checkpoint
         self._masks: MaskPruner | None = None
         self.gates: GateTraining | None = None
 
@@ -64,6 +65,8 @@ class Engine:
     def start(self, groups: Groups | None) -> None:
         """Attach the regularizer and set up Fabric; after the state was restored, before the first step."""
         self._regularizer = attach_regularizer(self.settings.regularizer, groups, self.optimizer)
+        if self._regularizer is not None and self._pressure is not None:
+            self._regularizer.load_state_dict(self._pressure)
         self._forward, self._stepper = self.fabric.setup(self.model, self.optimizer)
         if self.teacher is not None:
             self.teacher.eval()
@@ -129,11 +132,13 @@ class Engine:
         masks = None if finished or self._masks is None else self._masks.state_dict()
         optimizer = None if finished else self.optimizer.state_dict()
         gates = None if finished or self.gates is None else self.gates.state_dict()
-        return {"model": model, "optimizer": optimizer, "masks": masks, "gates": gates}
+        pressure = None if finished or self._regularizer is None else self._regularizer.state_dict()
+        return {"model": model, "optimizer": optimizer, "masks": masks, "gates": gates, "regularizer": pressure}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` returned; raises RuntimeError or ValueError when it does not fit."""
         self.model.load_state_dict(state["model"])
+        self._pressure = state.get("regularizer")
         if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])
         if self._masks is not None and state["masks"] is not None:

@@ -1,13 +1,17 @@
 """Every regularizer acts the same whoever writes the loop: plain, closure, accumulation, GradScaler, Lightning."""
 
+import copy
 import importlib
 import inspect
+import json
 import warnings
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import prunus
+from prunus.core import FileError
 from prunus.regularizers import attach, regularizers
 from tests.hand_built import batches, residual
 
@@ -239,3 +243,61 @@ def test_lightning_gives_equal_gradients(make, lightning, precision, clip, accum
     assert len(handles) == 1
     for (name, p), q in zip(model.named_parameters(), reference.named_parameters(), strict=True):
         torch.testing.assert_close(p, q[1], rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def train(model, optimizer, data):
+    for batch in data:
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+
+
+@every
+@pytest.mark.parametrize("way", ["handle", "pruner", "pruner attached first", "pruner attached again"])
+def test_a_resumed_run_is_the_unbroken_one_to_the_bit(make, way):
+    """k steps, save, load into fresh objects whose weights moved on since, k steps == 2 k steps."""
+    data = batches(6)
+
+    def begun(pruner):
+        model, groups = residual()
+        model.train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
+        if not pruner:
+            return model, optimizer, attach(make(), groups, optimizer)
+        budget, x = prunus.Budget(params=0.9), torch.zeros(2, 3, 6, 6)
+        return model, optimizer, prunus.Pruner(model, x, budget=budget, regularizer=make())
+
+    pruner = way != "handle"
+    model, optimizer, pressure = begun(pruner)
+    if pruner:
+        pressure.attach(optimizer)
+    train(model, optimizer, data[:3])
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # as far as a long training moves weights
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=draw))
+    saved = json.loads(json.dumps(pressure.state_dict()))
+    state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    if way == "pruner attached again":
+        pressure.detach()
+        pressure.attach(optimizer)
+    train(model, optimizer, data[3:])
+
+    again, theirs, resumed = begun(pruner)
+    if way == "pruner attached first":
+        resumed.attach(theirs)
+    again.load_state_dict(state[0])
+    theirs.load_state_dict(state[1])
+    resumed.load_state_dict(saved)
+    if way in ("pruner", "pruner attached again"):
+        resumed.attach(theirs)
+    train(again, theirs, data[3:])
+    assert_same(again, model)
+    assert resumed.state_dict() == pressure.state_dict()
+
+
+@every
+def test_the_state_of_another_regularizer_is_refused(make):
+    _, _, handle = setup(make)
+    with pytest.raises(FileError, match="of another one"):
+        handle.load_state_dict([{"nothing": {"dtype": "int64", "shape": [1], "values": [0]}}])

@@ -16,6 +16,8 @@ from torch import nn
 import prunus.train.keeper as keeper
 from prunus.core import FileError, Group, Groups, InputError, Inputs, Slice, TrainingError
 from prunus.data.split import Batches
+from prunus.regularizers import centripetal
+from prunus.tracing import trace
 from prunus.train import evaluate, fit
 
 
@@ -170,6 +172,35 @@ def test_ctrl_c_saves_and_resume_continues(data: Any, small: Any, make: Any, tmp
     history = fit(again, data, **small, folder=tmp_path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
     assert [(r.epoch, r.loss, r.accuracy) for r in history] == [(r.epoch, r.loss, r.accuracy) for r in expected]
+
+
+def test_what_a_regularizer_chose_at_the_start_is_resumed(
+    data: Any, small: Any, make: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    settings = small | {"lr": 0.5, "regularizer": {"name": "centripetal", "keep": 0.5, "strength": 0.01}}
+
+    def run(model: Any, **options: Any) -> Any:
+        fit(model, data, **settings, groups=trace(model, torch.zeros(2, 1, 8, 8)), **options)
+        return model.state_dict()
+
+    whole = run(make())
+    plain = Batches.__iter__
+
+    def interrupting(self: Batches) -> Any:
+        for i, batch in enumerate(plain(self)):
+            if self.epoch == 1 and self.split is data.train and i == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(Batches, "__iter__", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run(make(), folder=tmp_path)
+    assert torch.load(tmp_path / "checkpoints" / "train.pt", weights_only=True)["regularizer"]
+    monkeypatch.setattr(Batches, "__iter__", plain)
+    found = centripetal.clusters  # of other weights there would be other clusters
+    monkeypatch.setattr(centripetal, "clusters", lambda rows, k: (found(rows, k)[0].roll(1), None))
+    again = run(make(), folder=tmp_path, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.values(), again.values(), strict=True))
 
 
 def test_ctrl_c_after_the_last_step_still_ends_the_run(
