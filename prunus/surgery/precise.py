@@ -24,17 +24,19 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 class Precise(TorchDispatchMode):
-    """Computes in float64 what the model's code would compute in a lower precision."""
+    """Computes in float64 what the model's code would compute in a lower precision, and says if there was any."""
 
     LOWER = (torch.float32, torch.float16, torch.bfloat16)
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.active = dtype is torch.float64
+        self.raised = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.active and any(map(self._lower, (*args, *kwargs.values()))):
+            self.raised = True
             args, kwargs = tree_map(self._raised, (args, dict(kwargs)))
         return func(*args, **kwargs)
 

@@ -33,6 +33,7 @@ class Run:
     exact: bool = True
     given: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
+    lower: bool = False  # whether anything was to be computed in a lower precision
 
     @property
     def says_something(self) -> bool:
@@ -52,6 +53,11 @@ class Reference:
     def exact(self) -> bool:
         """Whether silence alone told the outcome."""
         return all(run.exact for run in self.runs)
+
+    @property
+    def lower(self) -> bool:
+        """Whether the model's code asks for a lower precision than the proof's."""
+        return any(run.lower for run in self.runs)
 
 
 Tensors = Mapping[str, Tensor]
@@ -155,7 +161,7 @@ def runs_of(
         if given is inputs and not values:
             continue
         try:
-            run = observed(model, {**silent, **silence(values)}, given, dtype, watch)
+            run = observed(model, {**silent, **silence(values)}, given, dtype, watch, runs[0].lower)
         except Exception:  # the network is not made for it, and its own code may raise anything
             continue
         if run.says_something:
@@ -181,13 +187,18 @@ def _nothing(outputs: tuple[Tensor, ...]) -> str:
     )
 
 
-def observed(model: nn.Module, tensors: Tensors, inputs: Inputs, dtype: torch.dtype, watch: Watch) -> Run:
-    """The outputs, and what the integers among them were decided from (then forward is run twice)."""
-    seen = watch()
-    outputs = tuple(run_in(model, tensors, inputs, dtype, seen))
-    exact = getattr(seen, "exact", True)
+def observed(
+    model: nn.Module, tensors: Tensors, inputs: Inputs, dtype: torch.dtype, watch: Watch, lower: bool = True
+) -> Run:
+    """The outputs, and what the integers among them were decided from (then forward is run twice).
+
+    Without `lower`, the model's code is known to ask for no lower precision; if it does here, the outputs tell.
+    """
+    seen, precise = watch(), Precise(dtype) if lower else None
+    outputs = tuple(run_in(model, tensors, inputs, dtype, seen, precise))
+    exact, lower = getattr(seen, "exact", True), precise is not None and precise.raised
     if all(map(is_real, outputs)):
-        return Run(inputs, outputs, exact=exact)
+        return Run(inputs, outputs, exact=exact, lower=lower)
     behind = Behind()
 
     @contextmanager
@@ -195,8 +206,8 @@ def observed(model: nn.Module, tensors: Tensors, inputs: Inputs, dtype: torch.dt
         with watch(), behind:  # which sees what forward calls, not what the watch makes of it
             yield
 
-    outputs = tuple(run_in(model, tensors, inputs, dtype, both()))
-    return Run(inputs, outputs, behind.decided(outputs), exact)
+    outputs = tuple(run_in(model, tensors, inputs, dtype, both(), precise))
+    return Run(inputs, outputs, behind.decided(outputs), exact, lower=lower)
 
 
 def run_in(
@@ -204,17 +215,18 @@ def run_in(
     tensors: Tensors,
     inputs: Inputs,
     dtype: torch.dtype,
-    watch: AbstractContextManager[Any] | None = None,
+    watch: AbstractContextManager[Any],
+    precise: Precise | None,
 ) -> list[Tensor]:
-    """The outputs in the precision `dtype` throughout, also where the model's code asks for a lower one."""
+    """The outputs in the precision `dtype`, with `precise` also where the model's code asks for a lower one."""
 
     @contextmanager
-    def precisely() -> Iterator[None]:
-        with Precise(dtype), watch or nullcontext():
+    def watched() -> Iterator[None]:
+        with precise or nullcontext(), watch:
             yield
 
     with default_dtype(dtype):
-        return run(model, tensors, inputs.to(dtype), precisely())
+        return run(model, tensors, inputs.to(dtype), watched())
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
