@@ -68,6 +68,7 @@ def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dic
     """The tensors (all or some) with every removed unit's own parameters, and its consumers' columns, set to zero.
 
     Read from the groups' slices, not from the axes that the cut is made by: a second account of the same coupling.
+    Tensors in the network's own memory are copied; others, which were made for this, are written in place.
     """
     out = dict(tensors)
     for group in groups:
@@ -75,12 +76,9 @@ def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dic
         if not gone.any():
             continue
         for s in (s for s in group.slices if s.name in out and out[s.name].is_floating_point()):
-            if out[s.name] is tensors[s.name]:
-                out[s.name] = tensors[s.name].clone()
-            tensor = out[s.name]
-            there = torch.zeros(tensor.shape[s.dim], dtype=torch.bool, device=tensor.device)
-            there[s.index[gone].reshape(-1).to(tensor.device)] = True
-            tensor.masked_fill_(there.reshape(-1, *[1] * (tensor.dim() - 1 - s.dim)), 0)
+            if out[s.name].data_ptr() == s.tensor.data_ptr():
+                out[s.name] = out[s.name].clone()
+            out[s.name].index_fill_(s.dim, s.index[gone].reshape(-1).to(out[s.name].device), 0)
     return out
 
 
@@ -153,19 +151,20 @@ def runs_of(
     Raises: `VerificationError` when no run gives anything to compare.
     """
     tensors = cast(named_tensors(model), dtype)
-    others = stand_ins(model, tensors)
+    others: Tensors = stand_ins(model, tensors)
     hidden = tuple(n for n in others if not tensors[n].any() and n.rpartition(".")[2] != "bias")
-    silent = silence(tensors)
+    given_to = cut({**tensors, **others}, others)
+    silent, others = silence(tensors), silence(others)
     runs = [observed(model, silent, inputs, dtype, watch)]
     for given, values in ((other_inputs(inputs), others), (inputs, others), (other_inputs(inputs), {})):
         if given is inputs and not values:
             continue
         try:
-            run = observed(model, {**silent, **silence(values)}, given, dtype, watch, runs[0].lower)
+            run = observed(model, {**silent, **values}, given, dtype, watch, runs[0].lower)
         except Exception:  # the network is not made for it, and its own code may raise anything
             continue
         if run.says_something:
-            runs.append(replace(run, given=cut({**tensors, **values}, values), hidden=hidden if values else ()))
+            runs.append(replace(run, given=given_to, hidden=hidden) if values else run)
             break
     if not any(run.says_something for run in runs):
         raise VerificationError(_nothing(runs[0].outputs))
