@@ -30,9 +30,16 @@ def narrow(tensor: Tensor, plan: TensorPlan | None) -> Tensor:
     if not has_values(tensor):  # a fake tensor takes no real index
         return tensor.new_empty(plan.left)
     out = tensor
-    for dim, kept in plan.kept.items():
+    for dim, kept in sorted(plan.kept.items(), key=lambda cut: len(cut[1]) / plan.shape[cut[0]]):  # the least first
         out = out.index_select(dim, torch.tensor(kept, dtype=torch.long, device=tensor.device))
     return laid_out_as(out, tensor)
+
+
+def sized(tensor: Tensor, plan: TensorPlan | None) -> Tensor:
+    """A tensor of the shape that `narrow` gives, with other numbers where they are real: its first rows are cheap."""
+    if plan is None or not tensor.is_floating_point() or not tensor.is_contiguous() or not has_values(tensor):
+        return narrow(tensor, plan)
+    return tensor[tuple(slice(n) for n in plan.left)].contiguous()
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -273,7 +280,7 @@ def trial(model: nn.Module, groups: Groups, keep: Tensor, found: Numbers | None 
     The numbers that its operators are called with are put into `found`.
     """
     plan = groups.plan(keep)
-    tensors = {name: narrow(t.detach(), plan.tensors.get(name)) for name, t in named_tensors(model).items()}
+    tensors = {name: sized(t.detach(), plan.tensors.get(name)) for name, t in named_tensors(model).items()}
     checker = Checker(groups, keep)
     try:
         with edited(model, plan.edits):
