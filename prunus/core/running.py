@@ -26,14 +26,14 @@ def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs
     >>> bool(layer.weight == 3)
     False
     """
-    first = dict(model.named_parameters()) | dict(model.named_buffers())
-    given = {id(t): tensors[name] for name, t in first.items() if name in tensors}
-    swapped = {
-        f"{path}.{leaf}".lstrip("."): given[id(t)]
-        for path, module in model.named_modules()  # every module once
-        for leaf, t in (*module._parameters.items(), *module._buffers.items())
-        if t is not None and id(t) in given
-    }
+    first: dict[int, str] = {}  # of a tied tensor, which `tensors` has under its first name
+    swapped = {}
+    for path, module in model.named_modules():  # every module once
+        for leaf, t in (*module._parameters.items(), *module._buffers.items()):
+            if t is not None:
+                name = f"{path}.{leaf}" if path else leaf
+                if first.setdefault(id(t), name) in tensors:
+                    swapped[name] = tensors[first[id(t)]]
     return functional_call(model, swapped, inputs.args, dict(inputs.kwargs), tie_weights=False)
 
 

@@ -197,6 +197,7 @@ class Checker(TorchDispatchMode):
     def __init__(self, groups: Groups, keep: Tensor) -> None:
         super().__init__()
         self.alive = groups.alive(keep)
+        self.counts = [int(rows.sum()) for rows in self.alive]
         self.groups = groups
         self.steps = [i for i, op in enumerate(groups.operators) if op.name not in SILENT]
         self.at = 0
@@ -229,7 +230,7 @@ class Checker(TorchDispatchMode):
         return out
 
     def _expected(self, shape: tuple[int, ...], axes: tuple[int | None, ...]) -> tuple[int, ...]:
-        return tuple(n if axis is None else int(self.alive[axis].sum()) for n, axis in zip(shape, axes))
+        return tuple(n if axis is None else self.counts[axis] for n, axis in zip(shape, axes))
 
     def _fail(self, args: Any, message: str, raised: bool = False) -> None:
         call = self.steps[min(self.at, len(self.steps) - 1)]

@@ -45,10 +45,17 @@ def settle(tracer: Tracer, model: nn.Module, inputs: Inputs) -> None:
 
 def unvisited_modules(tracer: Tracer, model: nn.Module, visited: set[str]) -> list[str]:
     """The outermost modules that have parameters, none of which an operator has read; never the model itself."""
+    holding: set[str] = set()
+    read: set[str] = set()
+    for path, p in model.named_parameters(remove_duplicate=False):
+        steps = path.split(".")[:-1]
+        above = [".".join(steps[:n]) for n in range(1, len(steps) + 1)]
+        holding.update(above)
+        if tracer.names[p] in visited:
+            read.update(above)
     found: list[str] = []
-    for name, module in model.named_modules():
-        names = [tracer.names[p] for p in module.parameters()]
-        if names and name and not visited.intersection(names) and not any(_in(name, other) for other in found):
+    for name, _ in model.named_modules():
+        if name in holding and name not in read and not any(_in(name, other) for other in found):
             found.append(name)
     return found
 
