@@ -39,7 +39,7 @@ def sized(tensor: Tensor, plan: TensorPlan | None) -> Tensor:
     """A tensor of the shape that `narrow` gives, with other numbers where they are real: its first rows are cheap."""
     if plan is None or not tensor.is_floating_point() or not tensor.is_contiguous() or not has_values(tensor):
         return narrow(tensor, plan)
-    return tensor[tuple(slice(n) for n in plan.left)].contiguous()
+    return tensor[tuple(slice(n) for n in plan.left)].clone(memory_format=torch.contiguous_format)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -103,14 +103,14 @@ class Before:
 
     def stashed(self) -> list[list[Tensor]]:
         """Per public attribute of a module, the tensors that forward has put there, where a caller may read them."""
-        held = {id(holder): {id(v) for v in _values(copy)} for holder, copy in self.held}
+        held = {id(holder): copy for holder, copy in self.held}
         new: list[list[Any]] = []
         for module, state, _ in self.attributes:
             for name, value in vars(module).items():
                 if not name.startswith("_") and value is not state.get(name):
                     new.append([value])
                 elif not name.startswith("_") and type(value) in HOLDERS:
-                    old = held.get(id(value), set())
+                    old = {id(v) for v in _values(held.get(id(value), ()))}
                     new.append([v for v in _values(value) if id(v) not in old or type(v) in HOLDERS])
         return [tensors_in(values) for values in new if values]
 
