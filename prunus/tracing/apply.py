@@ -39,7 +39,8 @@ def sized(tensor: Tensor, plan: TensorPlan | None) -> Tensor:
     """A tensor of the shape that `narrow` gives, with other numbers where they are real: its first rows are cheap."""
     if plan is None or not tensor.is_floating_point() or not tensor.is_contiguous() or not has_values(tensor):
         return narrow(tensor, plan)
-    return tensor[tuple(slice(n) for n in plan.left)].clone(memory_format=torch.contiguous_format)
+    first = tensor[tuple(slice(n) for n in plan.left)]
+    return laid_out_as(first.clone(memory_format=torch.contiguous_format), tensor)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
