@@ -39,14 +39,37 @@ def _grouped(x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * math.prod(x) * weight[-1]
 
 
+def _trilinear(a: Any, b: Any, c: Any, *missing: Any, **kwargs: Any) -> int:
+    """One multiply-add for every choice of an index in all dimensions that any of the three has."""
+    size = [1] * (len(a) + len(missing[0]))
+    for shape, without in zip((a, b, c), missing):
+        for place, n in zip((d for d in range(len(size)) if d not in without), shape):
+            size[place] = n
+    return 2 * math.prod(size)
+
+
+def _matrices(*args: Any, **kwargs: Any) -> int:
+    """Matrix times matrix: of a sparse one, what it stores counts alone."""
+    a, b = [x for x in args if isinstance(x, Tensor)][-2:]
+    if b.layout is not torch.strided:
+        a, b = b, a.mT
+    stored = a.numel() if a.layout is torch.strided else a._nnz()
+    return 2 * int(stored) * b.shape[-1]
+
+
+_matrices._get_raw = True  # type: ignore[attr-defined]  # it is given tensors
+
+
 # beside those of torch.utils.flop_counter; on shapes, in flops (half a multiply-add)
 FORMULAS: dict[Any, Callable[..., int]] = {
     aten.mkldnn_rnn_layer: _recurrent,
     aten.dot: _dot,
     aten.mv: _dot,
     aten.addmv: _addmv,
+    aten._trilinear: _trilinear,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
 }
+FORMULAS |= dict.fromkeys((aten.mm, aten.addmm, aten._sparse_addmm), _matrices)
 if hasattr(aten, "_grouped_mm"):
     FORMULAS[aten._grouped_mm] = _grouped
 
@@ -59,6 +82,8 @@ def multiply_adds(func: Any, args: Any, kwargs: Any, out: Any) -> float:
     12.0
     """
     packet = func.overloadpacket
+    if packet in FORMULAS and getattr(FORMULAS[packet], "_get_raw", False):
+        return FORMULAS[packet](*args, **kwargs) / 2
     if packet in FORMULAS:
         shapes = tree_map_only(Tensor, lambda t: tuple(t.shape), (args, kwargs))
         return FORMULAS[packet](*shapes[0], **shapes[1]) / 2

@@ -48,6 +48,8 @@ SAMPLES: list[Sample] = [
     S("bmm", f(2, 3, 5), f(2, 5, 4), silent=(1,)),
     S("baddbmm", f(2, 3, 4), f(2, 3, 5), f(2, 5, 4), silent=(2,)),
     S("baddbmm", f(2, 1, 4), f(2, 3, 5), f(2, 5, 4), silent=(1,), beta=0.5),
+    S("_sparse_addmm", f(4), f(3, 5), f(5, 4), beta=1, alpha=2, silent=(2,)),
+    S("_trilinear", f(2, 5), f(4, 5, 3), f(2, 3), [1, 3], [0], [1, 2], [2, 3], silent=(1,)),
     S("addbmm", f(3, 4), f(2, 3, 5), f(2, 5, 4), silent=(1, 2)),
     S("mv", f(3, 5), f(5), silent=(1,)),
     S("dot", f(5), f(5), silent=(1,)),

@@ -63,7 +63,7 @@ def _contracted(t: Tracer, *operands: Dim) -> None:
         t.contracted(operands[0])
 
 
-@rule("mm", "addmm", "bmm", "baddbmm", "mv", "dot", "vdot", "addmv", "_addmm_activation")
+@rule("mm", "addmm", "bmm", "baddbmm", "mv", "dot", "vdot", "addmv", "_addmm_activation", "_sparse_addmm")
 def matmul(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Matrix products: the contracted dimensions are cut alike."""
     added, (a, b) = (args[0], args[1:3]) if len(args) > 2 else (None, args[:2])
@@ -95,6 +95,24 @@ def _added(t: Tracer, added: Tensor, dims: Dims, out: Tensor) -> None:
             t.unify(other, dim)
         else:
             t.fix(dim, "it is repeated along a longer dimension")
+
+
+@rule("_trilinear")
+def trilinear(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
+    """Products of three tensors, each without some of the dimensions, of which some are summed over."""
+    here: list[list[Dim]] = [[] for _ in range(args[0].dim() + len(args[3]))]
+    for x, missing in zip(args[:3], args[3:6]):
+        for place, dim in zip((d for d in range(len(here)) if d not in missing), t.of(x)):
+            here[place].append(dim)
+    for place, dims in enumerate(here):
+        for dim in dims[1:]:
+            t.unify(dims[0], dim)
+        for dim in dims:
+            t.role(dim, "in" if place in args[6] else "out")
+        if place in args[6]:
+            _contracted(t, *dims)
+    t.scales(*(dims[0] for dims in here if dims))
+    return [[Dim(dims[0].labels) if dims else Dim() for place, dims in enumerate(here) if place not in args[6]]]
 
 
 @rule("addbmm")
