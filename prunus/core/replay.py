@@ -26,8 +26,9 @@ After = Callable[[int, Any, Any, Any], Any]  # ... and what it gave; what is ret
 class Replay(TorchDispatchMode):
     """Tells of every ATen call of a forward which of the traced `operators` it is.
 
-    `before` and `after` are called with the number of the operator; under them the mode is off.  Raises `InputError`
-    when forward does something else than it did when it was traced.
+    `before` and `after` are called with the number of the operator; under them the mode is off.  What comes after the
+    last one (the loss, where a batch brings labels that the example had not) is passed over.  Raises `InputError` when
+    forward does something else than it did when it was traced.
     """
 
     def __init__(self, operators: Sequence[Named], *, before: Before | None = None, after: After | None = None):
@@ -45,13 +46,14 @@ class Replay(TorchDispatchMode):
         kwargs, name = kwargs or {}, plain_name(func)
         if name in SILENT:
             return func(*args, **kwargs)
-        number = self.steps[self.at] if self.at < len(self.steps) else -1
-        if number < 0 or alike(self.operators[number].name) != alike(name):
-            told = self.operators[number].name if number >= 0 else "nothing more"
+        if self.at == len(self.steps):
+            return func(*args, **kwargs)
+        number = self.steps[self.at]
+        if alike(self.operators[number].name) != alike(name):
             raise InputError(
-                f"on these data the network's forward calls {name} where it called {told} when it was traced: what "
-                "was seen cannot be told apart by operator. Trace it with example_inputs like the data, or use a "
-                "criterion of weights alone, e.g. 'l2'."
+                f"on these data the network's forward calls {name} where it called {self.operators[number].name} when "
+                "it was traced: what was seen cannot be told apart by operator. Trace it with example_inputs like the "
+                "data, or use a criterion of weights alone, e.g. 'l2'."
             )
         self.at += 1
         if self.before is not None:

@@ -81,7 +81,6 @@ SAMPLES: list[Sample] = [
     S("cosine_similarity", f(3, 5), f(3, 5), 1, composite=True),
     S("linalg_cross", f(4, 3), f(4, 3)),
     S("linalg_cross", f(3, 4), f(3, 1), dim=0),
-    S("_trilinear", f(2, 3), f(4, 3, 5), f(2, 5), [1, 3], [0], [1, 2], [2, 3]),
     S("linalg_inv_ex", spd),
     S("linalg_cholesky_ex", spd),
     S("_linalg_solve_ex", spd, f(3, 4, 2)),
