@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import InputError, Inputs, NothingToPruneError, Plan, Report
+from prunus.core.checks import MOST, a_positive_int, a_word, above_zero, check_arguments, ints, optional, some_batches
 from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import unwrapped
 from prunus.observe.stream import angles, influence
@@ -59,6 +60,14 @@ def drop_blocks_(
     >>> len(report.plan.dropped), len(prunus.blocks(net, x))
     (2, 5)
     """
+    check_arguments(
+        locals(),
+        data=some_batches,
+        n=optional(a_positive_int),
+        keep=optional(above_zero),
+        method=a_word,
+        token=optional(ints(-MOST)),
+    )
     model, inputs = unwrapped(model), Inputs.of(example_inputs)
     if method not in METHODS:
         raise InputError(f"method='{method}': expected one of {', '.join(METHODS)}.")

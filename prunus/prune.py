@@ -22,6 +22,8 @@ from prunus.core import (
     Report,
     VerificationError,
 )
+from prunus.core.callbacks import each
+from prunus.core.checks import check_arguments
 from prunus.core.inputs import Outputs
 from prunus.core.stepping import plain_optimizers
 from prunus.core.undo import all_or_nothing
@@ -85,13 +87,14 @@ def prune_(
 
     Raises: what its verbs raise; `InputError` when the criterion looks at data and none is given.
     """
+    check_arguments(locals())
     model, wanted, example_inputs = unwrapped(model), needed(criterion, data), Inputs.of(example_inputs, outputs)
     check_cuttable(model)
     method = method_of(repair)
     if method and data is None:
         raise InputError(f"repair={repair!r} rebuilds layers from data: give data= batches (no labels are needed).")
     if data is not None and (wanted or method):
-        data = list(data)  # it is gone through several times
+        data = list(each(data))  # it is gone through several times
     optimizers = plain_optimizers(optimizer) if optimizer is not None else None
 
     def cut(in_place: bool, spared: tuple[str, ...]) -> Report:

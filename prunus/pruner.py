@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from prunus.allocators import Problem, allocate
 from prunus.allocators.base import Floor
 from prunus.core import Budget, InputError, Plan, Report
+from prunus.core.callbacks import own
+from prunus.core.checks import a_portion, batches_again, check_arguments, optional
 from prunus.core.inputs import Outputs
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.undo import all_or_nothing
@@ -81,6 +83,7 @@ class Pruner:
         seed: int = 0,
         outputs: Outputs | None = None,
     ) -> None:
+        check_arguments(locals(), data=optional(batches_again))
         self.model = unwrapped(model)
         check_cuttable(self.model)
         self.groups = trace(self.model, example_inputs, freeze=freeze, only=only, outputs=outputs)
@@ -108,6 +111,7 @@ class Pruner:
         Raises: `InputError` when it is attached or finished already, when a trainable parameter that may be cut is in
         none of the optimizers (it says which), or when the network was cut, replaced or sharded since.
         """
+        check_arguments(locals())
         if self._optimizers or self.report is not None:
             raise InputError("this pruner is attached, or has finished, already; make a new one, or detach() it.")
         optimizers = plain_optimizers(optimizer)
@@ -140,7 +144,7 @@ class Pruner:
         if optimizer is self._optimizers[-1]:
             self.step += 1
             if self._schedule is not None:
-                self.advance_(max(self.progress, self._schedule(self.step)))
+                self.advance_(max(self.progress, own(self._schedule, "schedule=")(self.step)))
         silence_(self._holes, (optimizer,))
 
     def advance_(self, progress: float) -> None:
@@ -148,6 +152,7 @@ class Pruner:
 
         The schedule does this by itself.  Raises: `InputError` unless `progress` is in [0, 1].
         """
+        check_arguments(locals(), progress=a_portion)
         if not 0 <= progress <= 1:
             raise InputError(f"progress {progress!r} (the value of schedule=) must lie in [0, 1]: 1 is the budget.")
         if progress <= self.progress:
@@ -209,6 +214,7 @@ class Pruner:
         Raises: `InputError` when the state is of another network, or of one that was cut already; `FileError` when it
         is damaged.
         """
+        check_arguments(locals())
         if state["cut"]:
             raise InputError("this state is of a finished pruner, whose network was cut: load it with prunus.load.")
         self.keep = self.groups.mask(Plan.from_json(state["plan"]))

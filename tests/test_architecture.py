@@ -25,7 +25,7 @@ BELOW = {
     "surgery": {"core", "tracing"},
     "criteria": {"core", "observe"},
     "allocators": {"core", "measure", "surgery"},  # sensitivity silences units
-    "schedules": set(),
+    "schedules": {"core"},
     "regularizers": {"core", "criteria"},  # the clusters of k-means
     "recovery": {"core", "observe", "measure"},
     "masks": {"core", "tracing", "observe", "criteria", "allocators", "schedules", "recovery"},

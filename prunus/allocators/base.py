@@ -21,6 +21,8 @@ from prunus.core import (
     did_you_mean,
     under,
 )
+from prunus.core.callbacks import own
+from prunus.core.checks import check_arguments, shown
 
 Floor = int | float | Mapping[str, int | float] | None
 
@@ -116,6 +118,7 @@ def allocate(
     Raises: `BudgetError` saying the least reachable cost; `UnknownNameError`; `InputError` for scores of another
     network.
     """
+    check_arguments(locals())
     return groups.plan(kept(groups, scores, budget, allocator=allocator, round_to=round_to, floor=floor))
 
 
@@ -129,15 +132,20 @@ def kept(
     floor: Floor = None,
 ) -> Tensor:
     """The keep mask ``(units,)`` of the plan that `allocate` makes of the same arguments."""
+    check_arguments(locals())
     entry = allocators.find(allocator)
-    _check(groups, scores, round_to)
+    _check(groups, scores)
     floors = {group.id: _floor(group, _floor_of(group, floor), groups.least) for group in groups if group.id in scores}
     if isinstance(floor, Mapping):
         for pattern in floor:
             if not any(under(group.id, pattern) for group in groups):
                 hint = did_you_mean(pattern, [group.id for group in groups])
                 raise UnknownNameError(f"floor= names '{pattern}', which matches no group.{hint} See: prunus groups.")
-    return entry.call(Problem(groups, scores, budget.limits(groups.costs()), floors, round_to))
+    problem = Problem(groups, scores, budget.limits(groups.costs()), floors, round_to)
+    keep = own(entry.call, "allocator=")(problem)
+    if not isinstance(keep, Tensor):
+        raise InputError(f"allocator '{entry.name}' gave {shown(keep)}; expected a boolean tensor ({groups.units},).")
+    return keep
 
 
 def _floor_of(group: Group, floor: Floor) -> int | float | None:
@@ -158,9 +166,7 @@ def _floor(group: Group, floor: int | float | None, least: float) -> int:
     return min(max(kept, group.floor, 1), group.count)
 
 
-def _check(groups: Groups, scores: Mapping[str, Tensor], round_to: int) -> None:
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise InputError(f"round_to={round_to!r}: expected a positive int, e.g. 16 (the vector width of most CPUs).")
+def _check(groups: Groups, scores: Mapping[str, Tensor]) -> None:
     for id, values in scores.items():
         group = groups[id]
         if tuple(values.shape) != (group.units,):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Group, Groups, InputError, Plan
+from prunus.core.callbacks import own
+from prunus.core.checks import check_arguments, is_number, sequence, shown
 from prunus.core.running import undisturbed
 from prunus.core.undo import all_or_nothing
 from prunus.surgery.hold import gaps, silence_
@@ -111,14 +113,19 @@ def sensitivity(
     >>> curve.whole, curve.values
     (3.0, {'0': (3.0, 3.0, 2.0)})
     """
+    check_arguments(
+        locals(),
+        fractions=sequence("numbers between 0 and 1, without the ends, e.g. (0.25, 0.5)", is_number, empty=False),
+    )
     steps = tuple(sorted(float(f) for f in fractions))
     if not steps or not all(0 < f < 1 for f in steps):
         raise InputError(
             f"fractions={list(fractions)!r}: expected numbers between 0 and 1, without the ends, e.g. 0.5."
         )
     groups = groups.bind(model)
+    measure = own(evaluate, "evaluate=")
     with all_or_nothing(model), undisturbed(model):
-        whole = _finite(evaluate(model), "the whole network")
+        whole = _finite(measure(model), "the whole network")
         values: dict[str, tuple[float, ...]] = {}
         for group in (g for g in groups if g.id in scores):
             found = []
@@ -126,7 +133,7 @@ def sensitivity(
                 keep = torch.ones(groups.units, dtype=torch.bool)
                 keep[group.offset : group.offset + group.units] = stays(group, scores[group.id], fraction)
                 with silenced(groups, keep):
-                    found.append(_finite(evaluate(model), f"{fraction:.0%} of group '{group.id}' silenced"))
+                    found.append(_finite(measure(model), f"{fraction:.0%} of group '{group.id}' silenced"))
             values[group.id] = tuple(found)
     return Sensitivity(steps, whole, values)
 
@@ -159,8 +166,11 @@ def places(group: Group, scores: Tensor) -> Tensor:
     ).flatten()
 
 
-def _finite(value: float, what: str) -> float:
-    value = float(value)
+def _finite(given: float, what: str) -> float:
+    try:
+        value = float(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"evaluate= gave {shown(given)} for {what}; expected a number, higher = better.") from None
     if not math.isfinite(value):
         raise InputError(f"evaluate= gave {value} for {what}; expected a finite number, higher = better.")
     return value

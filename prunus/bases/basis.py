@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunus.core.checks import check_arguments
 from prunus.core.held import let_go_
 from prunus.core.undo import all_or_nothing, keep_values
 
@@ -86,6 +87,7 @@ def coefficients(module: nn.Module, leaf: str = "weight") -> nn.Parameter:
 
 def interspaced(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Basis]]:
     """Every weight that is coefficients times a basis: ``(qualified name, layer, name in the layer, basis)``."""
+    check_arguments(locals())
     for path, module in model.named_modules():
         for leaf in _leaves(module):
             yield f"{path}.{leaf}".lstrip("."), module, leaf, module.get_submodule(leaf + SUFFIX)
@@ -106,6 +108,7 @@ def fold_(model: nn.Module) -> tuple[str, ...]:
     >>> fold_(net), list(net.state_dict()) == keys, type(net[0]) is nn.Conv2d
     (('0.weight',), True, True)
     """
+    check_arguments(locals())
     layers = list(interspaced(model))
     weights = {id(p): (p, getattr(m, leaf)) for _, m, leaf, _ in layers for p in [coefficients(m, leaf)]}
     with all_or_nothing(model):
@@ -129,6 +132,7 @@ def normalize_(model: nn.Module) -> None:
     To do before coefficients are ranked by magnitude, where bases are free (``unit=False``); with ``unit=True`` forward
     does the same at any time, and only vectors are divided here.  A vector that is zero stays.
     """
+    check_arguments(locals())
     done: set[int] = set()
     norms: dict[int, Tensor] = {}
     with all_or_nothing(model):

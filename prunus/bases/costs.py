@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from prunus.bases.basis import coefficients, interspaced
 from prunus.core import Inputs
+from prunus.core.callbacks import EXAMPLE, forward
+from prunus.core.checks import check_arguments
 from prunus.core.running import undisturbed
 from prunus.masks.prunable import weights_of_layers
 
@@ -65,6 +67,7 @@ def costs(model: nn.Module, example_inputs: Any) -> Costs:
     >>> found.dense, found.mixed - found.sparse, found.recompose
     (28901376, 4064256, 331776)
     """
+    check_arguments(locals())
     sizes = {id(coefficients(m, leaf)): len(basis.vectors) for _, m, leaf, basis in interspaced(model)}
     weights = {id(p): (name, p, sizes.get(id(p), 1)) for name, _, p in weights_of_layers(model)}  # 1: no basis
     owners = {m: [id(p) for p in m.parameters(recurse=False) if id(p) in weights] for m in model.modules()}
@@ -91,7 +94,7 @@ def costs(model: nn.Module, example_inputs: Any) -> Costs:
     hooks = [m.register_forward_hook(count(keys)) for m, keys in owners.items() if isinstance(m, SIMPLE)]
     try:
         with undisturbed(model):
-            inputs(model)
+            forward(model, inputs, "example_inputs", EXAMPLE)
     finally:
         for handle in hooks:
             handle.remove()

@@ -7,6 +7,8 @@ from torch import Generator, Tensor
 
 from prunus.bases.inits import Init
 from prunus.core import InputError
+from prunus.core.checks import check_arguments
+from prunus.core.words import a_matrix
 
 CHUNK = 1 << 14  # filters solved at once, each with a matrix of its own
 
@@ -31,6 +33,7 @@ def sparse_dictionary(filters: Tensor, density: float, rounds: int = 10) -> tupl
     >>> int(coefficients.count_nonzero()), errors[-1] < errors[1] < errors[0]
     (180, True)
     """
+    check_arguments(locals(), filters=a_matrix)
     if not 0 < density <= 1:
         raise InputError(f"density={density!r}: expected a number above 0 and at most 1.")
     u = filters.double()
@@ -65,6 +68,7 @@ def dictionary(density: float, rounds: int = 10) -> Init:
     >>> prunus.interspace_(net, init=dictionary(density=0.25)).error < 1
     True
     """
+    check_arguments(locals())
 
     def start(filters: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         return sparse_dictionary(filters, density, rounds)[:2]

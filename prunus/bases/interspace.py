@@ -13,6 +13,8 @@ from prunus.bases.basis import Basis, attach_, interspaced
 from prunus.bases.inits import Init, inits
 from prunus.bases.sharing import Sharing, shared
 from prunus.core import Fixed, InputError, UnknownNameError
+from prunus.core.callbacks import own
+from prunus.core.checks import a_named_function, anything, check_arguments, ints, not_negative, optional, shown
 from prunus.core.errors import did_you_mean
 from prunus.core.held import let_go_
 from prunus.core.slices import under
@@ -85,6 +87,7 @@ def interspace_(
     >>> [name for name, _ in net.named_parameters()]
     ['0.weight', '0.bias', '0.weight_basis.vectors', '2.weight', '2.bias']
     """
+    check_arguments(locals(), sharing=anything, init=a_named_function, block=optional(ints(2)))
     if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
         raise InputError(
             "bases are new parameters, which DistributedDataParallel around the network would not know: call "
@@ -102,8 +105,8 @@ def interspace_(
             + ("; ".join(f"{f.what}, {f.why}" for f in left) or "the network has no layers")
             + (". Linear layers are taken in blocks: block=8." if block is None else ".")
         )
-    start = inits[init].call if isinstance(init, str) else init
-    keys = shared(network, places, sharing)
+    start = inits[init].call if isinstance(init, str) else own(init, "init=")
+    keys = shared(network, list(places), sharing)
     families: dict[Hashable, list[str]] = {}
     for name, (_, parameter, size) in places.items():
         families.setdefault((keys[name], size, parameter.dtype, parameter.device), []).append(name)
@@ -181,7 +184,10 @@ def _start(
     """The basis of the weights that share one, in their precision, and their coefficients by the parameter's id."""
     size = torch.Size(piece).numel()
     filters = [p.detach().double().reshape(-1, size) for p in parameters]
-    vectors, values = start(torch.cat(filters), generator)
+    given = start(torch.cat(filters), generator)
+    if not (isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(t, Tensor) for t in given)):
+        raise InputError(f"init= gave {shown(given)}; expected (basis, coefficients), two tensors.")
+    vectors, values = given
     if vectors.shape != (size, size) or values.shape != (sum(map(len, filters)), size):
         raise InputError(
             f"the initialisation gave a basis {tuple(vectors.shape)} and coefficients {tuple(values.shape)} for "
@@ -206,6 +212,7 @@ def parameter_groups(model: nn.Module, *, basis_decay: float = 0.0, **basis_opti
     >>> [(len(g["params"]), g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
     [(2, 0.1, 0.0005), (1, 0.05, 0.0)]
     """
+    check_arguments(locals(), basis_decay=not_negative, basis_options=anything)
     bases = {id(b.vectors): b.vectors for *_, b in interspaced(model)}
     rest = [p for p in model.parameters() if id(p) not in bases]
     options = {"weight_decay": basis_decay, **basis_options}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunus.bases.basis import Basis, coefficients, interspaced
+from prunus.core.checks import check_arguments
 
 
 @contextmanager
@@ -35,6 +36,7 @@ def mixing(model: nn.Module) -> Iterator[tuple[str, ...]]:
     >>> names, bool((mixed - net(x)).abs().max() < 1e-12)
     (('0.weight',), True)
     """
+    check_arguments(locals())
     names = []
     with ExitStack() as stack:
         for name, module, leaf, basis in interspaced(model):

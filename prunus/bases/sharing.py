@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from torch import nn
 
 from prunus.core import InputError, UnknownNameError
+from prunus.core.callbacks import own
+from prunus.core.checks import anything, check_arguments
 from prunus.core.errors import did_you_mean
 from prunus.core.slices import under
 
@@ -35,9 +37,10 @@ def shared(model: nn.Module, names: Iterable[str], sharing: Sharing) -> dict[str
     >>> keys["features.0.weight"] == keys["features.3.weight"] != keys["features.7.weight"]
     True
     """
+    check_arguments(locals(), sharing=anything)
     names = list(names)
     if callable(sharing):
-        return {name: sharing(name) for name in names}
+        return {name: own(sharing, "sharing=")(name) for name in names}
     if isinstance(sharing, Mapping):
         return _mapped(names, sharing)
     if sharing == "fine":
@@ -54,6 +57,8 @@ def shared(model: nn.Module, names: Iterable[str], sharing: Sharing) -> dict[str
 
 def _mapped(names: list[str], sharing: Mapping[str, Hashable]) -> dict[str, Hashable]:
     for pattern in sharing:
+        if not isinstance(pattern, str):
+            raise InputError(f"sharing: expected names or globs of weights as keys; given {pattern!r}.")
         if not any(under(name, pattern) for name in names):
             raise UnknownNameError(
                 f"sharing: pattern '{pattern}' matches no weight in a basis.{did_you_mean(pattern, names)}"

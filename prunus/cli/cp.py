@@ -9,6 +9,7 @@ import typer
 
 from prunus.cli.common import Json, emit
 from prunus.core import InputError
+from prunus.core.writing import write_text
 
 
 def command(
@@ -25,5 +26,5 @@ def command(
         raise InputError(f"'{path}' exists already; nothing was written. Give another name: prunus cp {recipe} my.yaml")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder '{path.parent}' to copy into.")
-    path.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    write_text(path, source.read_text(encoding="utf-8"))
     emit({"path": str(path)}, lambda: f"{path}\nRun it with:  prunus run {path}", json)

@@ -9,6 +9,7 @@ import typer
 
 from prunus.cli.common import Classes, Input, Json, Model, emit, target
 from prunus.core import InputError
+from prunus.core.writing import write_text
 
 
 def command(
@@ -44,4 +45,4 @@ def _write(path: Path, page: str) -> None:
     from prunus.recipes.folder import make_folder
 
     make_folder(path.parent, "--html")
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)

@@ -12,6 +12,7 @@ from prunus.core.errors import (
     TrainingError,
     UnknownNameError,
     VerificationError,
+    WriteError,
     did_you_mean,
     missing_extra,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "UnknownNameError",
     "VerificationError",
     "Verified",
+    "WriteError",
     "did_you_mean",
     "missing_extra",
     "under",

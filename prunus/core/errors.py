@@ -20,7 +20,8 @@ class PrunusError(Exception):
         │   └── MissingExtraError an optional library is not installed
         ├── TraceError            the model's forward could not be followed
         ├── VerificationError     a cut changed the function; the model was put back
-        └── TrainingError         training cannot go on (the loss is not a number ...)
+        ├── TrainingError         training cannot go on (the loss is not a number ...)
+        └── WriteError            the disk did not take a file; an `OSError` as well
     """
 
 
@@ -68,6 +69,10 @@ class VerificationError(PrunusError):
 
 class TrainingError(PrunusError):
     """Training cannot go on; the last good checkpoint is kept."""
+
+
+class WriteError(PrunusError, OSError):
+    """The disk did not take a file: it is full, or it may not be written there; what was there is still whole."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

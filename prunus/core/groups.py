@@ -272,6 +272,10 @@ class Groups(Sequence[Group]):
         tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
             model.named_buffers(remove_duplicate=False)
         )
+        slices = [s for g in self.members for s in g.slices]
+        if wrong := [s for s in slices if s.name in tensors and tensors[s.name].shape != s.tensor.shape]:
+            shapes = f"{tuple(wrong[0].tensor.shape)} in them, {tuple(tensors[wrong[0].name].shape)} here"
+            raise InputError(f"the groups are of another network: '{wrong[0].name}' is {shapes}. Trace this model.")
 
         def bound(slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
             return tuple(replace(s, tensor=tensors.get(s.name, s.tensor)) for s in slices)

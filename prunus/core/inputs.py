@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.core.callbacks import own
 from prunus.core.errors import InputError
 from prunus.core.nested import tensors_in, with_tensors_changed
 
@@ -68,7 +69,7 @@ class Inputs:
         """
         if self.outputs is None:
             return tensors_in(returned, "what the model returns", is_cache)
-        found = tensors_in(self.outputs(returned), "what outputs= gives")
+        found = tensors_in(own(self.outputs, "outputs=")(returned), "what outputs= gives")
         if not found:
             raise InputError(
                 f"outputs= gave no tensor for what the model returns, a {type(returned).__name__}: it takes what "

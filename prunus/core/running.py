@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 
-from prunus.core.errors import InputError, PrunusError
+from prunus.core.callbacks import forward
+from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
 
 
@@ -97,19 +98,9 @@ def check_runs(model: nn.Module, inputs: Inputs) -> None:
     Traceback (most recent call last):
     prunus.core.errors.InputError: the forward of Linear does not take inputs of ...
     """
-    try:
-        with undisturbed(model):
-            inputs(model)
-    except PrunusError:
-        raise
-    except Exception as error:  # whatever the forward of a user's model raises
-        shapes = " + ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in inputs.tensors)
-        reason = (str(error).strip() or "no message").split("\n")[0]
-        raise InputError(
-            f"the forward of {type(model).__name__} does not take inputs of {shapes or 'no tensors'} "
-            f"({type(error).__name__}: {reason}). Give the shape and type of what it takes, "
-            "e.g. --input 1,3,224,224 or --input 1,16:int64<1000 (input: in a recipe)."
-        ) from error
+    hint = "Give the shape and type of what it takes, e.g. --input 1,3,224,224 or --input 1,16:int64<1000"
+    with undisturbed(model):
+        forward(model, inputs, "inputs", f"{hint} (input: in a recipe).")
 
 
 def with_batch(inputs: Inputs, batch: int) -> Inputs:
@@ -119,6 +110,8 @@ def with_batch(inputs: Inputs, batch: int) -> Inputs:
     [tensor([0., 1., 0., 1., 0.])]
     """
     old = inputs.batch
+    if old < 1:
+        raise InputError("the example inputs hold no sample: give a batch of at least 1.")
     rows = torch.arange(batch) % max(old, 1)
 
     def resize(t: Tensor) -> Tensor:

@@ -10,6 +10,19 @@ import torch
 from torch import Tensor
 
 from prunus.core import Entry, Fixed, Group, Groups, InputError, Registry
+from prunus.core.callbacks import own
+from prunus.core.checks import (
+    Kind,
+    a_flag,
+    a_text,
+    a_word,
+    check_arguments,
+    instance,
+    one_of,
+    optional,
+    shown,
+    some_names,
+)
 from prunus.core.groups import COSTS
 from prunus.core.progress import progress
 from prunus.core.running import has_values
@@ -31,6 +44,8 @@ FINISH: Mapping[str, Callable[[Tensor], Tensor]] = {  # (units,) -> (units,)
     "square": torch.square,
     "sqrt": torch.sqrt,
 }
+
+some_roles = Kind(f"some of {', '.join(ROLES)}", lambda v: some_names.holds(v) and set(v) <= set(ROLES))
 
 criteria: Registry[Callable[..., Tensor]] = Registry("criterion")
 
@@ -67,14 +82,23 @@ def criterion(
         weights: the normaliser where units are single weights (`prunus.tensors`): the same one for the element kind,
             unless told otherwise; a criterion of the group kind is not for weights unless it names one.
 
-    Raises: `ValueError` for a declaration that is none of these.
+    Raises: `InputError` for a declaration that is none of these.
     """
-    for value, known in ((kind, KINDS), (across, ACROSS), (finish, FINISH)):
-        if value not in known:
-            raise ValueError(f"criterion '{name}' declares '{value}'; expected one of {', '.join(known)}.")
-    unknown = set(roles) - set(ROLES)
-    if unknown or not set(roles):
-        raise ValueError(f"criterion '{name}' declares roles {sorted(unknown)}; expected some of {', '.join(ROLES)}.")
+    check_arguments(
+        locals(),
+        name=a_word,
+        roles=some_roles,
+        prefer=some_roles,
+        kind=one_of(*KINDS),
+        across=one_of(*ACROSS),
+        finish=one_of(*FINISH),
+        normalize=a_word,
+        seeded=a_flag,
+        weights=optional(a_word),
+        paper=a_text,
+    )
+    if not set(roles):
+        raise InputError(f"criterion '{name}' declares no roles; expected some of {', '.join(ROLES)}.")
     register: Callable[[F], F] = criteria.register(  # type: ignore[assignment]
         name,
         paper=paper,
@@ -117,6 +141,7 @@ def score(
     Raises: `UnknownNameError`; `InputError` when statistics are missing or of another network, when no group has a
     slice of the right role, or when a score is not finite.
     """
+    check_arguments(locals(), stats=optional(instance("what prunus.collect returns", Stats)))
     entry, groups = criteria.find(criterion), groups.seen()
     _check_stats(entry, groups, stats)
     _check_values(entry, groups)
@@ -160,11 +185,13 @@ def needs(criterion: str | Callable[..., Tensor]) -> frozenset[str]:
     >>> sorted(needs("l2"))
     []
     """
+    check_arguments(locals())
     return frozenset(criteria.find(criterion).declares["needs"])
 
 
 def needed(criterion: str | Callable[..., Tensor], data: Iterable[Any] | None) -> frozenset[str]:
     """The statistics a criterion reads; raises `InputError` when it reads some of data and there are none."""
+    check_arguments(locals())
     if data is None and (wanted := of_data(criterion)):
         raise InputError(f"criterion {criterion!r} looks at data ({', '.join(sorted(wanted))}): give data= batches.")
     return needs(criterion)
@@ -176,11 +203,13 @@ def of_data(criterion: str | Callable[..., Tensor]) -> frozenset[str]:
     >>> sorted(needs("synflow")), sorted(of_data("synflow"))
     (['flow'], [])
     """
+    check_arguments(locals())
     return frozenset(need for need in needs(criterion) if collectors[need].declares.get("data", True))
 
 
 def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Callable[..., Tensor]) -> tuple[Fixed, ...]:
     """The groups a criterion could not score, and why: an allocator leaves them whole."""
+    check_arguments(locals())
     entry = criteria.find(criterion)
     read = f"criterion '{entry.name}' reads slices of role {' or '.join(entry.declares['roles'])}; it has none"
     needs = " and ".join(sorted(entry.declares["needs"]))
@@ -196,7 +225,7 @@ def _effort(group: Group) -> float:
 
 def _raw(entry: Entry[Callable[..., Tensor]], group: Group, seed: int) -> Tensor | None:
     """The scores of one group before they are normalised: ``(units,)``; None where nothing was seen of it."""
-    call = entry.call
+    call = own(entry.call, "criterion=")
     units = {need for need in entry.declares["needs"] if collectors[need].declares.get("of") == "group"}
     weights = entry.declares["needs"] - units
     if not units <= set(group.stats) or not all(weights <= set(s.stats) for s in group.slices):
@@ -251,11 +280,13 @@ def _normalizer(
     entry: Entry[Callable[..., Tensor]], given: str | Callable[[Tensor], Tensor] | None, weights: bool
 ) -> Callable[[Tensor], Tensor]:
     name = entry.declares["weights" if weights else "normalize"] if given is None else given
-    return normalizers[name].call if isinstance(name, str) else name
+    return normalizers[name].call if isinstance(name, str) else own(name, "normalize=")
 
 
 def _checked(scores: Tensor, entry: Entry[Callable[..., Tensor]], group: Group) -> Tensor:
     """The scores in float64, if there is one finite number a unit."""
+    if not isinstance(scores, Tensor):
+        raise InputError(f"criterion '{entry.name}' gave {shown(scores)}; expected a tensor ({group.units},).")
     if tuple(scores.shape) != (group.units,):
         raise InputError(
             f"criterion '{entry.name}' returned shape {tuple(scores.shape)} for group '{group.id}'; expected "

@@ -51,6 +51,8 @@ class Augment:
             "shift-flip": cls(default.shift, flip=True),
         }
         name = "auto" if given is None else given
-        if name not in known:
-            raise UnknownNameError(f"no augmentation '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+        if not isinstance(name, str) or name not in known:
+            raise UnknownNameError(
+                f"no augmentation '{name}'.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
+            )
         return known[name]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.core import InputError
+from prunus.core.checks import a_path, a_portion, a_word, check_arguments, instance, optional
 from prunus.data.augment import Augment
 from prunus.data.cache import cache_key, read_cache, write_cache
 from prunus.data.columns import image_column, label_column
@@ -46,6 +47,14 @@ def load(
     >>> print(load("digits"))
     digits: 1,294 train, 144 decide, 359 test; 10 classes, images 1x8x8
     """
+    check_arguments(
+        locals(),
+        source=a_path,
+        preprocess=optional(instance("a prunus.data.Preprocess", Preprocess)),
+        decide=a_portion,
+        image=optional(a_word),
+        label=optional(a_word),
+    )
     if not 0 <= decide < 1:
         raise InputError(f"decide={decide}: the share of the training part kept for decisions lies in [0, 1).")
     if limit is not None and limit < 1:

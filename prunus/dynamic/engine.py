@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from prunus.core import InputError
+from prunus.core.checks import check_arguments
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.network import gates
 
@@ -32,6 +33,7 @@ def by_lists(model: nn.Module, example_inputs: Any, *, threads: int = 1) -> nn.M
     >>> len(by_lists(net, x).report()["listed"])
     18
     """
+    check_arguments(locals())
     from prunus.runtime import compile
 
     gates(model)

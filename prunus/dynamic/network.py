@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from prunus.core import InputError
+from prunus.core.checks import anything, check_arguments, instance
 from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.gate import Gate, Seen
@@ -61,6 +62,9 @@ def dynamic_(model: nn.Module, example_inputs: Any, method: str | Method = "mani
     >>> net(torch.randn(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
+    check_arguments(
+        locals(), method=instance("the name of a method, or one made by prunus.dynamic", str, Method), options=anything
+    )
     model = unwrapped(model)
     if dynamic_of(model) is not None:
         raise InputError("this network has gates already; take them off first: prunus.dynamic.static_(model).")
@@ -86,6 +90,7 @@ def attach_(model: nn.Module, dynamic: Dynamic) -> Dynamic:
 
 def static_(model: nn.Module) -> None:
     """Take every gate off: the network is the backbone again."""
+    check_arguments(locals())
     model = unwrapped(model)
     with all_or_nothing(model):
         for place, gate in zip(_of(model).placement.places, gates(model), strict=True):
@@ -99,12 +104,14 @@ def static_(model: nn.Module) -> None:
 
 def dynamic_of(model: nn.Module) -> Dynamic | None:
     """What a network remembers of its gates; None when it has none."""
+    check_arguments(locals())
     found = vars(unwrapped(model)).get(_ATTRIBUTE)
     return found if isinstance(found, Dynamic) else None
 
 
 def gates(model: nn.Module) -> list[Gate]:
     """The gates of a network in order of execution; raises `InputError` when it has none."""
+    check_arguments(locals())
     model = unwrapped(model)
     found = [getattr(model.get_submodule(p.layer), GATE) for p in _of(model).placement.places]
     assert all(isinstance(gate, Gate) for gate in found)
@@ -113,6 +120,7 @@ def gates(model: nn.Module) -> list[Gate]:
 
 def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Parameters of all gates, for a parameter group of their own (without weight decay); empty without gates."""
+    check_arguments(locals())
     return [p for gate in gates(model) for p in gate.parameters()] if dynamic_of(model) is not None else []
 
 
@@ -127,6 +135,7 @@ def opened(model: nn.Module) -> Iterator[nn.Module]:
     ...     bool((net(x) == before).all())
     True
     """
+    check_arguments(locals())
     found = gates(model)
     try:
         for gate in found:
@@ -140,6 +149,7 @@ def opened(model: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[list[Seen]]]:
     """What every gate does, in order: a list a gate with one `Seen` a forward."""
+    check_arguments(locals())
     found = gates(model)
     tapes: list[list[Seen]] = [[] for _ in found]
     try:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import InputError
+from prunus.core.callbacks import each, forward
+from prunus.core.checks import check_arguments
 from prunus.core.inputs import Inputs
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.network import _of, gates, watched
@@ -105,15 +107,17 @@ def realised(model: nn.Module, batches: Iterable[Any]) -> Realised:
     >>> said.macs.shape, said.gates
     (torch.Size([4]), 29696)
     """
+    check_arguments(locals())
     model = unwrapped(model)
     placement, found = _of(model).placement, gates(model)
     if any(module.training for module in (model, *found)):
         raise InputError("the network is in training mode, in which batch norms and gates act otherwise: model.eval().")
     device, kept, floored = next(model.parameters()).device, [], []
     with watched(model) as tapes:
-        for batch in batches:
+        for batch in each(batches):
             pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-            Inputs.of(batch[0] if pair else batch).map(lambda t: t.to(device))(model)
+            x = Inputs.of(batch[0] if pair else batch).map(lambda t: t.to(device))
+            forward(model, x, "a batch of the data")
             kept.append(torch.stack([tape[-1].active.sum(1) for tape in tapes], 1).cpu())
             floored.append(torch.stack([tape[-1].floored for tape in tapes], 1).cpu())
             for tape in tapes:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import InputError
+from prunus.core.callbacks import EXAMPLE, forward
+from prunus.core.checks import check_arguments, is_int, one_of, sequence
 from prunus.core.inputs import Inputs
 from prunus.core.running import undisturbed, with_batch
 from prunus.core.wrappers import unwrapped
@@ -162,8 +164,7 @@ def skipping(model: nn.Module, example_inputs: Any, *, dense: str = "auto") -> n
     >>> fast = skipping(net, x, dense="never")
     >>> torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-5)
     """
-    if dense not in MODES:
-        raise InputError(f"dense={dense!r}: expected one of {', '.join(MODES)}.")
+    check_arguments(locals(), dense=one_of(*MODES))
     network, layers = prepare(model, Skipping)
     shapes = inputs_of_layers(network, layers, example_inputs)
     for name, layer in layers.items():
@@ -182,7 +183,7 @@ def _whole_if_faster(network: nn.Module, layers: list[Skipping], inputs: Inputs,
             for layer, share in zip(layers, chosen, strict=True):
                 layer.break_even = 0.0 if whole else share
             begun = time.perf_counter()
-            inputs(network)
+            forward(network, inputs, "example_inputs", EXAMPLE)
             if i:
                 taken[whole].append(time.perf_counter() - begun)
     gains = min(taken[False]) < WORTH * min(taken[True])
@@ -200,6 +201,7 @@ def fixed_(model: nn.Module, counts: Sequence[int]) -> None:
 
     Raises: `InputError` for another number of counts, or one that its gate does not have.
     """
+    check_arguments(locals(), counts=sequence("whole numbers of at least 0", is_int))
     found = gates(model)
     if len(counts) != len(found) or not all(1 <= k <= gate.outputs for k, gate in zip(counts, found)):
         wide = [gate.outputs for gate in found]
@@ -252,7 +254,7 @@ def inputs_of_layers(network: nn.Module, layers: dict[str, Any], example_inputs:
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
     try:
         with undisturbed(network):
-            with_batch(Inputs.of(example_inputs), 1)(network)
+            forward(network, with_batch(Inputs.of(example_inputs), 1), "example_inputs", EXAMPLE)
     finally:
         for hook in hooks:
             hook.remove()
@@ -291,6 +293,7 @@ def break_even(layer: Skipping, shape: tuple[int, ...], times: int = 5) -> float
 
 def report(network: nn.Module) -> list[str]:
     """What is skipped and what is computed whole, layer by layer, in words."""
+    check_arguments(locals())
     layers = {n: m for n, m in network.named_modules() if isinstance(m, Skipping) and m.gate is not None}
     whole = [name for name, layer in layers.items() if layer.break_even == 0]
     rows = [f"{len(layers) - len(whole)} of {len(layers)} gated layers skip channels that are off"]

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from prunus.core import FileError, InputError
+from prunus.core.checks import check_arguments
 from prunus.core.running import undisturbed
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.network import _of, gates, watched
@@ -47,6 +48,7 @@ class GateTraining:
     """
 
     def __init__(self, model: nn.Module, *, steps: int, periods: int) -> None:
+        check_arguments(locals())
         if not 1 <= periods <= steps:
             raise InputError(f"periods={periods!r}: expected at least 1, and no more than the {steps} steps.")
         self.model = unwrapped(model)
@@ -111,6 +113,7 @@ class GateTraining:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; raises `FileError` for the state of another network."""
+        check_arguments(locals())
         if state["sums"].shape != self._sums.shape:
             raise FileError(
                 f"this state is of gates with {len(state['sums']) - 2} channels; these have {len(self._sums) - 2}."

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import InputError
+from prunus.core.callbacks import each, forward
+from prunus.core.checks import check_arguments
 from prunus.core.inputs import Inputs
 from prunus.core.running import undisturbed
 from prunus.core.undo import all_or_nothing, keep_values
@@ -45,12 +47,14 @@ def warm_start_(model: nn.Module, batches: Iterable[Any]) -> list[str]:
     []
     >>> torch.testing.assert_close(net(x), before, rtol=1e-4, atol=1e-4)
     """
+    check_arguments(locals())
     model = unwrapped(model)
     places = _of(model).placement.places
     lasts = [_last(gate) for gate in gates(model)]
     with undisturbed(model), opened(model), _squares(model, places) as sums:
-        for batch in batches:
-            Inputs.of(batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch)(model)
+        for batch in each(batches):
+            pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+            forward(model, Inputs.of(batch[0] if pair else batch), "a batch of the data")
     if not sums:
         raise InputError("warm_start_: there is no batch of inputs.")
     ones = []

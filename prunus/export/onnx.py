@@ -7,7 +7,6 @@ import copy
 import inspect
 import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,7 +18,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunus.core import InputError, Inputs, TraceError, VerificationError
+from prunus.core.callbacks import EXAMPLE, forward
+from prunus.core.checks import a_positive_int, check_arguments, optional
 from prunus.core.running import undisturbed, with_batch
+from prunus.core.writing import replacing
 from prunus.export.registry import exporters
 
 TOLERANCE = 1e-4
@@ -47,14 +49,13 @@ def to_onnx(
     Raises: `TraceError` when forward cannot be exported, `VerificationError` when the error is above 1e-4 (nothing is
         written), `InputError` when the weights do not fit in one file (2 GB).
     """
+    check_arguments(locals(), batch=optional(a_positive_int))
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     if size > LARGEST:
         raise InputError(f"the weights are {size / 2**30:.1f} GB; an ONNX file with weights inside holds at most 2 GB.")
     inputs = Inputs.of(example_inputs)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(path) as partial:
         with undisturbed(model), _said(f"writing {path.name}"):
             # torch.export takes a batch of 1 for a constant
             _write(_plain(model), with_batch(inputs, batch or 2), partial, free=batch is None)
@@ -65,9 +66,6 @@ def to_onnx(
                 f"ONNX Runtime and torch differ by {error:.1e} (relative) on this network; at most {TOLERANCE:.0e} is "
                 f"accepted, so '{path}' was not written. Does forward depend on the data, or on randomness?"
             )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return error
 
 
@@ -125,7 +123,8 @@ def _error(model: nn.Module, inputs: Inputs, path: Path) -> float:
     """``max|a - b| / max|b|`` between ONNX Runtime (a) and torch (b); infinite when shapes or not-a-numbers differ."""
     from prunus.export.onnxruntime import session
 
-    expected = [leaf for leaf in tree_leaves(inputs(model)) if isinstance(leaf, Tensor)]
+    outputs = forward(model, inputs, "example_inputs", EXAMPLE)
+    expected = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     runner = session(path, threads=1)
     given = runner.run(None, feed(runner, inputs))
     if not expected or len(expected) != len(given):

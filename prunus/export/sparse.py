@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunus.core import Inputs, VerificationError
+from prunus.core.checks import check_arguments
 from prunus.core.running import undisturbed, with_batch
+from prunus.core.writing import replacing
 from prunus.export.onnx import TOLERANCE, like, relative
 from prunus.export.registry import exporters
 
@@ -49,12 +50,11 @@ def to_sparse(model: nn.Module, example_inputs: Any, path: str | Path, *, verify
     >>> error < 1e-6
     True
     """
+    check_arguments(locals())
     from prunus.runtime import compile, load, save
 
     path, inputs = Path(path), Inputs.of(example_inputs)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(path) as partial:
         save(compile(model, with_batch(inputs, 1), tune=True), partial)
         error = _error(model, inputs, load(partial)) if verify else None
         if error is not None and not error <= TOLERANCE:
@@ -62,9 +62,6 @@ def to_sparse(model: nn.Module, example_inputs: Any, path: str | Path, *, verify
                 f"the engine and torch differ by {error:.1e} (relative) on this network; at most {TOLERANCE:.0e} is "
                 f"accepted, so '{path}' was not written. Does forward depend on the data, or on randomness?"
             )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return error
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from prunus.allocators import Problem, kept
 from prunus.core import Budget, InputError, Plan
+from prunus.core.callbacks import each
+from prunus.core.checks import anything, check_arguments, one_of
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.criteria import needed, of_data, score
 from prunus.masks.tensors import Tensors
@@ -56,6 +59,11 @@ def at_init(model: nn.Module, groups: Tensors, criterion: str | Callable[..., Te
     >>> prunus.mask_(net, groups, plan).density
     0.1
     """
+    check_arguments(locals(), asked=anything)
+    try:
+        signature(choose).bind(model, groups, criterion, **asked)
+    except TypeError as error:
+        raise InputError(f"at_init: {error}. It takes what prunus.masks.choose takes, e.g. density=0.1.") from None
     return choose(model, groups, criterion, **asked).plan
 
 
@@ -98,13 +106,10 @@ def choose(
     Source: Lee et al., SNIP, ICLR 2019; Tanaka et al., SynFlow, NeurIPS 2020 (algorithm 1); de Jorge et al.,
     Progressive Skeletonization (iterative SNIP, FORCE), ICLR 2021 (algorithm 1).
     """
-    if not isinstance(rounds, int) or rounds < 1:
-        raise InputError(f"rounds={rounds!r}: expected a whole number of at least 1.")
-    if shape not in SHAPES:
-        raise InputError(f"shape={shape!r}: expected one of {', '.join(SHAPES)}.")
+    check_arguments(locals(), shape=one_of("exponential", "linear"))
     if loss is None and temperature != 1:
         loss = partial(_cooled, temperature)
-    batches = None if data is None else list(data)
+    batches = None if data is None else list(each(data))
     needs, sees = needed(criterion, batches), bool(of_data(criterion))
     densities = SHAPES[shape](1.0, float(density), rounds)
     keep = torch.ones(groups.units, dtype=torch.bool)

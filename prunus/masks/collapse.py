@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.core import Plan
+from prunus.core import InputError, Plan
+from prunus.core.checks import check_arguments
 from prunus.masks.at_init import masked
 from prunus.masks.tensors import Tensors
 from prunus.observe import collect
@@ -51,6 +52,7 @@ def collapse(model: nn.Module, groups: Tensors, plan: Plan, data: Iterable[Any] 
     >>> print(collapse(net, prunus.tensors(net), plan, [torch.ones(1, 2)]).dead)
     ('0.weight',)
     """
+    check_arguments(locals())
     keep = groups.mask(plan)
     weights = {g.id: g.slices[0].weight.double().abs() for g in groups}
     with masked(model, groups, keep):
@@ -88,6 +90,9 @@ def safe_sparsity(groups: Tensors, scores: Mapping[str, Tensor]) -> tuple[float,
     >>> safe_sparsity(groups, {"0.weight": torch.tensor([1., 2., 3., 4.]), "1.weight": torch.tensor([2., 3.])})
     (0.5, '1.weight')
     """
+    check_arguments(locals())
+    if not scores:
+        raise InputError("safe_sparsity: there are no scores; give what prunus.score(groups, criterion) returns.")
     best = {id: float(s.max()) for id, s in scores.items()}
     limiting = min(best, key=best.__getitem__)
     gone = torch.cat([scores[g.id] < best[limiting] if g.id in scores else torch.zeros(g.units).bool() for g in groups])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunus.core import Plan
+from prunus.core.checks import check_arguments
 from prunus.core.undo import all_or_nothing
 from prunus.masks.tensors import Tensors
 
@@ -25,6 +26,7 @@ def shuffle(groups: Tensors, plan: Plan, seed: int = 0) -> Plan:
     >>> int(moved.masks["0.weight"].keep.sum()), moved == plan
     (16, False)
     """
+    check_arguments(locals())
     keep = groups.mask(plan)
     generator = torch.Generator().manual_seed(seed)
     for g in groups:
@@ -46,6 +48,7 @@ def redraw_(groups: Tensors, seed: int = 0) -> None:
     >>> torch.equal(before, net.weight), torch.equal(before.flatten().sort()[0], net.weight.flatten().sort()[0])
     (False, True)
     """
+    check_arguments(locals())
     generator = torch.Generator().manual_seed(seed)
     with all_or_nothing(*(g.slices[0].tensor for g in groups)):
         for g in groups:

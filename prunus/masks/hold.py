@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from prunus.core import InputError, Plan
+from prunus.core.checks import check_arguments, optional
 from prunus.core.held import check_free, hold_weight_, let_go_
 from prunus.core.undo import all_or_nothing
+from prunus.core.words import a_plan
 from prunus.core.wrappers import unwrapped
 from prunus.masks.tensors import tensors
 
@@ -34,6 +36,7 @@ def hold_(model: nn.Module, plan: Plan | None = None) -> tuple[str, ...]:
     >>> hold_(net)
     ('weight',)
     """
+    check_arguments(locals(), plan=optional(a_plan))
     network = unwrapped(model)
     parameters = dict(network.named_parameters())
     if plan is None:
@@ -56,6 +59,7 @@ def hold_(model: nn.Module, plan: Plan | None = None) -> tuple[str, ...]:
 
 def release_(model: nn.Module) -> None:
     """Let every weight of a network train again; those that are zero start from zero."""
+    check_arguments(locals())
     with all_or_nothing():
         for parameter in model.parameters():
             let_go_(parameter)

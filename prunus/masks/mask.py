@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunus.core import Fixed, InputError, Mask, Plan
+from prunus.core.checks import check_arguments
 from prunus.core.held import check_free, hold_weight_
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.masks.collapse import lost
@@ -77,6 +78,7 @@ def mask_(
     >>> mask_(net, groups, plan).densities
     {'0.weight': 0.5}
     """
+    check_arguments(locals())
     if not groups.weights or plan.groups:
         raise InputError(
             "mask_ takes the groups and the plan of weights: groups = prunus.tensors(model), plan = "

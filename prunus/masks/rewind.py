@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from prunus.allocators import Problem, allocate
 from prunus.core import Budget, InputError
+from prunus.core.callbacks import own
+from prunus.core.checks import a_function, a_positive_int, check_arguments, one_of, optional
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.criteria import of_data, score
 from prunus.masks.at_init import without
@@ -70,6 +72,14 @@ def lottery_(
     >>> done.density
     0.25
     """
+    check_arguments(
+        locals(),
+        train=a_function,
+        rounds=optional(a_positive_int),
+        early=optional(a_function),
+        rewind=one_of("weights", "rate"),
+        control=one_of("none", "shuffle", "redraw"),
+    )
     rounds = rounds_for(density) if rounds is None else rounds
     if rounds < 1 or rewind not in ("weights", "rate") or control not in ("none", "shuffle", "redraw"):
         raise InputError(
@@ -83,11 +93,11 @@ def lottery_(
     with all_or_nothing(model):  # it may take hours, and users interrupt
         keep_values(*model.parameters())
         if early is not None:
-            early(model)
+            own(early, "early=")(model)
         snapshot = {name: value.detach().clone() for name, value in model.state_dict().items()}
         keep = torch.ones(groups.units, dtype=torch.bool)
         for r in range(1, rounds + 1):
-            train(model, r - 1)
+            own(train, "train=")(model, r - 1)
             scores = without(groups, score(groups, criterion, seed=seed), keep)
             now = Budget(density=float(density) if r == rounds else density ** (r / rounds))
             plan = allocate(groups, scores, now, allocator=allocator)
@@ -99,5 +109,5 @@ def lottery_(
                 if r == rounds and control == "redraw":
                     redraw_(groups, seed)
             done = mask_(model, groups, plan)
-        train(model, rounds)
+        own(train, "train=")(model, rounds)
         return done

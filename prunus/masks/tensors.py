@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import ELEMENTS, Fixed, Group, Groups, InputError, Inputs, Mask, Plan, Slice, under
+from prunus.core.checks import anything, check_arguments, some_names
 from prunus.core.errors import UnknownNameError, did_you_mean
 from prunus.masks.prunable import Dims, Weight, find
 
@@ -127,6 +128,7 @@ def tensors(
     >>> [(g.id, g.units, g.parts) for g in groups], groups.fixed[0].what
     ([('0.weight', 8, 2)], '1.weight')
     """
+    check_arguments(locals(), grain=anything, only=some_names)
     pattern = check_grain(grain, rows)
     known = find(model, example_inputs)
     found = {weight.name: weight for weight in known.weights}

@@ -12,9 +12,11 @@ from torch.optim import Optimizer
 
 from prunus.allocators import allocate
 from prunus.core import Budget, FileError, InputError, Mask, Plan
+from prunus.core.checks import anything, check_arguments, instance, optional
 from prunus.core.held import give_back_, take_
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.undo import all_or_nothing, keep_values
+from prunus.core.words import a_plan
 from prunus.core.wrappers import unwrapped
 from prunus.criteria import score
 from prunus.masks.at_init import without
@@ -66,6 +68,12 @@ class MaskPruner:
         seed: int = 0,
         **options: Any,
     ) -> None:
+        check_arguments(
+            locals(),
+            method=instance("the name of a method, or one made by prunus.masks", str, Method),
+            plan=optional(a_plan),
+            options=anything,
+        )
         self.model, self.groups, self.seed = unwrapped(model), groups, seed
         self.method = made(method, density, steps, options)
         self._rule = self.method.rule
@@ -102,6 +110,7 @@ class MaskPruner:
         Raises: `InputError` when it is attached already, another pruner moves the masks of these weights, or no
         optimizer holds a masked parameter.
         """
+        check_arguments(locals())
         if self._optimizers:
             raise InputError("this pruner is attached already; make a new one, or detach() it.")
         optimizers = plain_optimizers(optimizer)
@@ -262,6 +271,7 @@ class MaskPruner:
 
         Raises: `InputError` for masks of another network; `FileError` when the state is damaged.
         """
+        check_arguments(locals())
         keep = self.groups.mask(Plan.from_json(state["masks"]))
         with self._whole(self._optimizers):
             self._begin()

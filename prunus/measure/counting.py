@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunus.core import FileError, Inputs
+from prunus.core.callbacks import EXAMPLE, forward
+from prunus.core.checks import check_arguments
 from prunus.core.counting import FORMULAS
 from prunus.core.running import undisturbed
 
@@ -46,6 +48,7 @@ def params(model: nn.Module) -> int:
     >>> params(layer), params(nn.Sequential(layer, layer))
     (8, 8)
     """
+    check_arguments(locals())
     return sum(p.numel() for p in model.parameters())
 
 
@@ -55,12 +58,14 @@ def state_size(model: nn.Module) -> int:
     >>> state_size(nn.BatchNorm1d(4))  # 4 x (scale, shift, mean, variance) of 4 bytes, and one int64 counter
     72
     """
+    check_arguments(locals())
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def size_on_disk(path: str | Path) -> int:
     """Bytes of a file, or of all files below a folder; raises `FileError` when there is nothing at `path`."""
+    check_arguments(locals())
     path = Path(path)
     if not path.exists():
         raise FileError(f"there is no file or folder '{path}', so it has no size. Check the path.")
@@ -85,13 +90,14 @@ def macs(model: nn.Module, example_inputs: Any) -> Macs:
     >>> macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(2, 3, 10, 10)).total  # 10 * 10 * 8 * 3 * 9
     21600
     """
+    check_arguments(locals())
     inputs = Inputs.of(example_inputs)
     batch = max(inputs.batch, 1)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     leaves = _Leaves()
     # the counter decomposes before `leaves` sees a call
     with undisturbed(model), _plain_attention(), _without_gradients(model), leaves, counter:
-        inputs(model)
+        forward(model, inputs, "example_inputs", EXAMPLE)
     root = type(model).__name__
     counts = {name.removeprefix(root).removeprefix("."): ops for name, ops in counter.get_flop_counts().items()}
     by_operator = {str(op): _per_sample(flops, batch) for op, flops in counts.pop("Global", {}).items()}

@@ -15,7 +15,10 @@ from torch import nn
 
 from prunus.core import InputError, Inputs
 from prunus.core.backends import backends
+from prunus.core.callbacks import EXAMPLE, forward
+from prunus.core.checks import Kind, a_mapping, check_arguments
 from prunus.core.running import with_batch
+from prunus.core.words import a_network
 
 WARM_UP = 3  # untimed runs of everything before the clock starts
 LEAST = 5  # timed runs of everything, however slow
@@ -76,6 +79,7 @@ def latency(
     >>> latency(nn.Linear(4, 4), torch.zeros(1, 4), seconds=0.01).runs >= 5
     True
     """
+    check_arguments(locals(), model=a_network)
     return race({"": model}, example_inputs, backend=backend, batch=batch, threads=threads, seconds=seconds)[""]
 
 
@@ -89,6 +93,7 @@ def race(
     seconds: float = 1.0,
 ) -> dict[str, Latency]:
     """Time several networks against each other in one backend, taking turns in one process; `seconds` for each."""
+    check_arguments(locals(), models=a_mapping)
     entry = backends[backend]
     for name, value in (("batch", batch), ("threads", threads), ("seconds", seconds)):
         if not value > 0:
@@ -111,6 +116,7 @@ def compare_latency(
     >>> sorted(compare_latency({"a": lambda: None, "b": lambda: None}, seconds=0.01))
     ['a', 'b']
     """
+    check_arguments(locals(), calls=Kind("a dictionary of functions", lambda v: all(map(callable, v.values()))))
     names = list(calls)
     timings: dict[str, list[float]] = {name: [] for name in names}
     spent = dict.fromkeys(names, 0.0)
@@ -183,6 +189,9 @@ def torch_backend(model: nn.Module | str | Path, inputs: Inputs, threads: int) -
     inputs = inputs.map(lambda t: t.to(device))
     if any(w.dim() == 4 and not w.is_contiguous() for w in weights):
         inputs = inputs.map(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t)
+
+    with torch.inference_mode():
+        forward(twin, inputs, "example_inputs", EXAMPLE)
 
     def call() -> Any:
         with torch.inference_mode():

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus.core import Groups, InputError, Inputs, Registry
+from prunus.core.callbacks import a_loss, cross_entropy, each, forward, own
+from prunus.core.checks import check_arguments
 from prunus.core.effective import Follow
 from prunus.core.progress import progress
 from prunus.core.running import undisturbed
@@ -111,7 +113,7 @@ class Seen:
         """
         place = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         seen = 0
-        for batch in progress(self.loader, "observing"):
+        for batch in each(progress(self.loader, "observing")):
             batch = tree_map_only(Tensor, lambda t: t.to(place), batch)
             check_finite(batch, seen)
             inputs = inputs_of(batch)
@@ -119,7 +121,7 @@ class Seen:
                 pair = next(pieces(batch, 2))
                 first, second = map(inputs_of, pieces(pair, 1))
                 self.order = order_of(self.model, self.groups, inputs_of(pair), (first, second))
-            out = self.run(inputs, watch)
+            out = forward(self.model, inputs, f"batch {seen} of the data", call=partial(self.run, inputs, watch))
             seen += 1
             yield out, batch, inputs.batch
         if not seen:
@@ -128,14 +130,11 @@ class Seen:
     def batches(self, watch: Watch = nullcontext) -> Iterator[tuple[Tensor, int]]:
         """Per batch, the mean loss (a scalar with its graph) and the number of samples."""
         for out, batch, size in self.forwards(watch):
-            yield self.value(out, batch).mean(), size
+            yield self.value(out, batch, size).mean(), size
 
-    def value(self, out: Any, batch: Any) -> Tensor:
-        """The loss of an output: a number a sample, or their mean; raises `InputError` when it is none."""
-        value = (self.loss or default_loss)(out, batch)
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            raise InputError(f"loss= must return a tensor that depends on the weights; it gave {value!r}.")
-        return value
+    def value(self, out: Any, batch: Any, size: int) -> Tensor:
+        """The loss of the output of `size` samples: a number a sample, or their mean; `InputError` when it is none."""
+        return a_loss(own(self.loss or default_loss, "loss=")(out, batch), size)
 
 
 # a collector declares of="group" (its statistic is of units), labels=True (it reads the loss), data=False (no batches)
@@ -161,6 +160,7 @@ def collect(
 
     Raises: `InputError` when the loader is empty, or no default loss fits; `UnknownNameError` for an unknown kind.
     """
+    check_arguments(locals())
     wanted = [collectors[need] for need in sorted(set(needs))]
     with all_or_nothing(model), untouched(model):
         seen = Seen(model, groups.seen(), loader, loss)
@@ -186,7 +186,8 @@ def default_loss(output: Any, batch: Any) -> Tensor:
     if isinstance(own, Tensor):
         return own
     if isinstance(output, Tensor) and isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return F.cross_entropy(output, batch[1], reduction="none")
+        loss = cross_entropy(output, batch[1])
+        return loss.flatten(1).mean(1) if loss.dim() > 1 else loss
     raise InputError(
         f"no default loss fits an output of type {type(output).__name__} and a batch of type {type(batch).__name__}: "
         "it is output.loss, else cross-entropy on (x, y). Give labels, or loss=, a function (output, batch) -> loss; "

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from prunus.core import InputError
 from prunus.core.replay import Replay
-from prunus.observe.base import Seen, collectors, default_loss
+from prunus.observe.base import Seen, collectors
 from prunus.observe.layers import INPUTS, Layer
 from prunus.observe.moments import Consumer, consumers, second_moments
 
@@ -163,7 +163,7 @@ def _of_losses(seen: Seen, heads: tuple[Head, ...], numbers: list[int]) -> tuple
         y, todo = labels_of(batch, size), list(numbers)
         logits = ((h.number, h(rows_of(*held[h.number], size))) for h in heads)
         losses = [(place, F.cross_entropy(scores, y, reduction="sum")) for place, scores in logits]
-        losses.append((max(numbers), (seen.loss or default_loss)(out, batch).mean() * size))
+        losses.append((max(numbers), seen.value(out, batch, size).mean() * size))
         for place, loss in losses:
             of = [number for number in todo if number <= place]
             found = torch.autograd.grad(loss, [held[n][1] for n in of], allow_unused=True, retain_graph=True)

@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from prunus.observe.average import average, parameters_of
-from prunus.observe.base import Seen, collectors
+from prunus.observe.base import Seen, collectors, inputs_of
 from prunus.observe.samples import Losses, class_scores, sample_gradients
 
 SEED = 0
@@ -23,7 +23,7 @@ def fisher(seen: Seen) -> dict[str, Tensor]:
     The square is of each sample's gradient: the square of a batch's mean gradient is another, far smaller, number.  It
     tends to 0 where every sample is fitted, whatever the curvature is there.  Returns ``{parameter: its shape}``.
     """
-    return _mean_squares(seen, lambda out, batch: [seen.value(out, batch)])
+    return _mean_squares(seen, lambda out, batch: [seen.value(out, batch, inputs_of(batch).batch)])
 
 
 @collectors.register("mc-fisher")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Groups, Inputs
+from prunus.core.callbacks import forward
 from prunus.core.running import undisturbed
 from prunus.observe.layers import Calls, Layer, Order, follow_of
 
@@ -43,7 +44,7 @@ def _rows(model: nn.Module, groups: Groups, inputs: Inputs) -> dict[tuple[str, i
 
     follow = follow_of(model, groups)
     with undisturbed(model), follow or nullcontext(), Calls(model, before, follow=follow):
-        inputs(model)
+        forward(model, inputs, "a batch of the data")
     return rows
 
 

@@ -42,7 +42,7 @@ def sample_grad(seen: Seen, samples: int = SAMPLES, memory: int = MEMORY) -> dic
     few = replace(seen, loader=_first(seen, -(-fit // ranks)))
     kept: dict[str, list[Tensor]] = {}
     names = {s.name for of in producers.values() for s in of}
-    for _, rows, count in sample_gradients(few, lambda out, batch: [seen.value(out, batch)]):
+    for _, rows, count in sample_gradients(few, lambda out, batch: [seen.value(out, batch, inputs_of(batch).batch)]):
         got: dict[str, list[Tensor]] = {}
         for name, row in rows:
             got.setdefault(name, []).append(row)

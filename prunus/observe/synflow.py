@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prunus.core import InputError
+from prunus.core.callbacks import each, forward
 from prunus.core.effective import Follow, leaves_of
 from prunus.core.nested import tensors_in
 from prunus.core.running import with_batch, with_tensors
@@ -26,17 +27,21 @@ def flow(seen: Seen) -> dict[str, Tensor]:
     weights = {n: p.double().abs().requires_grad_() if p.is_floating_point() else p for n, p in weights.items()}
     buffers = {n: b.double() for n, b in seen.model.named_buffers() if b.is_floating_point()}
     buffers = {n: torch.zeros_like(b) if n.endswith("running_mean") else b for n, b in buffers.items()}
+    if not weights:
+        raise InputError(f"{type(seen.model).__name__} has no parameters: there is nothing that could flow.")
     place = next(iter(weights.values())).device
-    example = seen.groups.inputs if seen.groups.inputs.tensors else inputs_of(next(iter(seen.loader), ()))
+    batch = None if seen.groups.inputs.tensors else next(each(seen.loader), None)
+    example = seen.groups.inputs if batch is None else inputs_of(batch)
     if not example.tensors:
         raise InputError("groups of weights alone know no inputs, and there is no batch: give data= one.")
+    tensors = {**weights, **buffers}
     ones = with_batch(example, 1).map(
         lambda t: (torch.ones_like(t, dtype=torch.float64) if t.is_floating_point() else t).to(place)
     )
     parameters = parameters_of(seen.groups)
-    follow = _absolute(seen, {**weights, **buffers})
+    follow = _absolute(seen, tensors)
     with follow or nullcontext():
-        output = with_tensors(seen.model, {**weights, **buffers}, ones)
+        output = forward(seen.model, ones, "inputs of ones", call=lambda: with_tensors(seen.model, tensors, ones))
     total = torch.stack([t.sum() for t in tensors_in(output) if t.is_floating_point()]).sum()
     names = {id(p): name for name, p in seen.model.named_parameters()}
     met = {} if follow is None else follow.handles

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.core import FileError, InputError
+from prunus.core.writing import write_text
 from prunus.recipes import text
 from prunus.recipes.load import check, dump
 from prunus.recipes.schema import Recipe
@@ -50,10 +51,8 @@ class Folder:
 
     def write_text(self, name: str, content: str) -> None:
         """Write a text file of the folder atomically."""
-        from prunus.train.files import write_atomically
-
         if self.writes:
-            write_atomically(self.path / name, lambda file: void(file.write(content.encode())))
+            write_text(self.path / name, content)
 
     def begin(self, recipe: Recipe) -> bool:
         """Make the folder and write the recipe into it; False when it was there already."""
@@ -178,7 +177,3 @@ def _same_recipe(path: Path, recipe: Recipe) -> None:
             f"--resume: the run in '{path}' has another recipe ({', '.join(different)} differ). Give the same recipe "
             f"and overrides as then, or run {path / 'recipe.yaml'} itself."
         )
-
-
-def void(_: object) -> None:
-    """Drop a result."""

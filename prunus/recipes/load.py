@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunus.core import FileError, InputError, UnknownNameError, did_you_mean
+from prunus.core.checks import a_path, check_arguments, some_names
 from prunus.recipes import text
 from prunus.recipes.problems import at, malformed, misplaced, told
 from prunus.recipes.resolve import overridden, override, pair_of, resolve
@@ -26,6 +27,7 @@ def builtin() -> dict[str, Path]:
 
 def find(recipe: str | Path) -> Path:
     """The file of a recipe: a path, or the name of a built-in one; raises `UnknownNameError` with the nearest name."""
+    check_arguments(locals(), recipe=a_path)
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
@@ -46,6 +48,7 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     >>> load("quickstart", ["seed=3"]).seed
     3
     """
+    check_arguments(locals(), recipe=a_path, overrides=some_names)
     path = find(recipe)
     raw, lines = text.read(path)
     _well_formed(raw, lines, str(path))

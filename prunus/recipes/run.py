@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from prunus.core import InputError, Report
+from prunus.core.checks import a_path, check_arguments, instance, optional
 from prunus.criteria import of_data
 from prunus.recipes import ranks
 from prunus.recipes.context import Context
@@ -38,6 +39,9 @@ def run(
     Raises: `InputError` for what the recipe or the folder has wrong, before anything is written over;
         `TrainingError` when training diverges, `VerificationError` when a cut cannot be proved.
     """
+    check_arguments(
+        locals(), recipe=instance("a Recipe, as prunus.recipes.load gives it", Recipe), out=optional(a_path)
+    )
     rank = ranks.join()
     path = ranks.same(lambda: choose(recipe, out, resume=resume))
     folder = Folder(path, writes=rank == 0)

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunus.core.callbacks import each, forward
+from prunus.core.checks import check_arguments
 from prunus.core.errors import InputError
+from prunus.core.inputs import Inputs
 from prunus.core.undo import all_or_nothing
+
+TOO_SMALL = "Where a batch is too small for a batch norm (one value a channel), give larger ones."
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,12 @@ def recalibrate_(model: nn.Module, batches: Iterable[Any], limit: int | None = 2
     >>> bn.running_mean, bn.running_var        # (1 + 6) / 2, (2 + 8) / 2
     (tensor([3.5000]), tensor([5.]))
     """
+    check_arguments(locals())
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         return Recalibrated(0, 0)
     with all_or_nothing(model):
-        seen = _accumulate(model, layers, itertools.islice(batches, limit))
+        seen = _accumulate(model, layers, itertools.islice(each(batches), limit))
         _average_over_ranks(layers)
         _check(layers, seen)
         return Recalibrated(len(layers), seen)
@@ -67,13 +73,9 @@ def _accumulate(model: nn.Module, layers: list[_BatchNorm], batches: Iterable[An
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     with _only_batchnorm_trains(model, layers), torch.no_grad():
         for batch in batches:
-            x = batch[0] if isinstance(batch, (tuple, list)) else batch
-            try:
-                model(x.to(device, memory_format=memory_format(model, x)))
-            except ValueError as error:  # torch: more than one value per channel is needed
-                raise InputError(
-                    f"recalibrate: batch {seen} of shape {tuple(x.shape)} is too small: {error}."
-                ) from None
+            given = Inputs.of(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            x = given.map(lambda t: t.to(device, memory_format=memory_format(model, t)))
+            forward(model, x, f"batch {seen} of the data", TOO_SMALL)
             seen += 1
     return seen
 

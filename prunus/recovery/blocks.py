@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
-from prunus.core import Group, Groups, Inputs, Operator, Plan
+from prunus.core import Group, Groups, InputError, Inputs, Operator, Plan
+from prunus.core.callbacks import own
+from prunus.core.checks import a_function, check_arguments, instance, optional
 from prunus.core.progress import progress
 from prunus.core.replay import Replay
 from prunus.core.running import undisturbed
@@ -160,6 +162,12 @@ def rebuild_(
         rate: of a step, relative to the root mean square of each parameter.
         forward: runs `model` once on ``wanted.inputs``; give one that repairs what lies between the blocks.
     """
+    check_arguments(
+        locals(), wanted=instance("what prunus.recovery.block_targets returns", Wanted), forward=optional(a_function)
+    )
+    modules = dict(model.named_modules())
+    if missing := [name for block in wanted.outputs for name in block.modules if name not in modules]:
+        raise InputError(f"wanted= is of another network: there is no block '{missing[0]}' in this one.")
     generator = torch.Generator().manual_seed(seed)
     every = [(name.rpartition(".")[0], p) for name, p in model.named_parameters(remove_duplicate=False)]
     reached, busy = iter(progress(list(wanted.outputs), "rebuilding blocks")), list[Block]()
@@ -169,21 +177,21 @@ def rebuild_(
         modules = [model.get_submodule(name) for name in block.modules]
         part = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
         elsewhere = {p for name, p in every if not block.holds(name)}
-        own = list(dict.fromkeys(p for name, p in every if block.holds(name) and p not in elsewhere))
+        alone = list(dict.fromkeys(p for name, p in every if block.holds(name) and p not in elsewhere))
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             if block not in errors and not busy:  # below, this block and those inside it are called again
                 busy.append(block)
                 next(reached, None)
                 with _disable_current_modes():  # of who watches the forward
-                    errors[block] = _fit(part, args, kwargs, wanted.outputs[block], own, steps, rate, generator)
+                    errors[block] = _fit(part, args, kwargs, wanted.outputs[block], alone, steps, rate, generator)
                 busy.pop()
 
         return modules[0].register_forward_pre_hook(hook, with_kwargs=True)
 
     with all_or_nothing(model):
         with undisturbed(model), _removed([before(block) for block in wanted.outputs]):
-            forward() if forward is not None else wanted.inputs.map(torch.clone)(model)
+            own(forward, "forward=")() if forward is not None else wanted.inputs.map(torch.clone)(model)
         next(reached, None)  # takes the bar away
         return Rebuilt(errors, wanted.inputs.batch, wanted.notes)
 

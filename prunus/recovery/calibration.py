@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from prunus.core import Groups, InputError, Inputs
+from prunus.core.callbacks import each
 from prunus.observe.base import check_finite, inputs_of
 
 
@@ -17,7 +18,7 @@ def gather(batches: Iterable[Any], limit: int | None = None) -> Inputs:
     """The inputs of all batches as one, of at most `limit` samples."""
     parts: list[list[Any]] = []
     spec, seen = None, 0
-    for batch in batches:
+    for batch in each(batches):
         inputs = inputs_of(batch)
         leaves, spec = tree_flatten((inputs.args, dict(inputs.kwargs)))
         check_finite(leaves, len(parts))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunus.core.checks import check_arguments
 from prunus.core.errors import InputError
+from prunus.core.words import a_tensor
 
 
 def distill(
@@ -35,7 +37,13 @@ def distill(
     >>> float(distill(z, z, torch.tensor([0]), weight=1.0))   # nothing to learn from a teacher that agrees
     0.0
     """
+    check_arguments(locals(), student_logits=a_tensor, teacher_logits=a_tensor, y=a_tensor)
     check_distill(temperature, weight)
+    if student_logits.dim() != 2 or y.shape != student_logits.shape[:1] or y.is_floating_point():
+        raise InputError(
+            f"distill: expected logits (N, C) and N class numbers; given {tuple(student_logits.shape)} and labels "
+            f"{y.dtype} of shape {tuple(y.shape)}."
+        )
     if student_logits.shape != teacher_logits.shape:
         raise InputError(
             f"distill: the student's logits have shape {tuple(student_logits.shape)}, the teacher's "

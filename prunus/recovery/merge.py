@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Group, Groups, Plan, Slice
+from prunus.core.checks import check_arguments
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.recovery.behind import readers
 
@@ -56,6 +57,7 @@ def merge_(model: nn.Module, groups: Groups, plan: Plan) -> Merged:
     >>> merge_(net, groups, plan).units, net[2].weight.data                                     # 5 + 3 * 7
     (1, tensor([[26.,  7.]]))
     """
+    check_arguments(locals())
     groups = groups.bind(model)
     keep = groups.mask(plan)
     found, notes = [], []

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from prunus.core import Groups, InputError, Plan
+from prunus.core.checks import a_word, check_arguments
 from prunus.recovery.blocks import block_targets, rebuild_
 from prunus.recovery.repair import repair_, targets
 
@@ -22,6 +23,7 @@ def method_of(repair: bool | str) -> str | None:
     >>> method_of(True), method_of("bias"), method_of(False)
     ('least-squares', 'bias', None)
     """
+    check_arguments(locals())
     if isinstance(repair, bool):
         return METHODS[0] if repair else None
     if repair not in METHODS:
@@ -36,6 +38,7 @@ def prepare(method: str, model: nn.Module, groups: Groups, plan: Plan, data: Ite
     then trains every block that was cut to give what it gave (`rebuild_`), and solves again what lies between
     them: nearer, and slower.
     """
+    check_arguments(locals(), method=a_word)
     before = targets(model, groups, data)
     blocks = block_targets(model, groups, plan, before.inputs) if method == "blocks" else None
     if blocks is not None and blocks.inputs.batch < before.inputs.batch:

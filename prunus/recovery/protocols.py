@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from prunus.core.checks import a_count, a_function, a_positive_int, check_arguments
 from prunus.core.errors import InputError
 
 Rate = Callable[[float], float]
@@ -45,6 +46,7 @@ def rewind(trained: Rate, total: int, steps: int) -> Rate:
     >>> [rewind(lambda step: float(step), total=10, steps=3)(step) for step in range(3)]
     [7.0, 8.0, 9.0]
     """
+    check_arguments(locals(), trained=a_function, total=a_positive_int, steps=a_count)
     _positive(total, "total")
     _positive(steps, "steps")
     if steps > total:

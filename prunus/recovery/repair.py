@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.core import Groups, Inputs, Plan
+from prunus.core import Groups, InputError, Inputs, Plan
+from prunus.core.callbacks import forward, own
+from prunus.core.checks import a_function, check_arguments, instance, optional
 from prunus.core.replay import Replay
 from prunus.core.running import undisturbed
 from prunus.core.undo import all_or_nothing, keep_values
@@ -81,6 +83,7 @@ def targets(
     Raises: `InputError` when there is no batch, or one holds NaN or infinity, or forward goes another way on the data
     than it did when it was traced.
     """
+    check_arguments(locals())
     most = max(memory // max(bytes_of_a_sample(groups), 1), 1)
     inputs = gather(batches, limit)
     notes: tuple[str, ...] = ()
@@ -110,7 +113,7 @@ def targets(
             values[layer.key] = _rows(layer, out, rows[layer.key])
 
     with undisturbed(model), Replay(groups.operators, before=before, after=after):
-        inputs.map(torch.clone)(model)
+        forward(model, inputs.map(torch.clone), "the calibration data")
     return Targets(groups, inputs, rows, values, axes, frozenset(summed), notes)
 
 
@@ -147,7 +150,16 @@ def repair_(
     the asymmetric and multi-branch forms; the prior :math:`W_0` is the cut weight.
     The bias alone: An et al., "FLAP", AAAI 2024, eq. 4, and Ye et al., ICLR 2018.
     """
+    check_arguments(
+        locals(), wanted=instance("what prunus.recovery.targets returns", Targets), skip=optional(a_function)
+    )
     alive = wanted.groups.alive(wanted.groups.mask(plan))
+    if wrong := [
+        name for name, p in model.named_parameters() if name in plan.tensors and plan.tensors[name].left != p.shape
+    ]:
+        raise InputError(
+            f"'{wrong[0]}' is not as the plan leaves it: repair_ takes the network after shrink_, and its plan."
+        )
     ops, weights, parameters = groups.operators, Weights(model), dict(model.named_parameters())
     sums = {i: s for i, op in enumerate(ops) if op.macs is not None and (s := residual(ops, i))}
     others = {s.other for s in sums.values()}
@@ -160,7 +172,7 @@ def repair_(
         layer = weights.layer(ops[number], args)
         if layer is None or layer.key not in wanted.values or layer.name in shared:
             return
-        if skip is not None and skip(layer.name):
+        if skip is not None and own(skip, "skip=")(layer.name):
             return
         target = _target(layer, sums.get(number))
         if target is None or target.shape[1] != layer.weight.shape[0]:

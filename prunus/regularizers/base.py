@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prunus.core import FileError, Fixed, Groups, InputError, Registry
+from prunus.core.callbacks import own
+from prunus.core.checks import check_arguments, instance
 from prunus.core.stepping import after_gradients, skipped
+from prunus.core.words import a_regularizer
 from prunus.regularizers.targets import Target, targets
 
 Gradient = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -54,6 +57,7 @@ def regularizer_of(given: Regularizer | str | Mapping[str, Any]) -> Regularizer:
     >>> sorted(regularizer_of({"name": "bn-gamma", "strength": 1e-3}).roles)
     ['norm_scale']
     """
+    check_arguments(locals(), given=a_regularizer)
     if isinstance(given, Regularizer):
         return given
     options = {"name": given} if isinstance(given, str) else dict(given)
@@ -162,6 +166,9 @@ def attach(regularizer: Regularizer, groups: Groups, optimizer: Optimizer) -> At
     Returns a handle with `remove()`.
     Raises: `InputError` when no group has a slice of the regularizer's roles, or none of these is in the optimizer.
     """
+    check_arguments(
+        locals(), regularizer=instance("a Regularizer, as prunus.regularizers.regularizer_of makes it", Regularizer)
+    )
     if regularizer.gradient is None and regularizer.proximal is None and regularizer.start is None:
         raise InputError("this regularizer has neither a gradient nor a proximal map: it does nothing.")
     aims = targets(groups, regularizer.roles, joint=regularizer.kind == "group")
@@ -174,7 +181,9 @@ def attach(regularizer: Regularizer, groups: Groups, optimizer: Optimizer) -> At
             f"none of the network's weights of role {roles} (first: '{aims[0][0].name}') is in the optimizer. Trace "
             "the very model whose parameters were given to the optimizer, and attach after moving or cutting it."
         )
-    return Attached(regularizer, aims, optimizer)
+    parts = {part: getattr(regularizer, part) for part in ("gradient", "proximal", "start")}
+    named: dict[str, Any] = {part: own(f, f"regularizer= ({part})") for part, f in parts.items() if f is not None}
+    return Attached(regularizer._replace(**named), aims, optimizer)
 
 
 def attach_where(regularizer: Regularizer, groups: Groups, optimizers: Sequence[Optimizer]) -> list[Attached]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunus.core.checks import a_folder, check_arguments, sequence
 from prunus.report import reading, times, words
 from prunus.report.naming import some
 from prunus.report.reading import read_result
@@ -92,6 +93,7 @@ def stages(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def compare(folders: Iterable[str | Path]) -> Table:
     """Several runs side by side, one column a run folder; raises `FileError` for a folder without a result."""
+    check_arguments(locals(), folders=sequence("paths of run folders", a_folder.holds))
     results = [(Path(folder), read_result(folder)) for folder in folders]
     shown = table("Runs compared")
     shown.add_column("")

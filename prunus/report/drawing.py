@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunus.core.checks import a_path, check_arguments, optional
+from prunus.core.writing import replacing
 from prunus.report import reading, times, words
 from prunus.report.reading import read_result
 
@@ -23,6 +25,7 @@ def picture(folder: str | Path, path: str | Path | None = None) -> Path:
 
     Raises: `FileError` when the folder holds no result.
     """
+    check_arguments(locals(), path=optional(a_path))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -34,7 +37,8 @@ def picture(folder: str | Path, path: str | Path | None = None) -> Path:
     costs, widths = figure.subplots(1, 2, width_ratios=(1, 1.25))
     _draw_costs(costs, result)
     _draw_widths(widths, reading.widths(result))
-    figure.savefig(path, format="png")
+    with replacing(path) as new:
+        figure.savefig(new, format="png")
     return path
 
 

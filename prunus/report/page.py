@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunus.core.checks import check_arguments
+from prunus.core.writing import write_text
 from prunus.report import charts, reading, times, words
 from prunus.report.inputs import inputs
 from prunus.report.reading import Run, read
@@ -21,16 +22,12 @@ def html(folder: str | Path) -> Path:
 
     Returns: the path of the page.
 
-    Raises: `FileError` when the folder holds no result.
+    Raises: `FileError` when the folder holds no result, `WriteError` when the page cannot be written.
     """
+    check_arguments(locals())
     run = read(folder)
     path = run.folder / "report.html" if run.folder.is_dir() else run.folder.parent / "report.html"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page(run), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, page(run))
     return path
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.core import FileError
+from prunus.core.checks import check_arguments
 
 NEEDED = ("recipe", "model", "before", "after")
 
@@ -49,6 +50,7 @@ class Run:
 
 def read(folder: str | Path) -> Run:
     """Read a run folder; raises `FileError` when it holds no readable result.json."""
+    check_arguments(locals())
     folder = Path(folder)
     result = read_result(folder)
     missing: list[str] = []
@@ -60,6 +62,7 @@ def read(folder: str | Path) -> Run:
 
 def read_result(folder: str | Path) -> dict[str, Any]:
     """The result.json of a run folder (or that file itself), with everything a report needs."""
+    check_arguments(locals())
     path = Path(folder)
     path = path / "result.json" if path.is_dir() else path
     if not path.is_file():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from prunus.core.checks import a_count, a_function, a_positive_int, check_arguments, one_of
+
 Progress = Callable[[int, int], float]
 
 
@@ -47,6 +49,9 @@ def gradual(start: int, stop: int, *, every: int = 1, shape: str | Progress = "c
     >>> [schedule(t) for t in (0, 10, 19, 20, 30, 99)]
     [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
     """
+    check_arguments(
+        locals(), start=a_count, stop=a_positive_int, every=a_positive_int, shape=one_of(*PROGRESS) | a_function
+    )
     if not (0 <= start < stop and every >= 1):
         raise ValueError(f"gradual({start}, {stop}, every={every}): expected 0 <= start < stop and every >= 1.")
     call = PROGRESS[shape] if isinstance(shape, str) else shape

@@ -5,6 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from prunus.core.checks import (
+    a_count,
+    a_function,
+    a_number,
+    above_zero,
+    check_arguments,
+    is_int,
+    not_negative,
+    sequence,
+)
+
 Schedule = Callable[[float], float]
 
 
@@ -14,6 +25,7 @@ def constant(value: float) -> Schedule:
     >>> constant(0.1)(1000)
     0.1
     """
+    check_arguments(locals(), value=a_number)
     return lambda step: value
 
 
@@ -23,6 +35,7 @@ def linear(start: float, end: float, steps: int) -> Schedule:
     >>> [linear(1.0, 0.0, 4)(t) for t in (0, 1, 4, 9)]
     [1.0, 0.75, 0.0, 0.0]
     """
+    check_arguments(locals(), steps=a_count)
     return lambda step: start + (end - start) * _done(step, steps)
 
 
@@ -32,6 +45,7 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
     >>> [round(cosine(1.0, 0.0, 4)(t), 3) for t in (0, 1, 2, 4)]
     [1.0, 0.854, 0.5, 0.0]
     """
+    check_arguments(locals(), steps=a_count)
     return lambda step: end + (start - end) * (1 + math.cos(math.pi * _done(step, steps))) / 2
 
 
@@ -41,6 +55,7 @@ def exponential(start: float, end: float, steps: int) -> Schedule:
     >>> [round(exponential(1.0, 0.01, 2)(t), 6) for t in (0, 1, 2)]
     [1.0, 0.1, 0.01]
     """
+    check_arguments(locals(), start=above_zero, end=above_zero, steps=a_count)
     if start <= 0 or end <= 0:
         raise ValueError(f"an exponential schedule needs positive ends; given {start} and {end}.")
     return lambda step: start * math.pow(end / start, _done(step, steps))
@@ -52,6 +67,7 @@ def multi_step(value: float, milestones: Sequence[int], factor: float = 0.1) -> 
     >>> [round(multi_step(1.0, (80, 120))(t), 6) for t in (0, 79, 80, 120)]
     [1.0, 1.0, 0.1, 0.01]
     """
+    check_arguments(locals(), value=a_number, milestones=sequence("steps (whole numbers)", is_int), factor=a_number)
     return lambda step: value * factor ** sum(step >= m for m in milestones)
 
 
@@ -61,6 +77,7 @@ def warmup(then: Schedule, steps: int, start: float = 0.0) -> Schedule:
     >>> [warmup(constant(1.0), 4)(t) for t in (0, 2, 4, 5)]
     [0.0, 0.5, 1.0, 1.0]
     """
+    check_arguments(locals(), then=a_function, steps=a_count)
     return lambda step: start + (then(0) - start) * step / steps if step < steps else then(step - steps)
 
 
@@ -70,6 +87,7 @@ def rewind(schedule: Schedule, to: float) -> Schedule:
     >>> rewind(linear(1.0, 0.0, 4), 3)(0)
     0.25
     """
+    check_arguments(locals(), schedule=a_function, to=not_negative)
     return lambda step: schedule(to + step)
 
 

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core import Added, Groups, Inputs, Plan
+from prunus.core.checks import check_arguments
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.surgery.memory import remember_
 from prunus.surgery.reference import other_inputs, silenced
+from prunus.surgery.shrink import check_same_network
 from prunus.tracing.apply import named_tensors, run
 
 
@@ -53,6 +55,8 @@ def absorb_(model: nn.Module, groups: Groups, plan: Plan, *, new_biases: bool = 
     >>> absorb_(net, groups, prunus.Plan({"0": prunus.GroupPlan(4, (0, 1))}))
     ('3.weight',)
     """
+    check_arguments(locals())
+    check_same_network(model, groups)
     groups = groups.bind(model)
     keep = groups.mask(plan)
     tensors = {n: t.detach().double() if t.is_floating_point() else t for n, t in named_tensors(model).items()}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,9 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prunus.core import FileError, Plan
+from prunus.core import FileError, InputError, Plan
+from prunus.core.callbacks import own
+from prunus.core.checks import check_arguments, shown
 from prunus.core.held import held, held_from, held_text, hold_weight_
 from prunus.core.undo import all_or_nothing
+from prunus.core.writing import replacing
 from prunus.surgery.attached import PREFIX, attach_again_, described, in_header, of_attached
 from prunus.surgery.depth import drop_
 from prunus.surgery.fits import add_, check_fits
@@ -43,8 +44,9 @@ def save(
     `load_` and `read_plan` know by themselves, other readers of safetensors find ``NAME#values`` and ``NAME#bits`` or
     ``NAME#gaps`` instead of ``NAME``.
 
-    Raises: `OSError` when the disk does not take it; a file that was there before is then still whole.
+    Raises: `WriteError`, an `OSError`, when the disk does not take it; what was there before is then still whole.
     """
+    check_arguments(locals())
     path = Path(path)
     check_memory(model)
     plan = (plan_of(model) or Plan(version=__version__)).to_json()
@@ -58,18 +60,8 @@ def save(
     if compress:
         tensors, shapes = pack(tensors)
         header |= {PACKED: shapes} if shapes else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, header)
-        with open(temporary, "rb") as whole:
-            os.fsync(whole.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as new:
+        save_file(tensors, new, header)
 
 
 def load(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -82,8 +74,11 @@ def load(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> nn
 
     Example: ``net = prunus.load("out/model.safetensors", prunus.zoo.resnet20)``
     """
+    check_arguments(locals())
     if factory is not None:
-        model = factory()
+        model = own(factory, "factory=")()
+        if not isinstance(model, nn.Module):
+            raise InputError(f"factory= gave {shown(model)}; expected a freshly built nn.Module.")
         load_(model, path)
         return model
     plan, tensors, header = _read(path)
@@ -116,6 +111,7 @@ def load_(model: nn.Module, path: str | Path) -> None:
     Raises: `FileError` for a file that is missing, truncated, edited or of another architecture; the model is then as
     it was.
     """
+    check_arguments(locals())
     plan, tensors, header = _read(path)
     if GRAPH in header:
         raise FileError(
@@ -161,6 +157,7 @@ def is_saved(path: str | Path) -> bool:
 
 def read_plan(path: str | Path) -> Plan:
     """The cumulative plan in a file that `save` wrote; raises `FileError`."""
+    check_arguments(locals())
     return _read(path)[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from prunus.core import InputError, Plan
+from prunus.core.checks import check_arguments
 from prunus.core.undo import all_or_nothing
 from prunus.core.wrappers import check_whole
 from prunus.surgery.depth import drop_
@@ -33,6 +34,7 @@ def follow_(copy: nn.Module, plan: Plan) -> None:
     >>> average[0].weight.shape == net[0].weight.shape
     True
     """
+    check_arguments(locals())
     network = _inside(copy, plan)
     check_whole(network)
     tensors = dict(network.named_parameters()) | dict(network.named_buffers())

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunus.core import GroupPlan, Groups, Plan
+from prunus.core import GroupPlan, Groups, InputError, Plan
+from prunus.core.checks import check_arguments
 from prunus.core.undo import keep_values
+from prunus.core.words import a_mask
 
 
 class Gap(NamedTuple):
@@ -45,6 +47,9 @@ def gaps(groups: Groups, keep: Tensor) -> tuple[Gap, ...]:
 
 def kept_units(groups: Groups, keep: Tensor) -> Plan:
     """The plan that says of every group which units stay, and nothing else: what `Groups.mask` reads."""
+    check_arguments(locals(), keep=a_mask)
+    if keep.shape != (groups.units,):
+        raise InputError(f"a keep mask of these groups has shape ({groups.units},); given {tuple(keep.shape)}.")
     rows = {g.id: keep[g.offset : g.offset + g.units].nonzero().flatten().tolist() for g in groups}
     return Plan({g.id: GroupPlan(g.units, tuple(rows[g.id])) for g in groups})
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunus.core import Plan
+from prunus.core.checks import check_arguments
 from prunus.surgery.restate import Memory, remembered
 
 _ATTRIBUTE = "_prunus_plan"  # of every module of a network that was cut: the memory, and the module's name in it
@@ -22,6 +23,7 @@ def plan_of(model: nn.Module) -> Plan | None:
     It is said in the names that modules have now, wherever they were moved to: of a part of the network that was cut,
     of a wrapper around it, of layers under other names.  Of tensors that were replaced since it says nothing.
     """
+    check_arguments(locals())
     return _recall(model)[0]
 
 

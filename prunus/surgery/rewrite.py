@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Groups, InputError, Inputs, Plan, TraceError
+from prunus.core.checks import check_arguments
 from prunus.core.held import held, hold_weight_
 from prunus.core.running import with_batch
 from prunus.surgery.capture import Captured, Cuts, capture
@@ -56,6 +57,7 @@ def rewrite(model: nn.Module, groups: Groups, plan: Plan) -> RewrittenModule:
     >>> small.b.weight.shape, small(torch.zeros(4, 3)).shape
     (torch.Size([2, 3]), torch.Size([4, 2]))
     """
+    check_arguments(locals())
     keep = groups.mask(plan)
     for group in groups:
         if not keep[group.offset : group.offset + group.units].any():

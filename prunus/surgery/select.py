@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Added, Inputs, Plan
+from prunus.core.checks import check_arguments
 from prunus.core.undo import all_or_nothing
 from prunus.surgery.memory import plan_of, remember_, replace_
 from prunus.tracing.recording import record
@@ -46,6 +47,7 @@ def select_(model: nn.Module, example_inputs: Any) -> tuple[str, ...]:
     >>> select_(Block(), torch.zeros(1, 3, 4, 4))
     ('bn',)
     """
+    check_arguments(locals())
     calls = record(model, Inputs.of(example_inputs)).calls
     names = []
     for call in calls:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunus.core import Edit, Groups, InputError, Plan, Report, Scaled, VerificationError, Verified
+from prunus.core.checks import check_arguments
 from prunus.core.places import set_place
 from prunus.core.running import has_values
 from prunus.core.stepping import plain_optimizers
@@ -65,6 +66,7 @@ def shrink_(
     >>> net[2].weight.shape
     torch.Size([4, 3, 3, 3])
     """
+    check_arguments(locals())
     check_same_network(model, groups)
     optimizers = plain_optimizers(optimizer) if optimizer is not None else ()
     with all_or_nothing(model, *optimizers) as before:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunus.core import Dropped, Inputs
+from prunus.core.checks import check_arguments
 from prunus.tracing.calls import Call
 from prunus.tracing.recording import check_initialised, record
 from prunus.tracing.tracer import Tracer
@@ -116,6 +117,7 @@ def blocks(model: nn.Module, example_inputs: Any) -> tuple[Block, ...]:
     >>> [(b.name, b.kind, round(b.share, 3)) for b in blocks(net, torch.randn(1, 3, 32, 32))][:2]
     [('layer1.0', 'BasicBlock', 0.116), ('layer1.1', 'BasicBlock', 0.116)]
     """
+    check_arguments(locals())
     return residual_blocks(model, example_inputs).blocks
 
 

@@ -200,8 +200,7 @@ def _two_sides(counts: Counts, rest: Polynomial | None) -> tuple[set[int], set[i
 def _couple(
     counts: Counts, sides: tuple[set[int], set[int]], why: str, solution: Solution, tied: list[tuple[int, int]]
 ) -> None:
-    """Keep two groups, one of either side, in proportion (those that are so already, or the largest); fix the others.
-    """
+    """Keep two groups, one of either side, in proportion (those that are so, or the largest); fix the others."""
     kept = [max(side, key=lambda g: (counts.groups.members[g].units, -g)) for side in sides]
     kept = next(([a, b] for a in sides[0] for b in sides[1] if (a, b) in tied or (b, a) in tied), kept)
     for g in (sides[0] | sides[1]) - set(kept):

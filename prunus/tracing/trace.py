@@ -21,6 +21,7 @@ from prunus.core import (
     did_you_mean,
     under,
 )
+from prunus.core.checks import check_arguments
 from prunus.core.inputs import Outputs
 from prunus.tracing import numbers, unvisited
 from prunus.tracing.aligned import align, steps_of, unfit
@@ -71,6 +72,7 @@ def trace(
     >>> [(s.name, s.role) for s in groups["0"].with_role("out", "in")]
     [('0.weight', 'out'), ('4.weight', 'in')]
     """
+    check_arguments(locals())
     check_initialised(model)
     inputs = Inputs.of(example_inputs, outputs)
     if not inputs.tensors:
@@ -91,6 +93,7 @@ def trace(
 
 def check_prunable(groups: Groups) -> None:
     """Raise `NothingToPruneError`, with the reasons, when there is nothing in the network that may be removed."""
+    check_arguments(locals())
     if groups.units:
         return
     reasons = list(dict.fromkeys(f"{f.what}: {f.why}" for f in groups.fixed))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunus.core.errors import FileError
-from prunus.train.files import write_atomically
+from prunus.core.writing import write_atomically
 
 FORMAT = 1
 

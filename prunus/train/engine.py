@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunus.core.callbacks import cross_entropy, forward
 from prunus.core.errors import InputError
 from prunus.core.groups import Groups
+from prunus.core.inputs import Inputs
 from prunus.dynamic import GateTraining, dynamic_of
 from prunus.masks import MaskPruner, tensors
 from prunus.recovery.distillation import distill
@@ -54,6 +55,10 @@ class Engine:
             self.gates = GateTraining(self.model, steps=steps, periods=self.settings.periods or self.settings.epochs)
         if self.settings.sparse is not None:
             sparse = dict(self.settings.sparse)
+            if unknown := [k for k in sparse if k not in ("method", "density", "options", "groups")]:
+                raise InputError(f"sparse= has no {unknown[0]!r}. Known: method, density, options, groups.")
+            if "density" not in sparse:
+                raise InputError("sparse= needs density: how many of the weights stay, e.g. {'density': 0.1}.")
             groups, options = sparse.pop("groups", None) or tensors(self.model), sparse.pop("options", {})
             self._masks = MaskPruner(self.model, groups, **sparse, **options, steps=steps, seed=self.settings.seed)
             self._masks.attach(self.optimizer)
@@ -85,14 +90,17 @@ class Engine:
         y = y.to(self.device, non_blocking=True)
         if self.gates is not None:
             with self.gates.watching():
-                z = logits(self._forward(x))
+                z = self._logits(x)
             return self.gates.loss(z, y)
-        z = logits(self._forward(x))  # (N, C)
+        z = self._logits(x)  # (N, C)
         if self.teacher is None:
-            return F.cross_entropy(z, y)
+            return cross_entropy(z, y, "mean")
         with torch.no_grad(), self.fabric.autocast():
-            taught = logits(self.teacher(x)).float()  # (N, C)
+            taught = logits(forward(self.teacher, Inputs((x,)), "the images (as teacher=)")).float()  # (N, C)
         return distill(z, taught, y, **(self.settings.distill or {}))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return logits(forward(self.model, Inputs((x,)), "the images", call=lambda: self._forward(x)))
 
     def update(self, loss: Tensor, lr: float) -> None:
         """Backward, clip, penalty gradient, optimizer, proximal map."""

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.core.callbacks import forward
+from prunus.core.checks import a_flag, check_arguments
 from prunus.core.errors import InputError
+from prunus.core.inputs import Inputs
+from prunus.core.words import a_preprocess, a_split
 from prunus.recovery.batchnorm import memory_format
 
 
@@ -19,6 +23,7 @@ def evaluate(model: nn.Module, split: Any, preprocess: Any, *, batch: int = 256,
     Runs on the device the network is on; a bar is shown on a terminal when `progress`.  Raises `InputError` when the
     split is empty.
     """
+    check_arguments(locals(), split=a_split, preprocess=a_preprocess, progress=a_flag)
     from prunus.train.display import track
 
     batches = split.batches(batch, preprocess)
@@ -30,14 +35,15 @@ def evaluate(model: nn.Module, split: Any, preprocess: Any, *, batch: int = 256,
 
 def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], rank: int = 0, world: int = 1) -> Any:
     """``(correct, total)`` over every `world`-th batch from `rank`; the training flags stay as they were."""
-    device = next(itertools.chain(model.parameters(), model.buffers())).device
+    device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
     training = {module: module.training for module in model.modules()}
     model.eval()
     correct, total = torch.zeros((), dtype=torch.long, device=device), 0
     try:
         with torch.no_grad():
             for x, y in itertools.islice(batches, rank, None, world):
-                answer = logits(model(x.to(device, memory_format=memory_format(model, x))))  # (N, C)
+                x = x.to(device, memory_format=memory_format(model, x))
+                answer = logits(forward(model, Inputs((x,)), "the images"))  # (N, C)
                 correct += (answer.argmax(1) == y.to(device)).sum()
                 total += len(y)
     finally:

@@ -6,10 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from prunus.core.checks import (
+    a_flag,
+    a_folder,
+    a_mapping,
+    a_module,
+    a_positive_int,
+    a_word,
+    above_zero,
+    anything,
+    check_arguments,
+    not_negative,
+    one_of,
+    optional,
+)
 from prunus.core.errors import InputError
 from prunus.core.groups import Groups
+from prunus.core.words import a_dataset, a_preprocess, a_rate, some_groups
 from prunus.train.history import History
 from prunus.train.loop import Loop
 from prunus.train.settings import Settings
@@ -75,16 +91,27 @@ def fit(
         TrainingError: the loss or a weight became infinite or NaN; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C, when the step is over and the checkpoint written.
     """
+    check_arguments(
+        locals(), data=a_dataset, preprocess=a_preprocess, epochs=a_positive_int, lr=above_zero, schedule=a_rate,
+        optimizer=a_word, momentum=not_negative, weight_decay=not_negative, decay=one_of("all", "weights"),
+        groups=optional(some_groups), teacher=optional(a_module), distill=optional(a_mapping), precision=a_word,
+        clip=optional(above_zero), augment=anything, channels_last=a_flag, folder=optional(a_folder), stage=a_word,
+        every=above_zero, sparse=optional(a_mapping), periods=optional(a_positive_int),
+    )  # fmt: skip
     settings = Settings(
         stage, epochs, float(lr), schedule, optimizer, momentum, weight_decay, decay, batch, regularizer,
         distill, precision, clip, augment, channels_last, seed, every, sparse, periods,
     )  # fmt: skip
     if distill is not None and teacher is None:
         raise InputError("distill is given but no teacher; pass teacher= the unpruned network.")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"{type(model).__name__} has no parameter to train: all are frozen, or there is none.")
     networks = [network for network in (model, teacher) if network is not None]
-    homes = [next(network.parameters()).device for network in networks]
+    homes = [next((p.device for p in network.parameters()), torch.device("cpu")) for network in networks]
     training = {module: module.training for network in networks for module in network.modules()}
     where = Path(folder) if folder is not None else None
+    if where is not None and where.exists() and not where.is_dir():
+        raise InputError(f"folder={str(where)!r} is a file; give the path of a folder.")
     loop = None
     try:
         loop = Loop(model, data, preprocess, settings, groups=groups, teacher=teacher, folder=where, resume=resume)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from prunus.train.files import write_atomically
+from prunus.core.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,4 @@ def write_metrics(path: Path, stage: str, rows: tuple[Epoch, ...]) -> None:
     writer.writeheader()
     writer.writerows(kept)
     writer.writerows({k: "" if v is None else v for k, v in asdict(row).items()} for row in rows)
-    write_atomically(path, lambda out: void(out.write(text.getvalue().encode())))
-
-
-def void(_: object) -> None:
-    """Drop a result."""
+    write_text(path, text.getvalue())

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunus import schedules
+from prunus.core.callbacks import own
+from prunus.core.checks import not_negative, shown
 from prunus.core.errors import InputError, UnknownNameError, did_you_mean
 from prunus.recovery import protocols
 
@@ -39,7 +41,7 @@ def learning_rate(schedule: Any, lr: float, epochs: int, steps: int) -> Rate:
     [0.1, 0.1, 0.01, 0.01]
     """
     if callable(schedule):
-        return schedule
+        return _finite(own(schedule, "schedule="))
     options = {"name": schedule} if isinstance(schedule, str) else dict(schedule)
     name, warm = str(options.pop("name", "")), options.pop("warmup", 0)
     _check(name, options)
@@ -48,6 +50,18 @@ def learning_rate(schedule: Any, lr: float, epochs: int, steps: int) -> Rate:
         raise InputError(f"warmup={warm} epochs does not fit into a stage of {epochs} epochs.")
     rate = _named(name, options, lr, epochs * steps - warm_steps, steps)
     return schedules.warmup(rate, warm_steps) if warm_steps else rate
+
+
+def _finite(rate: Rate) -> Rate:
+    """The user's own function, whose values are looked at."""
+
+    def checked(step: float) -> float:
+        value = rate(step)
+        if not not_negative.holds(value):
+            raise InputError(f"schedule= gave {shown(value)} at step {step}; expected a learning rate of at least 0.")
+        return value
+
+    return checked
 
 
 def _named(name: str, options: Mapping[str, Any], lr: float, total: int, steps: int) -> Rate:

@@ -53,7 +53,7 @@ class Settings:
         if self.distill is not None:
             unknown = set(self.distill) - {"temperature", "weight"}
             if unknown:
-                raise InputError(f"distill has no {', '.join(sorted(unknown))}. Known: temperature, weight.")
+                raise InputError(f"distill has no {', '.join(sorted(map(str, unknown)))}. Known: temperature, weight.")
             check_distill(self.distill.get("temperature", 4.0), self.distill.get("weight", 0.9))
 
     def fingerprint(self, precision: str, steps: int, world: int, rate: Rate) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import FileError, InputError, UnknownNameError, did_you_mean
+from prunus.core.checks import a_path, check_arguments, optional
+from prunus.core.words import a_seed, some_classes
 from prunus.data.preprocess import Preprocess
 from prunus.zoo.registry import models
 from prunus.zoo.sources import Source, from_file, from_timm, from_torchvision, from_transformers
@@ -59,6 +61,7 @@ def build(
     >>> build("prunus:resnet20").input_shape
     (3, 32, 32)
     """
+    check_arguments(locals(), weights=optional(a_path), classes=optional(some_classes), seed=optional(a_seed))
     kind, name = _parse(spec)
     source = LIBRARIES[kind](name, classes)
     module = _seeded(source.factory, seed)

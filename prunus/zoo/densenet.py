@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunus.core.checks import a_positive_int, check_arguments, ints
 from prunus.data.preprocess import Preprocess
 from prunus.zoo.registry import architecture, he_normal_
 
@@ -58,6 +59,7 @@ class DenseNetBC(nn.Module):
 
     def __init__(self, depth: int = 40, growth: int = 12, classes: int = 10) -> None:
         super().__init__()
+        check_arguments(locals(), depth=ints(10), growth=a_positive_int)
         layers = (depth - 4) // 6
         added = layers * growth
         first = 2 * growth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from prunus.core.checks import check_arguments
 from prunus.zoo.registry import architecture, he_normal_
 
 #: expansion, channels, blocks, stride of the first block; the stem and the stage of 24 keep the size of a 32x32 image
@@ -38,6 +39,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
+        check_arguments(locals())
         blocks: list[nn.Module] = []
         channels_in = 32
         for expansion, channels, count, stride in STAGES:

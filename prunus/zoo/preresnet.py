@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunus.core.checks import check_arguments, ints
 from prunus.zoo.registry import architecture, he_normal_
 
 EXPANSION = 4
@@ -40,6 +41,7 @@ class PreActResNet(nn.Module):
 
     def __init__(self, depth: int, classes: int = 10) -> None:
         super().__init__()
+        check_arguments(locals(), depth=ints(11))
         blocks = (depth - 2) // 9
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.layer1 = _stage(blocks, 16, 16, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunus.core.checks import check_arguments, ints, one_of
 from prunus.data.preprocess import Preprocess
 from prunus.zoo.registry import architecture, he_normal_
 
@@ -60,6 +61,7 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int, classes: int = 10, option: str = "A") -> None:
         super().__init__()
+        check_arguments(locals(), depth=ints(8), option=one_of("A", "B"))
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from prunus.core.checks import a_positive_int, check_arguments, is_int, sequence
 from prunus.data.preprocess import Preprocess
 from prunus.zoo.registry import architecture, he_normal_
 
@@ -24,6 +25,9 @@ class VGG(nn.Module):
 
     def __init__(self, widths: Sequence[int], classes: int = 10, channels: int = 3) -> None:
         super().__init__()
+        check_arguments(
+            locals(), widths=sequence("widths", lambda v: is_int(v) and v >= 0, empty=False), channels=a_positive_int
+        )
         layers: list[nn.Module] = []
         for width in widths:
             if width == POOL:

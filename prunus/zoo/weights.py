@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import FileError
+from prunus.core.checks import check_arguments
 
 PLAN_KEY = "prunus"  #: the metadata key by which a file of `prunus.save` is known
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
@@ -24,6 +25,7 @@ def load_weights_(model: nn.Module, path: str | Path) -> None:
     counters may be missing.  Raises: `FileError` for a file that is missing, damaged, written by `prunus.save`, or
     whose names and shapes are not the model's; the model is then as it was.
     """
+    check_arguments(locals())
     path = Path(path)
     given = read_weights(path)
     misfit = _misfit(model.state_dict(), given)

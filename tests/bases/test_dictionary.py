@@ -90,5 +90,5 @@ def test_a_trained_network_starts_from_the_dictionary_with_the_masks_that_go_wit
 
 def test_a_density_out_of_range_is_refused():
     for density in (0, -0.1, 1.5):
-        with pytest.raises(InputError, match="above 0 and at most 1"):
+        with pytest.raises(InputError, match="a number in .0, 1."):
             sparse_dictionary(gaussian(), density)

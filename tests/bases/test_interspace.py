@@ -346,7 +346,7 @@ def test_bad_input_says_what_to_do_and_changes_nothing():
         prunus.interspace_(net)
     with pytest.raises(InputError, match="its 4 inputs are not divisible by block=8"):
         prunus.interspace_(net, block=8)
-    with pytest.raises(InputError, match="block=1: expected a whole number"):
+    with pytest.raises(InputError, match="block=1.: expected a whole number"):
         prunus.interspace_(net, block=1)
     net = chain()[0]
     keys = list(net.state_dict())

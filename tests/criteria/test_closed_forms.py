@@ -67,7 +67,7 @@ def test_per_divides_by_what_the_network_saves():
         saved = groups.costs()["macs"] - groups.costs(keep)["macs"]
         assert savings(groups, g, "macs") == saved
         torch.testing.assert_close(per[g.id], plain[g.id] / saved)
-    with pytest.raises(InputError, match="per='seconds': expected one of params, macs"):
+    with pytest.raises(InputError, match="per='seconds'.: expected one of 'macs', 'params'"):
         score(groups, "l2", per="seconds")
 
 

@@ -193,7 +193,7 @@ def test_a_criterion_of_whole_groups_sees_only_its_roles(registered):
 
 
 def test_a_wrong_declaration_or_a_wrong_shape_is_refused(registered):
-    with pytest.raises(ValueError, match="declares 'product'"):
+    with pytest.raises(ValueError, match="across='product'"):
         criterion("bad", roles={"out"}, across="product")
     with pytest.raises(ValueError, match=r"declares roles \['rows'\]"):
         criterion("bad", roles={"rows"})

@@ -107,7 +107,7 @@ def test_bad_input_gets_one_clear_message():
         collect(model, groups, [torch.zeros(2, 3, 6, 6)], {"grad"})
     with pytest.raises(InputError, match="holds no batch"):
         collect(model, groups, [], {"grad"})
-    with pytest.raises(InputError, match="must return a tensor that depends on the weights"):
+    with pytest.raises(InputError, match="expected a tensor that depends on the weights"):
         collect(model, groups, batches(), {"grad"}, lambda out, batch: out.detach().sum())
     with pytest.raises(UnknownNameError, match="no statistic named 'grads'. Did you mean 'grad'"):
         collect(model, groups, batches(), {"grads"})

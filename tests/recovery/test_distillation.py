@@ -64,7 +64,7 @@ def test_gradient_flows_into_the_student_alone_and_learning_closes_the_gap() -> 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"temperature": 0.0}, "temperature=0.0"), ({"weight": 1.5}, r"weight=1.5; the teacher's share lies in \[0, 1\]")],
+    [({"temperature": 0.0}, "temperature=0.0"), ({"weight": 1.5}, r"weight=1.5.: expected a number in .0, 1.")],
 )
 def test_settings_out_of_range(arguments: dict[str, float], message: str) -> None:
     z = torch.zeros(2, 3)

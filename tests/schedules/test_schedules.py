@@ -54,7 +54,7 @@ def test_rewinding_replays_the_schedule(to, step):
 
 def test_a_schedule_over_no_steps_is_over():
     assert [make(1.0, 0.5, 0)(0) for make in (linear, cosine, exponential)] == [0.5, 0.5, 0.5]
-    with pytest.raises(ValueError, match="positive ends; given 1.0 and 0.0"):
+    with pytest.raises(ValueError, match="a number above 0"):
         exponential(1.0, 0.0, 3)
 
 
@@ -79,7 +79,7 @@ def test_a_gradual_pruning_jumps_every_so_many_steps_and_ends_on_time(shape, sta
 
 @pytest.mark.parametrize(("start", "stop", "every"), [(-1, 5, 1), (5, 5, 1), (0, 5, 0)])
 def test_a_gradual_pruning_of_no_length_is_refused(start, stop, every):
-    with pytest.raises(ValueError, match="expected 0 <= start < stop and every >= 1"):
+    with pytest.raises(ValueError, match="gradual"):
         prunus.schedules.gradual(start, stop, every=every)
 
 
@@ -89,10 +89,10 @@ def test_every_schedule_has_a_name_and_a_sentence(name):
     assert SCHEDULES[name].__doc__.split("\n")[0].endswith((".", "5)."))
 
 
-def test_schedules_import_nothing_but_math():
+def test_schedules_import_nothing_but_math_and_the_door():
     for file in Path(prunus.schedules.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            allowed = ("math", "collections.abc", "__future__", "prunus.schedules")
+            allowed = ("math", "collections.abc", "__future__", "prunus.schedules", "prunus.core.checks")
             assert all(name.startswith(allowed) for name in names), (file.name, names)

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+import prunus.core.writing
 import prunus.train.checkpoint
-import prunus.train.files
 import prunus.train.keeper as keeper
 from prunus.core.torchvision_ops import declare_torchvision_operators
 from prunus.data.split import Batches
@@ -90,7 +90,7 @@ DEATHS: dict[str, Callable[[], None]] = {
     "before the first checkpoint": lambda: in_step(0, 0),
     "in the middle of an epoch": lambda: in_step(1, 3),
     "while a checkpoint is written": lambda: at_call(torch, "save", 9),
-    "before a checkpoint is put in place": lambda: at_call(prunus.train.files.os, "replace", 18),
+    "before a checkpoint is put in place": lambda: at_call(prunus.core.writing.os, "replace", 18),
     "between metrics and checkpoint": lambda: at_call(keeper, "save_checkpoint", 7),
 }
 

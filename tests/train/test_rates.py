@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from prunus.core import InputError, UnknownNameError
+from prunus.core.writing import write_atomically
 from prunus.train import choose_precision
-from prunus.train.files import write_atomically
 from prunus.train.history import Epoch, write_metrics
 from prunus.train.interrupt import Interrupt
 from prunus.train.optimizers import build_optimizer
