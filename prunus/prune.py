@@ -68,7 +68,8 @@ def prune_(
     or meet the budget, ``report.model`` is the rewritten network (see `prunus.rewrite`) and `model` stays as it was.
 
     Args:
-        example_inputs: whatever forward takes: a tensor, a tuple of positional inputs, or `Inputs`.
+        example_inputs: whatever forward takes: a tensor, a tuple of positional inputs, or `Inputs`; of a network that
+            is called in several ways a list of `Inputs`, one a call.
         budget: what may remain, e.g. ``Budget(macs=0.5)``.
         criterion, allocator: names, or the registered functions themselves.
         data, loss: batches and the loss for criteria that look at data (see `prunus.observe.collect`).

@@ -21,7 +21,8 @@ class Inputs:
     """Positional and keyword inputs of a model, in any nesting; and which tensors of what it returns are its outputs.
 
     `outputs` takes what forward returns and gives the tensors that must keep their shapes and values, in any nesting;
-    by default those are all that it holds.
+    by default those are all that it holds.  A network that is called in several ways has `more` inputs, one for every
+    other way: what is traced, compared and counted is then all of the calls, one after the other.
 
     >>> Inputs.of(torch.zeros(2, 3)).batch
     2
@@ -30,12 +31,18 @@ class Inputs:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     outputs: Outputs | None = None
+    more: tuple[Inputs, ...] = ()
 
     @classmethod
     def of(cls, example: Any, outputs: Outputs | None = None) -> Inputs:
-        """From what a user passes: a tensor, a tuple or list of positional inputs, or `Inputs`."""
+        """From what a user passes: a tensor, a tuple of positional inputs, `Inputs`, or a list of them, one a call.
+
+        A list of anything but `Inputs` holds positional inputs, as a tuple does.
+        """
         if outputs is not None:
             return replace(cls.of(example), outputs=outputs)
+        if isinstance(example, list) and example and all(isinstance(one, Inputs) for one in example):
+            return replace(example[0], more=tuple(example[1:]))
         if isinstance(example, Inputs):
             return example
         if isinstance(example, Mapping):
@@ -45,13 +52,17 @@ class Inputs:
         return cls((example,))
 
     def __call__(self, model: nn.Module) -> Any:
-        """Run `model` on these inputs."""
-        return model(*self.args, **self.kwargs)
+        """Run `model` on these inputs: what it returns, or of several calls a tuple of that."""
+        return self.each(lambda one: model(*one.args, **one.kwargs))
+
+    def each(self, call: Callable[[Inputs], Any]) -> Any:
+        """`call` of these inputs, or of the inputs of every call, as a tuple."""
+        return (call(self), *map(call, self.more)) if self.more else call(self)
 
     def map(self, change: Any) -> Inputs:
         """The same inputs with `change` applied to every tensor."""
         args, kwargs = with_tensors_changed((self.args, dict(self.kwargs)), change)
-        return replace(self, args=args, kwargs=kwargs)
+        return replace(self, args=args, kwargs=kwargs, more=tuple(one.map(change) for one in self.more))
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """Floating-point tensors in another precision; integer tensors stay."""
@@ -60,13 +71,16 @@ class Inputs:
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor, in order."""
-        return tensors_in((self.args, dict(self.kwargs)))
+        return [t for one in (self, *self.more) for t in tensors_in((one.args, dict(one.kwargs)))]
 
     def outputs_in(self, returned: Any) -> list[Tensor]:
         """The tensors of what forward returned: those that `outputs` names, else all, without those of `is_cache`.
 
         Raises: `TraceError` where it holds something that cannot be walked, `InputError` where `outputs` names none.
         """
+        if self.more:
+            every = (replace(self, more=()), *(replace(one, outputs=one.outputs or self.outputs) for one in self.more))
+            return [t for one, value in zip(every, returned, strict=True) for t in one.outputs_in(value)]
         if self.outputs is None:
             return tensors_in(returned, "what the model returns", is_cache)
         found = tensors_in(own(self.outputs, "outputs=")(returned), "what outputs= gives")

@@ -35,7 +35,7 @@ def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs
                 name = f"{path}.{leaf}" if path else leaf
                 if first.setdefault(id(t), name) in tensors:
                     swapped[name] = tensors[first[id(t)]]
-    return functional_call(model, swapped, inputs.args, dict(inputs.kwargs), tie_weights=False)
+    return inputs.each(lambda one: functional_call(model, swapped, one.args, dict(one.kwargs), tie_weights=False))
 
 
 @contextmanager

@@ -58,6 +58,11 @@ def rewrite(model: nn.Module, groups: Groups, plan: Plan) -> RewrittenModule:
     (torch.Size([2, 3]), torch.Size([4, 2]))
     """
     check_arguments(locals())
+    if groups.inputs.more:
+        raise TraceError(
+            f"a rewritten network is one recorded call, and these groups are of {1 + len(groups.inputs.more)}: trace "
+            "the network with the inputs of the call that should be recorded."
+        )
     keep = groups.mask(plan)
     for group in groups:
         if not keep[group.offset : group.offset + group.units].any():

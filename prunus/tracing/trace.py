@@ -52,7 +52,8 @@ def trace(
 
     Args:
         model: any `nn.Module`.
-        example_inputs: what forward takes: a tensor, a tuple of positional inputs, or `Inputs`.
+        example_inputs: what forward takes: a tensor, a tuple of positional inputs, or `Inputs`; of a network that is
+            called in several ways a list of `Inputs`, one a call: groups then fit all of them, costs are their sum.
         freeze: names, globs or modules; no parameter under them changes shape.
         only: names, globs or modules; only groups whose producing slices are all under them.
         in_place: whether a cut has to fit the model's own code.  False finds everything that the operators alone allow;
