@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunus.core import Inputs, VerificationError
+from prunus.core import Inputs, TraceError, VerificationError
 from prunus.core.checks import check_arguments
 from prunus.core.running import undisturbed, with_batch
 from prunus.core.writing import replacing
@@ -31,7 +31,8 @@ def to_sparse(model: nn.Module, example_inputs: Any, path: str | Path, *, verify
 
     How every layer is best run is measured on this processor.  The file holds graph and weights, no code:
     `prunus.runtime.load` reads it on any processor.  It is first written beside `path`, read again, and moved there
-    only when the engine gives what torch gives, at batch sizes 1 and 3, on random inputs like the example.
+    only when the engine gives what torch gives, at batch sizes 1 and 3, on random inputs like the example; where
+    samples know of each other, at the shapes of the example, which the file then takes alone.
 
     Args:
         model: any module that `torch.export` can follow, with zeros, cut, or neither; it is left as it was.
@@ -51,12 +52,13 @@ def to_sparse(model: nn.Module, example_inputs: Any, path: str | Path, *, verify
     True
     """
     check_arguments(locals())
-    from prunus.runtime import compile, load, save
+    from prunus.runtime import load, save
 
     path, inputs = Path(path), Inputs.of(example_inputs)
     with replacing(path) as partial:
-        save(compile(model, with_batch(inputs, 1), tune=True), partial)
-        error = _error(model, inputs, load(partial)) if verify else None
+        network, batches = _compiled(model, inputs)
+        save(network, partial)
+        error = _error(model, inputs, load(partial), batches) if verify else None
         if error is not None and not error <= TOLERANCE:
             raise VerificationError(
                 f"the engine and torch differ by {error:.1e} (relative) on this network; at most {TOLERANCE:.0e} is "
@@ -65,11 +67,25 @@ def to_sparse(model: nn.Module, example_inputs: Any, path: str | Path, *, verify
     return error
 
 
-def _error(model: nn.Module, inputs: Inputs, network: nn.Module) -> float:
+def _compiled(model: nn.Module, inputs: Inputs) -> tuple[Any, tuple[int, ...]]:
+    """The compiled network, and the batches that it is compared at."""
+    from prunus.runtime import compile
+
+    try:
+        network = compile(model, with_batch(inputs, 1), tune=True)
+        if network.graph.apart:
+            return network, (1, 3)
+    except TraceError:
+        if inputs.batch == 1:
+            raise
+    return compile(model, inputs, tune=True), (inputs.batch,)  # it takes the example's shapes alone
+
+
+def _error(model: nn.Module, inputs: Inputs, network: nn.Module, batches: tuple[int, ...]) -> float:
     """The largest difference between the engine and torch; infinite when shapes or not-a-numbers differ."""
     worst = 0.0
     with undisturbed(model):
-        for batch in (1, 3):
+        for batch in batches:
             some = like(inputs, batch)
             wanted = [leaf for leaf in tree_leaves(some(model)) if isinstance(leaf, Tensor)]
             given = [leaf for leaf in tree_leaves(network(*some.args)) if isinstance(leaf, Tensor)]

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
-from prunus.runtime import fallback, jit, memory
+from prunus.runtime import jit, memory
 from prunus.runtime.build import Builder
 from prunus.runtime.forked import Lock
 from prunus.runtime.forms import At, Buffer, Step, Value
@@ -153,7 +153,7 @@ class CompiledNetwork(nn.Module):
                 parts = [self._piece(self._some(given, start)) for start in range(0, many, self.images)]
                 whole = [torch.cat(part)[:many] for part in zip(*parts)]
             else:
-                whole = [fallback.owned(output, given) for output in self._piece(given)]
+                whole = [output.clone() for output in self._piece(given)]  # none of it the caller's, or a constant
         return built(self.graph.structure, whole)
 
     def _some(self, args: list[Tensor], start: int) -> list[Tensor]:

@@ -124,3 +124,21 @@ def test_the_verb_takes_models_and_files(tmp_path: Path, capsys: pytest.CaptureF
         assert found["params"] == sum(p.numel() for p in net.parameters())
     assert code("export", "prunus:digits_net", "--to", "sparse") == 2
     assert "--out is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["time first", "states", "samples first"])
+def test_networks_of_tokens_are_written(tmp_path, kind: str) -> None:
+    torch.manual_seed(0)
+    made = {"states": lambda: nn.GRU(6, 4, batch_first=True), "samples first": lambda: encoder(True)}
+    net, x = made.get(kind, lambda: encoder(False))().eval(), torch.randn(5, 3, 6)
+    assert to_sparse(net, x, tmp_path / "net") < 1e-5
+    again, want = load(tmp_path / "net"), net(x)
+    got = again(x)
+    for a, b in zip(got, want) if kind == "states" else [(got, want)]:
+        torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-5)
+    if kind == "samples first":
+        torch.testing.assert_close(again(x[:2]), net(x[:2]).detach(), rtol=1e-4, atol=1e-5)
+
+
+def encoder(first: bool) -> nn.Module:
+    return nn.TransformerEncoderLayer(6, 2, 8, batch_first=first)
