@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunus.core.errors import FileError, MissingExtraError
+from prunus.core.fields import parsed
 from prunus.runtime import jit
 from prunus.runtime.engine import CompiledNetwork
 from prunus.runtime.graph import Graph, Node
@@ -80,7 +81,7 @@ def load(path: str | Path, *, threads: int = 1) -> CompiledNetwork:
     if header.get(DIGEST) != _digest(header[KEY], tensors):
         raise FileError(f"{path}: the checksum is wrong, so the file was damaged or edited. Save the network again.")
     try:
-        return _built(json.loads(header[KEY]), tensors, path, threads)
+        return _built(parsed(header[KEY]), tensors, path, threads)
     except (FileError, MissingExtraError):  # say what is wrong
         raise
     except (

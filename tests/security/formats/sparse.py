@@ -54,7 +54,7 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
 
 def gates() -> tuple[nn.Module, Tensor]:
     """A network with gates."""
-    body = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
+    body = [nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 3, padding=1)]
     rest = [nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)]
     model, x = nn.Sequential(*body, *rest).eval(), torch.randn(1, 3, 9, 9)
     prunus.dynamic.dynamic_(model, x, "fbs")
@@ -121,13 +121,16 @@ def use(network: Any) -> None:
 
 
 def edited(which: str, kind: str, edit: Callable[[Any], None], nth: int = 0) -> Callable[[list[Path]], bytes]:
-    """A crafted file: an honest one in which the `nth` node of a kind is edited: [number, kind, inputs, shape, ...]."""
+    """A crafted file: an honest one in which the `nth` node of a kind is edited, or, without a kind, all nodes are.
+
+    A node is [number, kind, inputs, shape, numbers, tensors, name].
+    """
 
     def make(honest: list[Path]) -> bytes:
         header, data = parts(next(p for p in honest if p.stem == which).read_bytes())
         meta = header["__metadata__"]
         graph = json.loads(meta[files.KEY])
-        edit([n for n in graph["nodes"] if n[1] == kind][nth])
+        edit([n for n in graph["nodes"] if n[1] == kind][nth] if kind else graph["nodes"])
         meta[files.KEY] = json.dumps(graph)
         return signed(header, data)
 
@@ -164,6 +167,30 @@ def operator(name: str, *args: Any) -> Callable[[Any], None]:
     return edit
 
 
+def narrower(nodes: Any) -> None:
+    """The last matrix reads what the one before it reads, which is shorter."""
+    *_, one, last = (n for n in nodes if n[1] == "linear")
+    last[INPUTS] = one[INPUTS]
+
+
+def wider_gate(nodes: Any) -> None:
+    """A convolution makes the channels of another one's gate, which are more than it has."""
+    first, second = (n for n in nodes if n[1] == "conv" and "out" in n[NUMBERS])
+    other = {second[NUMBERS]["out"]: first[NUMBERS]["out"]}
+    second[NUMBERS] |= {"out": first[NUMBERS]["out"]}
+    second[INPUTS] = [*{i: other.get(i, i) for i in second[INPUTS]}.values()]
+
+
+def view(name: str, *rest: Any) -> Callable[[Any], None]:
+    """A view of the same shape, whose strides lead far beyond its memory."""
+
+    def edit(node: Any) -> None:
+        shape = node[SHAPE]
+        operator(name, shape, [1 << 24] * (len(shape) - 1) + [1], *rest)(node)
+
+    return edit
+
+
 CORPUS = {
     "a concatenation of fewer channels": edited("dense", "cat", at(SHAPE, 1, 4)),
     "a concatenation of more channels": edited("dense", "cat", at(SHAPE, 1, 128)),
@@ -195,8 +222,11 @@ CORPUS = {
     "a kernel without end": edited("residual", "conv", at(NUMBERS, "choice", [8, 30, 1, 4096, 4096, "lists"])),
     "no channels at a time": edited("residual", "conv", at(NUMBERS, "choice", [1, 1, 0, 1, 1, "dense"])),
     "patches that are not there": edited("residual", "conv", at(NUMBERS, "choice", [4, 8, 1, 1, 1, "winograd"]), 2),
-    "a view of beyond": edited("tokens", "torch", operator("aten._reshape_alias.default", [1, 4096], [4096, 1])),
-    "a view of beyond by strides": edited("tokens", "torch", operator("aten.as_strided.default", [1, 4096], [1, 1], 9)),
+    "a matrix wider than what it reads": edited("residual", "", narrower),
+    "another layer's gate": edited("gates", "", wider_gate),
+    "a view of beyond": edited("tokens", "torch", view("aten._reshape_alias.default")),
+    "a view of beyond by strides": edited("tokens", "torch", view("aten.as_strided.default", 1 << 24)),
+    "a function in place": edited("tokens", "torch", lambda n: n[NUMBERS].update(operator="aten.relu_.default")),
     "an operator that trusts what it is given": edited(
         "tokens", "torch", operator("aten._convert_indices_from_coo_to_csr.default", 2**40)
     ),
