@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import multiprocessing as mp
 import statistics
@@ -224,6 +225,8 @@ def main() -> None:
 
     if options.growth:
         return growth()
+    gc.collect()
+    gc.freeze()  # what was imported is no rubbish: else one run or the other pays for looking through all of it
     rows = []
     print(
         f"{'':<16}{'trace':>8}{'+ cut':>8}{'proof':>8}{'torch-pruning':>16}{'ratio':>8}{'proof/f64':>11}{'memory':>8}"

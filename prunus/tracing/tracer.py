@@ -142,9 +142,10 @@ class Tracer(TorchDispatchMode):
 
     def number(self, tensor: Tensor) -> int:
         """The number of a tensor among those that flow between operators."""
-        if tensor not in self.numbers:
-            self.numbers[tensor] = next(self._fresh_numbers)
-        return self.numbers[tensor]
+        number: int | None = self.numbers.get(tensor)
+        if number is None:
+            number = self.numbers[tensor] = next(self._fresh_numbers)
+        return number
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -153,7 +154,7 @@ class Tracer(TorchDispatchMode):
         if self.keep_arguments:
             self._keep(inputs)
             kept = tree_map_only(Tensor, lambda t: Ref(self.number(t)), (args, kwargs))
-        for tensor in inputs:
+        for tensor in inputs if len(self.pending) else ():
             if tensor in self.pending:
                 self.fix(*self.pending[tensor])
         operands = [self.of(t) for t in inputs]  # before an operator that works in place changes them
@@ -165,7 +166,7 @@ class Tracer(TorchDispatchMode):
             self.modules.current,
             reads,
             [self.number(t) for t in outs],
-            [self.names[t] for t in inputs if t in self.names],
+            [held for t in inputs if (held := self.names.get(t)) is not None],
             [tuple(t.shape) for t in outs],
             integers=list(_integers(args, ())),
             numbers=list(numbers_of(name, func._schema, args, kwargs, self._plain)),
