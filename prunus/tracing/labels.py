@@ -11,6 +11,8 @@ Everything is vectorised over atoms: there is no Python loop over channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -164,6 +166,15 @@ class Labels:
             labels[repeated, c] = NONE
         used: NDArray[np.bool_] = np.logical_or.reduce(labels >= 0, axis=0)
         return labels[:, used]
+
+    def unify_all(self, a: Atoms, others: Sequence[Atoms]) -> None:
+        """Row i of one matrix survives iff row i of each of the others does; at once where all have one column."""
+        resolved = [self.resolve(b) for b in (a, *others)]
+        if all(b.shape[1] == 1 for b in resolved):
+            return self.union(np.concatenate([resolved[0]] * len(others)), np.concatenate(resolved[1:]))
+        for b in others:
+            self.unify(a, b)
+        return None
 
     def unify(self, a: Atoms, b: Atoms) -> None:
         """Row i of one matrix survives iff row i of the other does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,6 +96,15 @@ class Tracer(TorchDispatchMode):
             self.fix(a if b.labels is None else b, "it meets something that cannot be cut")
         else:
             self.labels.unify(a.labels, b.labels)
+
+    def unify_all(self, a: Dim, others: Sequence[Dim]) -> None:
+        """Each of the others is cut as `a` is."""
+        others = [b for b in others if b is not a and b.labels is not a.labels]
+        if a.labels is None or len(others) < 2 or any(b.labels is None for b in others):
+            for b in others:
+                self.unify(a, b)
+        else:
+            self.labels.unify_all(a.labels, [b.labels for b in others if b.labels is not None])
 
     def fix(self, dim: Dim, why: str) -> Dim:
         """Nothing of this dimension can be cut; returns the dimension without labels."""

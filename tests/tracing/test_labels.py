@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prunus.tracing.labels import Labels
 
@@ -86,3 +88,41 @@ def test_dividing_a_dimension_with_a_fixed_index_fixes_its_row_and_column():
     major, minor = labels.split(a, 2, 3)
     assert (labels.resolve(major) >= 0).any(1).tolist() == [True, False]
     assert (labels.resolve(minor) >= 0).any(1).tolist() == [True, False, True]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_random_unions_and_fixings_are_those_of_sets(seed, at_once):
+    """Against sets merged one by one; atoms beyond the first arrays, holes, and several matrices met at once."""
+    rng = np.random.default_rng(seed)
+    labels, fixed = Labels(), set()
+    labels.new(int(rng.integers(1000, 1030)))
+    atoms = labels.new(40)
+    sets = {int(a): {int(a)} for a in atoms}
+
+    def merge(a, b):
+        if a < 0 or b < 0:
+            fixed.update({max(a, b)} - {-1})
+        elif sets[a] is not sets[b]:
+            together = sets[a] | sets[b]
+            sets.update(dict.fromkeys(together, together))
+
+    for _ in range(8):
+        n = int(rng.integers(1, 6))
+        first, *others = (np.where(rng.random(n) < 0.02, -1, rng.choice(atoms, n)) for _ in range(4))
+        first, others = labels.resolve(first[:, None]), [labels.resolve(b[:, None]) for b in others]
+        if at_once or 0 in (first.shape[1], *(b.shape[1] for b in others)):
+            labels.unify_all(first, others)
+        else:
+            for b in others:
+                labels.unify(first, b)
+        columns = [m[:, 0].tolist() if m.shape[1] else [-1] * n for m in (first, *others)]
+        for b in columns[1:]:
+            for x, y in zip(columns[0], b):
+                merge(x, y)
+    roots, free = labels.find(atoms), labels.resolve(atoms[:, None])
+    for i, a in enumerate(atoms):
+        held = bool(sets[int(a)] & fixed)
+        assert (free.shape[1] == 0 or free[i, 0] < 0) == held
+        assert held or {int(b) for b, r in zip(atoms, roots) if r == roots[i]} == sets[int(a)]
+    assert labels.find(np.array([-1])).tolist() == [-1]

@@ -15,10 +15,12 @@ from prunus.tracing.tracer import Dim, Dims, Rule, Tracer
 def batch_norm(t: Tracer, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Every channel by itself, in evaluation mode."""
     dims, name = t.of(args[0]), t.call.name
-    for operand, role in zip(args[1:5], ("norm_scale", "norm_shift", "stat", "stat")):
-        if isinstance(operand, Tensor):  # `_native_batch_norm_legit.no_stats` has a flag in their place
-            t.unify(dims[1], t.of(operand)[0])
-            t.role(t.of(operand)[0], role)
+    roles = zip(args[1:5], ("norm_scale", "norm_shift", "stat", "stat"))
+    # `_native_batch_norm_legit.no_stats` has a flag in their place
+    channels = [(t.of(operand)[0], role) for operand, role in roles if isinstance(operand, Tensor)]
+    t.unify_all(dims[1], [dim for dim, _ in channels])
+    for dim, role in channels:
+        t.role(dim, role)
     always = name.endswith(("_no_training", "_no_update"))
     if not (always or (name != "_batch_norm_with_update" and isinstance(args[3], Tensor) and args[5] is False)):
         for d in (0, *range(2, len(dims))):
