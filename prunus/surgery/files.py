@@ -54,9 +54,9 @@ def save(
     more = described(model)
     masks = held_text(model, held(model))
     header = {**(metadata or {}), KEY: plan, FORMAT: memory_format(model), **more}
-    header |= {DIGEST: _digest(tensors, "".join([plan, *in_header(more).values(), masks]), graph)}
     header |= {HELD: masks} if masks else {}
     header |= {GRAPH: graph} if graph else {}
+    header |= {DIGEST: digest(tensors, header)}
     if compress:
         tensors, shapes = pack(tensors)
         header |= {PACKED: shapes} if shapes else {}
@@ -181,8 +181,10 @@ def _stored(model: nn.Module, detach: bool = True) -> dict[str, Tensor]:
     return out
 
 
-def _digest(tensors: Mapping[str, Tensor], plan: str, graph: str = "") -> str:
-    sha = hashlib.sha256(plan.encode() + (b"\0" + graph.encode() if graph else b""))
+def digest(tensors: Mapping[str, Tensor], header: dict[str, str]) -> str:
+    """The checksum of whole tensors and of what the header tells of them."""
+    told, graph = [header[KEY], *in_header(header).values(), header.get(HELD, "")], header.get(GRAPH, "")
+    sha = hashlib.sha256("".join(told).encode() + (b"\0" + graph.encode() if graph else b""))
     for name in sorted(tensors):
         t = tensors[name]
         sha.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
@@ -209,8 +211,7 @@ def _read(path: str | Path) -> tuple[Plan, dict[str, Tensor], dict[str, str]]:
         tensors = unpack(tensors, header.get(PACKED, ""))
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
-    told = "".join([header[KEY], *in_header(header).values(), header.get(HELD, "")])
-    if header.get(DIGEST) != _digest(tensors, told, header.get(GRAPH, "")):
+    if header.get(DIGEST) != digest(tensors, header):
         raise FileError(f"{path}: the checksum does not fit: the file was damaged or edited after it was saved.")
     try:
         return Plan.from_json(header[KEY]), tensors, header

@@ -38,8 +38,7 @@ def signed(header: dict[str, Any], data: bytes) -> bytes:
         shapes = json.loads(meta.get(files.PACKED) or "{}")
         if sum(math.prod(shape) for shape in shapes.values()) < 1 << 22:
             tensors = unpack(load(whole(header, data)), meta.get(files.PACKED, ""))
-            told = "".join([meta[files.KEY], *files.in_header(meta).values()])
-            meta[files.DIGEST] = files._digest(tensors, told, meta.get(files.GRAPH, ""))
+            meta[files.DIGEST] = files.digest(tensors, meta)
     except Exception:  # no checksum fits what is no file of prunus any more
         pass
     return whole(header, data)
@@ -54,6 +53,7 @@ def changed(rng: random.Random, source: Path, key: str, texts: Any = (), prefer:
     if kind < 0.14:
         return whole(mutated(rng, header), data)
     meta = header["__metadata__"]
+    key = rng.choice([files.HELD, key]) if files.HELD in meta else key
     text = json.loads(meta[key])
     if kind < 0.18:
         meta[key] = mangled(rng, meta[key].encode()).decode(errors="replace")

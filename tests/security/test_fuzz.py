@@ -12,7 +12,9 @@ import sys
 import pytest
 
 from prunus.core.torchvision_ops import declare_torchvision_operators
-from tests.security.fuzz import formats, fuzz
+from prunus.surgery import files
+from tests.security.fuzz import find, formats, fuzz
+from tests.security.tensorfile import parts, signed
 
 NEEDS = {"pretrained": "transformers"}
 CASES = int(os.environ.get("PRUNUS_FUZZ", "60"))
@@ -26,3 +28,14 @@ def test_a_crafted_file_can_do_nothing(name):
     pytest.importorskip(NEEDS.get(name, "torch"))
     failures = fuzz(name, CASES, SEED)
     assert not failures, "\n".join(map(str, failures))
+
+
+@pytest.mark.parametrize("name", ["state", "packed", "gated", "rewritten"])
+def test_a_crafted_file_has_the_right_checksum(name, tmp_path):
+    """Else all of them would be refused for that alone."""
+    format = find(name)
+    for path in format.write(tmp_path):
+        header, data = parts(path.read_bytes())
+        header["__metadata__"].pop(files.DIGEST)
+        (tmp_path / "again.safetensors").write_bytes(signed(header, data))
+        format.read(tmp_path / "again.safetensors")

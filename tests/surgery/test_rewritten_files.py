@@ -97,7 +97,7 @@ def crafted(path, out, change):
     data = json.loads(header[files.GRAPH])
     change(data)
     header[files.GRAPH] = json.dumps(data)
-    header[files.DIGEST] = files._digest(tensors, header[files.KEY], header[files.GRAPH])
+    header[files.DIGEST] = files.digest(tensors, header)
     files.save_file(tensors, out, header)
 
 
