@@ -66,7 +66,9 @@ class Inputs:
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """Floating-point tensors in another precision; integer tensors stay."""
-        return self.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+        return self.map(
+            lambda t: t.to(dtype) if t.is_floating_point() else t.to(dtype.to_complex()) if t.is_complex() else t
+        )
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -34,7 +34,7 @@ class Verified:
         out = []
         if self.hidden:
             out.append(
-                f"{len(self.hidden)} parameters are zero throughout and hide what lies behind them (first: "
+                f"parameters that are zero throughout hide what lies behind them ({len(self.hidden)}, first "
                 f"'{self.hidden[0]}'): the proof compared both networks also with random numbers in their place."
             )
         if not self.sensitive:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
+from torch.utils import checkpoint
 
 from prunus.core.callbacks import forward
 from prunus.core.errors import InputError
@@ -57,12 +58,46 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), without_autocast(), torch.random.fork_rng(devices=devices):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Everything in the precision of the weights: what is compared, or summed over samples, is not to be rounded.
+
+    >>> with torch.autocast("cpu"), without_autocast():
+    ...     nn.Linear(1, 1)(torch.ones(1)).dtype
+    torch.float32
+    """
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+class _Called:
+    """In the place of torch's function that computes again in backward."""
+
+    @staticmethod
+    def apply(function: Any, preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+@contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Reentrant checkpoints compute at once: they hide from the graph what is inside of them."""
+    before = checkpoint.CheckpointFunction
+    checkpoint.CheckpointFunction = _Called  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = before  # type: ignore[misc]
 
 
 def has_values(tensor: Tensor) -> bool:

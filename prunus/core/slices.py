@@ -47,8 +47,10 @@ class Slice:
     stats: Mapping[str, Tensor] = field(default_factory=dict)
 
     def view(self, tensor: Tensor) -> Tensor:
-        """`tensor`, shaped like the parameter, as ``(units, fan)``."""
+        """`tensor`, shaped like the parameter, as ``(units, fan)``; of a complex one, real and imaginary parts."""
         units = self.index.shape[0]
+        if tensor.is_complex() and self.dim != ELEMENTS:
+            tensor = torch.view_as_real(tensor.resolve_conj())
         if self.dim == ELEMENTS:
             return tensor.reshape(-1)[self.index.to(tensor.device)]
         rows = tensor.index_select(self.dim, self.index.reshape(-1).to(tensor.device))  # (.., units*m, ..)
@@ -63,6 +65,8 @@ class Slice:
             )
         rest = [n for d, n in enumerate(self.tensor.shape) if d != self.dim]
         count = self.index.numel()
+        if self.tensor.is_complex() and values.is_floating_point() and values.shape[1] > 1:
+            values = torch.view_as_complex(values.reshape(len(values), -1, 2).contiguous())
         fan = self.tensor.numel() // max(self.tensor.shape[self.dim], 1) * self.index.shape[1]
         rows = values.expand(self.index.shape[0], fan).reshape(count, *rest).movedim(0, self.dim)
         out = torch.zeros(self.tensor.shape, dtype=values.dtype, device=values.device)

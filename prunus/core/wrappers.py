@@ -25,7 +25,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         inner = model
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
-        elif isinstance(model._modules.get("_orig_mod"), nn.Module):  # OptimizedModule, which is no public class
+        elif "_orig_mod" in model._modules:  # OptimizedModule, which is no public class
             inner = model._modules["_orig_mod"]  # type: ignore[assignment]
         if inner is model:
             check_whole(model)

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunus.core import InputError, Inputs, TraceError, VerificationError
 from prunus.core.callbacks import EXAMPLE, forward
 from prunus.core.checks import a_positive_int, check_arguments, optional
+from prunus.core.kinds import check_kind
 from prunus.core.running import undisturbed, with_batch
 from prunus.core.writing import replacing
 from prunus.export.registry import exporters
@@ -50,6 +51,7 @@ def to_onnx(
         written), `InputError` when the weights do not fit in one file (2 GB).
     """
     check_arguments(locals(), batch=optional(a_positive_int))
+    check_kind(model, changes=False)
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     if size > LARGEST:

@@ -13,6 +13,7 @@ from torch import nn
 from prunus.core import Fixed, InputError, Mask, Plan
 from prunus.core.checks import check_arguments
 from prunus.core.held import check_free, hold_weight_
+from prunus.core.kinds import check_kind
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.masks.collapse import lost
 from prunus.masks.repair import check_choice, outputs, solve_
@@ -79,6 +80,7 @@ def mask_(
     {'0.weight': 0.5}
     """
     check_arguments(locals())
+    check_kind(model)
     if not groups.weights or plan.groups:
         raise InputError(
             "mask_ takes the groups and the plan of weights: groups = prunus.tensors(model), plan = "

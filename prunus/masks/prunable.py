@@ -14,8 +14,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from prunus.core import Fixed, Inputs
 from prunus.core.effective import Effective
+from prunus.core.kinds import check_kind
 from prunus.core.running import has_values
-from prunus.tracing.recording import check_initialised, record
+from prunus.tracing.recording import record
 from prunus.tracing.tracer import Tracer
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
@@ -47,7 +48,7 @@ class Found:
 
 def find(model: nn.Module, example_inputs: Any = None) -> Found:
     """The weights of a network, in its own order; those that the example does not visit go by the rule."""
-    check_initialised(model)
+    check_kind(model)
     tracer = None if example_inputs is None else record(model, Inputs.of(example_inputs))
     read = {n for call in tracer.calls for n in call.parameters} if tracer else set()
     embedded = embeddings(model)

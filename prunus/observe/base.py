@@ -17,8 +17,9 @@ from prunus.core import Groups, InputError, Inputs, Registry
 from prunus.core.callbacks import a_loss, cross_entropy, each, forward, own
 from prunus.core.checks import check_arguments
 from prunus.core.effective import Follow
+from prunus.core.kinds import check_kind
 from prunus.core.progress import progress
-from prunus.core.running import undisturbed
+from prunus.core.running import undisturbed, without_checkpoints
 from prunus.core.undo import all_or_nothing
 from prunus.observe.average import Handles, parameters_of
 from prunus.observe.layers import Order, Weights, follow_of
@@ -161,8 +162,15 @@ def collect(
     Raises: `InputError` when the loader is empty, or no default loss fits; `UnknownNameError` for an unknown kind.
     """
     check_arguments(locals())
+    check_kind(model)
+    unreal = [s.name for g in groups for s in g.slices if s.tensor.is_complex()]
+    if unreal:
+        raise InputError(
+            f"statistics of complex weights are not known (first: '{unreal[0]}'): use a criterion of weights alone, "
+            "e.g. 'l2', or leave their groups out, groups.select([...])."
+        )
     wanted = [collectors[need] for need in sorted(set(needs))]
-    with all_or_nothing(model), untouched(model):
+    with all_or_nothing(model), untouched(model), without_checkpoints():
         seen = Seen(model, groups.seen(), loader, loss)
         found = {entry.name: entry.call(seen) for entry in wanted}
     units = {entry.name for entry in wanted if entry.declares.get("of") == "group"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from prunus.core import FileError, InputError
+from prunus.core.kinds import check_kind
 
 PREFIX = "prunus_attached_"  # of the entries of a file's header
 
@@ -37,7 +38,8 @@ def described(model: nn.Module) -> dict[str, str]:
 
 
 def check_cuttable(model: nn.Module) -> None:
-    """Raise `InputError` for a network with something attached that would not fit once it is cut."""
+    """Raise `InputError` for a network that cannot be cut, or with something attached that would not fit then."""
+    check_kind(model)
     for kind, a in attachments.items():
         if a.describe(model) is not None:
             raise InputError(f"this {type(model).__name__} is {kind}: {a.uncut}")

@@ -15,6 +15,7 @@ from prunus.core import FileError, InputError, Plan
 from prunus.core.callbacks import own
 from prunus.core.checks import check_arguments, shown
 from prunus.core.held import held, held_from, held_text, hold_weight_
+from prunus.core.kinds import check_kind
 from prunus.core.undo import all_or_nothing
 from prunus.core.writing import replacing
 from prunus.surgery.attached import PREFIX, attach_again_, described, in_header, of_attached
@@ -48,6 +49,7 @@ def save(
     """
     check_arguments(locals())
     path = Path(path)
+    check_kind(model, changes=False)
     check_memory(model)
     plan = (plan_of(model) or Plan(version=__version__)).to_json()
     graph, tensors = written(model) if isinstance(model, RewrittenModule) else ("", _stored(model))
@@ -112,6 +114,7 @@ def load_(model: nn.Module, path: str | Path) -> None:
     it was.
     """
     check_arguments(locals())
+    check_kind(model)
     plan, tensors, header = _read(path)
     if GRAPH in header:
         raise FileError(

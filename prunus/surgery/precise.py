@@ -50,5 +50,7 @@ class Precise(TorchDispatchMode):
 
     def _raised(self, leaf: Any) -> Any:
         if isinstance(leaf, torch.dtype):
-            return torch.float64 if leaf in self.LOWER else leaf
+            return torch.float64 if leaf in self.LOWER else torch.complex128 if leaf.is_complex else leaf
+        if isinstance(leaf, Tensor) and leaf.is_complex():
+            return leaf.to(torch.complex128)
         return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype in self.LOWER else leaf

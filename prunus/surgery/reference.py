@@ -75,7 +75,7 @@ def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dic
         gone = ~keep[group.offset : group.offset + group.units]
         if not gone.any():
             continue
-        for s in (s for s in group.slices if s.name in out and out[s.name].is_floating_point()):
+        for s in (s for s in group.slices if s.name in out and is_real(out[s.name])):
             if out[s.name].data_ptr() == s.tensor.data_ptr():
                 out[s.name] = out[s.name].clone()
             out[s.name].index_fill_(s.dim, s.index[gone].reshape(-1).to(out[s.name].device), 0)
@@ -228,8 +228,10 @@ def run_in(
         return run(model, tensors, inputs.to(dtype), watched())
 
 
-def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {n: t.detach().to(dtype) if t.is_floating_point() else t.detach() for n, t in tensors.items()}
+def cast(tensors: Tensors, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Real and complex tensors in a precision; others as they are."""
+    to = {True: dtype.to_complex(), False: dtype}
+    return {n: t.detach().to(to[t.is_complex()]) if is_real(t) else t.detach() for n, t in tensors.items()}
 
 
 def other_inputs(inputs: Inputs) -> Inputs:
@@ -238,7 +240,7 @@ def other_inputs(inputs: Inputs) -> Inputs:
 
     def change(t: Tensor) -> Tensor:
         if not t.is_floating_point():
-            return t.flip(-1) if t.dim() else t
+            return t.flip(-1) if t.dim() and t.layout is torch.strided else t
         noise = torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype).to(t.device)
         return laid_out_as(noise, t)
 

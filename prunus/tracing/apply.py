@@ -17,7 +17,7 @@ from prunus.core import Edit, Groups, Inputs, Operator, TensorPlan, Verification
 from prunus.core.nested import tensors_in
 from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.places import set_place
-from prunus.core.running import has_values, laid_out_as, with_tensors
+from prunus.core.running import has_values, laid_out_as, with_tensors, without_autocast
 from prunus.core.undo import HOLDERS
 from prunus.tracing.calls import numbers_of
 from prunus.tracing.decisions import decided
@@ -87,7 +87,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
-        with torch.no_grad(), PlainRecurrence():
+        with torch.no_grad(), without_autocast(), PlainRecurrence():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from prunus.core import Dropped, Inputs
 from prunus.core.checks import check_arguments
+from prunus.core.kinds import check_kind
 from prunus.tracing.calls import Call
-from prunus.tracing.recording import check_initialised, record
+from prunus.tracing.recording import record
 from prunus.tracing.tracer import Tracer
 
 SAME = {"view", "_unsafe_view", "alias", "clone", "contiguous", "detach", "_to_copy", "dropout", "native_dropout"}
@@ -71,7 +72,7 @@ def residual_blocks(model: nn.Module, example_inputs: Any) -> Residual:
 
     Raises: `TraceError` when forward fails on the example.
     """
-    check_initialised(model)
+    check_kind(model)
     inputs, seen = Inputs.of(example_inputs), {}  # type: ignore[var-annotated]
 
     def watch(name: str) -> Any:

@@ -5,22 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prunus.core import InputError, Inputs, TraceError
+from prunus.core import Inputs, TraceError
 from prunus.core.running import has_values
 from prunus.tracing import rules, unvisited
 from prunus.tracing.apply import Before, empty_caches, evaluating, named_tensors, run, unchanged
 from prunus.tracing.effective import spread_roles
 from prunus.tracing.tracer import Tracer
-
-
-def check_initialised(model: nn.Module) -> None:
-    """Raise `InputError` when a lazy module has not seen its first input."""
-    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise InputError(
-            f"parameters of lazy modules have no shape yet (first: '{lazy[0]}'): run the model once on the example, "
-            "model(*example_inputs), and then trace it."
-        )
 
 
 def check_repeats(model: nn.Module, inputs: Inputs, tracer: Tracer) -> None:

@@ -23,12 +23,13 @@ from prunus.core import (
 )
 from prunus.core.checks import check_arguments
 from prunus.core.inputs import Outputs
+from prunus.core.kinds import check_kind
 from prunus.tracing import numbers, unvisited
 from prunus.tracing.aligned import align, steps_of, unfit
 from prunus.tracing.apply import Misfit, trial
 from prunus.tracing.build import Built, build
 from prunus.tracing.constraints import solve
-from prunus.tracing.recording import check_initialised, check_repeats, record
+from prunus.tracing.recording import check_repeats, record
 from prunus.tracing.tracer import Dim, Tracer
 
 Pattern = str | nn.Module
@@ -74,10 +75,14 @@ def trace(
     [('0.weight', 'out'), ('4.weight', 'in')]
     """
     check_arguments(locals())
-    check_initialised(model)
-    inputs = Inputs.of(example_inputs, outputs)
+    check_kind(model)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise InputError(f"the network is inside {type(model).__name__}: trace the network itself, model.module.")
+    inputs = Inputs.of(example_inputs, outputs).map(_plain)
     if not inputs.tensors:
         raise InputError("example_inputs holds no tensor; give what forward takes, e.g. a tensor or prunus.Inputs.")
+    if not any(t.numel() for t in inputs.tensors):
+        raise InputError("example_inputs holds empty tensors only: a batch of at least one sample is needed.")
     tracer = record(model, inputs)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for name in _named(model, freeze, "freeze"):
@@ -90,6 +95,12 @@ def trace(
     if only:
         groups = _only(groups, set(_named(model, only, "only")))
     return groups
+
+
+def _plain(t: Tensor) -> Tensor:
+    """Without a class of its own that only keeps names or boxes: labels are of the tensors that operators see."""
+    own = type(t) not in (Tensor, nn.Parameter) and type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return t.as_subclass(Tensor) if own else t
 
 
 def check_prunable(groups: Groups) -> None:
