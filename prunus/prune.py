@@ -78,7 +78,9 @@ def prune_(
         absorb: first move the constant output of removed units into the next layer.
         select: first insert channel selections before normalisations that open a block (pre-activation networks).
         verify: prove the cut.
-            least (see `prunus.recovery.prepare`).
+        repair: ``"least-squares"`` (or True) solves every layer again so that it gives what it gave, ``"blocks"`` then
+            trains every block that was cut, ``"bias"`` sets biases alone; it reads `data`, and comes after the proof,
+            for it changes the function on purpose (see `prunus.recovery.prepare`).
         merge: first add what layers read of every removed unit to what they read of the kept one that is most like it
             (see `prunus.recovery.merge_`; no data are needed).
         per: ``macs`` or ``params``: scores are divided by what a unit costs (see `prunus.criteria.score`).

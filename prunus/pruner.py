@@ -14,7 +14,7 @@ from prunus.allocators import Problem, allocate
 from prunus.allocators.base import Floor
 from prunus.core import Budget, InputError, Plan, Report
 from prunus.core.callbacks import own
-from prunus.core.checks import a_portion, batches_again, check_arguments, optional
+from prunus.core.checks import a_portion, batches_again, check_arguments, optional, shown, state_with
 from prunus.core.inputs import Outputs
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.undo import all_or_nothing
@@ -144,7 +144,10 @@ class Pruner:
         if optimizer is self._optimizers[-1]:
             self.step += 1
             if self._schedule is not None:
-                self.advance_(max(self.progress, own(self._schedule, "schedule=")(self.step)))
+                progress = own(self._schedule, "schedule=")(self.step)
+                if not a_portion.holds(progress):
+                    raise InputError(f"schedule= gave {shown(progress)} at step {self.step}; expected one in [0, 1].")
+                self.advance_(max(self.progress, progress))
         silence_(self._holes, (optimizer,))
 
     def advance_(self, progress: float) -> None:
@@ -214,7 +217,7 @@ class Pruner:
         Raises: `InputError` when the state is of another network, or of one that was cut already; `FileError` when it
         is damaged.
         """
-        check_arguments(locals())
+        check_arguments(locals(), state=state_with(step=int, progress=(int, float), plan=str, cut=bool))
         if state["cut"]:
             raise InputError("this state is of a finished pruner, whose network was cut: load it with prunus.load.")
         self.keep = self.groups.mask(Plan.from_json(state["plan"]))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 
 from prunus.cli import compare, cp, export, groups, ls, measure, prune, report, run, validate
 from prunus.core import InputError, PrunusError, TrainingError
+from prunus.core.callbacks import Ended
 
 app = typer.Typer(
     name="prunus",
@@ -19,9 +23,29 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"max_content_width": 120},
 )
+
+
+def _said(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb in which the user's own code cannot end the program unseen (``sys.exit(0)`` in a model's file)."""
+
+    @functools.wraps(verb)
+    def called(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except Ended:
+            raise
+        except SystemExit as error:
+            raise PrunusError(
+                f"the user's own code ended the program (sys.exit({error.code!r})) before this was done; its traceback "
+                "is above. Let it return, or raise an error."
+            ) from error
+
+    return called
+
+
 for _verb in (run, prune, groups, measure, export, report, compare, ls, cp, validate):
     _name, _line = _verb.__name__.rpartition(".")[2], (_verb.command.__doc__ or "").strip().split("\n")[0]
-    app.command(_name, short_help=_line, cls=getattr(_verb, "Command", None))(_verb.command)
+    app.command(_name, short_help=_line, cls=getattr(_verb, "Command", None))(_said(_verb.command))
 
 
 @app.callback(invoke_without_command=True)
@@ -38,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="prunus")
     except PrunusError as error:
+        if isinstance(error.__cause__, SystemExit):
+            traceback.print_exception(error.__cause__)
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2 if isinstance(error, (InputError, TrainingError)) else 1)
     except OSError as error:  # a full disk, no permission ...

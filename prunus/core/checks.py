@@ -119,6 +119,14 @@ def sequence(expected: str, item: Callable[[Any], bool], *, empty: bool = True) 
     return Kind(expected, lambda v: _collection(v) and (empty or len(v) > 0) and all(map(item, v)))
 
 
+def state_with(**types: Any) -> Kind:
+    """What a ``state_dict()`` returned: a dictionary with these entries, of these types."""
+    return Kind(
+        f"a dictionary, as state_dict() returned it, with {', '.join(types)}",
+        lambda v: isinstance(v, Mapping) and all(isinstance(v.get(name), kind) for name, kind in types.items()),
+    )
+
+
 def _collection(value: Any) -> bool:
     return not isinstance(value, (str, bytes, Mapping, Tensor, nn.Module)) and hasattr(value, "__len__")
 

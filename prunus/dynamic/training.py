@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from prunus.core import FileError, InputError
-from prunus.core.checks import check_arguments
+from prunus.core.checks import check_arguments, state_with
 from prunus.core.running import undisturbed
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.network import _of, gates, watched
@@ -113,7 +113,7 @@ class GateTraining:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; raises `FileError` for the state of another network."""
-        check_arguments(locals())
+        check_arguments(locals(), state=state_with(at=int, usual=float, sums=Tensor))
         if state["sums"].shape != self._sums.shape:
             raise FileError(
                 f"this state is of gates with {len(state['sums']) - 2} channels; these have {len(self._sums) - 2}."

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from prunus.allocators import allocate
 from prunus.core import Budget, FileError, InputError, Mask, Plan
-from prunus.core.checks import anything, check_arguments, instance, optional
+from prunus.core.checks import anything, check_arguments, instance, optional, state_with
 from prunus.core.held import give_back_, take_
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.undo import all_or_nothing, keep_values
@@ -24,6 +24,8 @@ from prunus.masks.mask import Masked, mask_
 from prunus.masks.moment import Method, Moment, methods
 from prunus.masks.rules import RULES, Covered, on_device
 from prunus.masks.tensors import Tensors
+
+KEPT = ("dense", "thresholds", "memory")  # tensors by name, of a state
 
 
 class MaskPruner:
@@ -271,7 +273,9 @@ class MaskPruner:
 
         Raises: `InputError` for masks of another network; `FileError` when the state is damaged.
         """
-        check_arguments(locals())
+        check_arguments(
+            locals(), state=state_with(step=int, masks=str, frozen=bool, dense=dict, thresholds=dict, memory=dict)
+        )
         keep = self.groups.mask(Plan.from_json(state["masks"]))
         with self._whole(self._optimizers):
             self._begin()

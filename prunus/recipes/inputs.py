@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunus.core import InputError, Inputs
 
 _ONE = re.compile(r"^\s*(\d+(?:\s*,\s*\d+)*)\s*(?::\s*([a-z0-9]+)\s*(?:<\s*(\d+))?)?\s*$")
+LARGEST = 2**30  # numbers of an example input
 _TYPES = {
     name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
 }
@@ -60,6 +61,8 @@ def _tensor(part: str, whole: str, generator: torch.Generator) -> Tensor:
     shape, kind, below = [int(n) for n in match[1].split(",")], match[2] or "float32", match[3]
     if kind not in _TYPES or min(shape) < 1:
         raise InputError(f"--input {whole!r}: '{part}' needs sizes above 0 and one of the types {', '.join(_TYPES)}.")
+    if math.prod(shape) > LARGEST:
+        raise InputError(f"--input {whole!r}: '{part}' has {math.prod(shape):,} numbers; at most {LARGEST:,} are made.")
     dtype = _TYPES[kind]
     if dtype.is_floating_point:
         if below:

@@ -14,7 +14,7 @@ from prunus.regularizers import Regularizer, regularizers
 class Strict(BaseModel):
     """A part of a recipe: a key that it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=False)
+    model_config = ConfigDict(extra="forbid", validate_default=False, allow_inf_nan=False)
 
 
 class BudgetSpec(Strict):
@@ -116,7 +116,7 @@ class DataSpec(Strict):
     crop: float | None = None
     image: str | None = None
     label: str | None = None
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, lt=2**31)
     decide: float = Field(0.1, ge=0, lt=1)
 
     @property
@@ -133,9 +133,9 @@ class MeasureSpec(Strict):
     """
 
     backends: list[str] | Literal["auto"] = "auto"
-    batches: list[Annotated[int, Field(ge=1)]] = [1, 64]
-    threads: int = Field(1, ge=1)
-    seconds: float = Field(0.5, gt=0)
+    batches: list[Annotated[int, Field(ge=1, le=65536)]] = [1, 64]
+    threads: int = Field(1, ge=1, le=1024)
+    seconds: float = Field(0.5, gt=0, le=3600)
 
     @field_validator("backends")
     @classmethod

@@ -47,7 +47,7 @@ class Prune(Stage):
     allocator: str = "global"
     budget: BudgetSpec
     progress: float = Field(1.0, gt=0, le=1)
-    round_to: int = Field(1, ge=1)
+    round_to: int = Field(1, ge=1, le=65536)
     floor: int | float | None = Field(None, ge=0)
     freeze: list[str] = []
     only: list[str] = []
@@ -144,12 +144,12 @@ STAGE_KEYS = frozenset(key for kind in STAGES.values() for key in kind.model_fie
 class Recipe(Strict):
     """One run: a model, its data, and the stages it goes through, in order."""
 
-    recipe: str
+    recipe: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # a folder is named so
     about: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     model: str
     weights: str | None = None
-    classes: int | None = Field(None, ge=1)
+    classes: int | None = Field(None, ge=1, le=10**6)
     data: DataSpec | None = None
     input: str | None = None
     evaluate: str | None = None

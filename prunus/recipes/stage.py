@@ -12,20 +12,20 @@ from prunus.recipes.parts import Strict
 class Stage(Strict):
     """One step of a run."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 
 
 class Training(Stage):
     """What stages that train have in common."""
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=10**6)
     lr: float = Field(0.1, gt=0)
     schedule: str | dict[str, Any] = "cosine"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     decay: Literal["all", "weights"] = "all"
-    batch: int = Field(128, ge=1)
+    batch: int = Field(128, ge=1, lt=2**31)
     augment: str = "auto"
     precision: str = "auto"
     clip: float | None = Field(None, gt=0)

@@ -13,8 +13,26 @@ from prunus.core import FileError, InputError
 Key = tuple[str | int, ...]
 
 
+MOST_TEXT, MOST_NODES, MOST_DEPTH = 1_000_000, 20_000, 24  # of a recipe; the longest one that comes along has 300 nodes
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML where ``1e-3`` is a number, as a reader expects."""
+    """YAML where ``1e-3`` is a number, as a reader expects, and where a small file stays small: no aliases, bounds."""
+
+    nodes = depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        self.nodes, self.depth = self.nodes + 1, self.depth + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise _refused(event, "recipes know no anchors and aliases (&, *): write the value out")
+        if self.nodes > MOST_NODES or self.depth > MOST_DEPTH:
+            what = f"{MOST_NODES} values" if self.nodes > MOST_NODES else f"{MOST_DEPTH} levels"
+            raise _refused(event, f"there are more than {what} in it")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
@@ -22,6 +40,10 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _refused(event: Any, why: str) -> yaml.MarkedYAMLError:
+    return yaml.composer.ComposerError(None, None, why, event.start_mark)
 
 
 def value(text: str) -> Any:
@@ -32,7 +54,7 @@ def value(text: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 
@@ -41,14 +63,19 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Key, int]]:
 
     Raises: `FileError` when it is not YAML, or not a mapping; `InputError` when a key is given twice.
     """
-    loader = _Loader(text)
+    if len(text) > MOST_TEXT:
+        raise FileError(f"{name} has {len(text):,} characters; a recipe has at most {MOST_TEXT:,}.")
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # characters that YAML has not
+        raise FileError(f"{name} is not YAML: {error}.") from None
     try:
         root = loader.get_single_node()
         data = loader.construct_document(root) if root is not None else None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise FileError(f"{name}, line {line}: this is not YAML: {error.problem}.") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(f"{name} is not YAML: {error}.") from None
     finally:
         loader.dispose()
@@ -62,7 +89,8 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Key, int]]:
 def read(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     """`parse` of a file; raises `FileError` when it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MOST_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"cannot read the recipe '{path}': {error}.") from None
     return parse(text, str(path))

@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from prunus.core.callbacks import Ended
+
 
 class Interrupt:
     """While entered, Ctrl-C (and SIGTERM) only sets `wanted`; a second Ctrl-C interrupts at once.
@@ -37,5 +39,5 @@ class Interrupt:
     def leave(self) -> None:
         """End the program as the signal asked: `KeyboardInterrupt` for Ctrl-C, `SystemExit` for SIGTERM."""
         if self.wanted == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
+            raise Ended(128 + signal.SIGTERM)
         raise KeyboardInterrupt
