@@ -132,6 +132,11 @@ class Group:
         """The slices whose role is one of `roles`."""
         return tuple(s for s in self.slices if s.role in roles)
 
+    def computes(self, *roles: str) -> bool:
+        """Whether some of the weights of these roles are computed by forward from the parameters of `slices`."""
+        own = {s.name for s in self.slices}
+        return any(s.role in roles and s.name not in own for s in self.used or ())
+
     def __repr__(self) -> str:
         return f"Group({self.id!r}, units={self.units}, slices={len(self.slices)})"
 

@@ -65,6 +65,9 @@ def merge_(model: nn.Module, groups: Groups, plan: Plan) -> Merged:
         kept = keep[group.offset : group.offset + group.units]
         if bool(kept.all()) or not group.with_role("in"):
             continue
+        if group.computes("in", "out", "depthwise"):
+            notes.append(f"group '{group.id}' was not merged: forward computes its weights from parameters")
+            continue
         if _runs_over(groups, group):
             notes.append(f"group '{group.id}' was not merged: a norm, softmax or product runs over its units")
             continue

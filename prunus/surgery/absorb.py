@@ -144,7 +144,7 @@ def _removed_columns(groups: Groups, keep: Tensor) -> dict[str, tuple[int, Tenso
     out: dict[str, tuple[int, Tensor]] = {}
     for group in groups:
         gone = ~keep[group.offset : group.offset + group.units]
-        if not group.with_role("norm_scale"):
+        if not group.with_role("norm_scale") or group.computes("in"):
             continue
         for s in group.with_role("in"):
             index = s.index[gone].reshape(-1)

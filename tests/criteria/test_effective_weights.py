@@ -1,18 +1,24 @@
 """A weight that forward computes from parameters scores as the same weight put in as a plain parameter."""
 
+import copy
+import os
 from functools import cache
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 import prunus
-from prunus.core import Budget
+from prunus.core import Budget, VerificationError
 from prunus.core.torchvision_ops import declare_torchvision_operators
 from prunus.criteria import criteria, needs, score
 from prunus.observe import collect
+from tests.keeping import random_keep
+from tests.tracing.networks import STEPS, Random, randomise
 
 every = pytest.mark.parametrize(
     "entry", [e for e in criteria if not e.declares["seeded"]], ids=lambda entry: entry.name
@@ -280,3 +286,85 @@ def test_a_weight_that_is_written_piece_by_piece_is_not_mistaken_for_zeros():
     for group in groups.seen():
         for s in group.slices:
             assert s.weight.abs().sum() > 0
+
+
+def test_what_would_write_into_a_computed_weight_leaves_it_alone():
+    model, x = convolutions(parametrizations.weight_norm).eval(), torch.randn(2, 3, 7, 7, dtype=torch.float64)
+    plain = convolutions(lambda layer: None).eval()
+    notes = [
+        prunus.prune_(net, x, budget=Budget(macs=0.6), merge=True).notes for net in (model, plain)
+    ]  # v of weight_norm is no place for the sum of two columns
+    assert sum("forward computes its weights" in note for note in notes[0]) == 2
+    assert not any("forward computes its weights" in note for note in notes[1])
+
+
+class Mask(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.register_buffer("keep", torch.rand_like(weight) < 0.7)
+
+    def forward(self, weight):
+        return weight * self.keep
+
+
+class Sum(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.more = nn.Parameter(torch.randn_like(weight) / 9)
+
+    def forward(self, weight):
+        return weight + self.more
+
+
+class Standard(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(len(weight), *[1] * (weight.dim() - 1), dtype=weight.dtype))
+
+    def forward(self, weight):
+        spread, mean = torch.var_mean(weight.flatten(1), 1, correction=0, keepdim=True)
+        return ((weight.flatten(1) - mean) * (spread + 1e-3).rsqrt()).view_as(weight) * self.gain
+
+
+COMPUTED = (None, Mask, Sum, Standard)
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+@settings(
+    max_examples=int(os.environ.get("PRUNUS_EXAMPLES", 6)), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+@given(
+    st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 11)), min_size=1, max_size=6),
+    st.lists(st.integers(0, 3), min_size=12, max_size=12),
+    st.integers(0, 99),
+)
+def test_random_networks_with_computed_weights_score_and_cut_as_plain_ones(steps, forms, seed):
+    torch.manual_seed(seed)
+    model = randomise(Random(steps, 8), seed).double()
+    twin = copy.deepcopy(model)
+    used = set()
+    pairs = [pair for pair in zip(model.modules(), twin.modules()) if isinstance(pair[0], LAYERS)]
+    for (layer, plain), form in zip(pairs, forms):
+        made = COMPUTED[form]
+        used.add(made)
+        if made is not None:
+            nn.utils.parametrize.register_parametrization(layer, "weight", made(layer.weight.detach()))
+            plain.weight.data = layer.weight.detach().clone()
+    data = [(torch.randn(3, 3, 6, 6, dtype=torch.float64), torch.arange(3))]
+    found = []
+    for net in (model.eval(), twin.eval()):
+        groups = prunus.trace(net, data[0][0])
+        stats = collect(net, groups, data, {"grad", "fisher"})
+        found.append([score(groups, c, stats) if len(groups) else {} for c in ("l2", "taylor-weight", "obd")])
+    for a, b in zip(*found):
+        assert [len(v) for v in a.values()] == [len(v) for v in b.values()]
+        for mine, theirs in zip(a.values(), b.values()):
+            torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9 * float(theirs.abs().max()))
+    groups = prunus.trace(model, data[0][0])
+    if len(groups):
+        try:
+            report = prunus.shrink_(model, groups, groups.plan(random_keep(groups, seed)))
+        except VerificationError:  # zeros before a mean is taken off are none behind it: no silence to compare with
+            assert Standard in used
+        else:
+            assert report.verified.max_relative_error < 1e-9
