@@ -15,6 +15,7 @@ from torch.utils import checkpoint
 from prunus.core.callbacks import forward
 from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
+from prunus.core.process import Shared, plain_attention, same_random
 
 
 def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> Any:
@@ -53,15 +54,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     True
     """
     modes = {module: module.training for module in model.modules()}
-    devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
     try:
-        with torch.no_grad(), without_autocast(), torch.random.fork_rng(devices=devices):
+        model.eval()
+        with torch.no_grad(), without_autocast(), plain_attention(), same_random():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, training in modes.items():
             module.training = training
 
@@ -89,15 +86,12 @@ class _Called:
         return function(*args)
 
 
-@contextmanager
-def without_checkpoints() -> Iterator[None]:
-    """Reentrant checkpoints compute at once: they hide from the graph what is inside of them."""
-    before = checkpoint.CheckpointFunction
+def _call_at_once(stack: ExitStack) -> None:
+    stack.callback(setattr, checkpoint, "CheckpointFunction", checkpoint.CheckpointFunction)
     checkpoint.CheckpointFunction = _Called  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        checkpoint.CheckpointFunction = before  # type: ignore[misc]
+
+
+without_checkpoints = Shared(_call_at_once)  # reentrant ones compute at once: they hide from the graph what is inside
 
 
 def has_values(tensor: Tensor) -> bool:

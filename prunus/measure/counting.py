@@ -19,6 +19,7 @@ from prunus.core import FileError, Inputs
 from prunus.core.callbacks import EXAMPLE, forward
 from prunus.core.checks import check_arguments
 from prunus.core.counting import FORMULAS
+from prunus.core.process import plain_attention
 from prunus.core.running import undisturbed
 
 aten = torch.ops.aten
@@ -96,7 +97,7 @@ def macs(model: nn.Module, example_inputs: Any) -> Macs:
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     leaves = _Leaves()
     # the counter decomposes before `leaves` sees a call
-    with undisturbed(model), _plain_attention(), _without_gradients(model), leaves, counter:
+    with undisturbed(model), plain_attention(), _without_gradients(model), leaves, counter:
         forward(model, inputs, "example_inputs", EXAMPLE)
     root = type(model).__name__
     counts = {name.removeprefix(root).removeprefix("."): ops for name, ops in counter.get_flop_counts().items()}
@@ -105,17 +106,6 @@ def macs(model: nn.Module, example_inputs: Any) -> Macs:
     not_counted = {str(op): n for op, n in leaves.calls.items() if op not in counter.flop_registry}
     total = _per_sample(counter.get_total_flops(), batch)
     return Macs(total, by_operator, by_module | {"": total}, not_counted)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Without the fused transformer layer, whose single call would hide its matrix products."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @contextmanager

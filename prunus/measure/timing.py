@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -148,15 +149,19 @@ def _one_turn(call: Callable[[], Any], timings: list[float]) -> float:
     return spent
 
 
+_MEASURING = threading.RLock()  # two measurements at once would tell nothing
+
+
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Run torch with this many intra-operator threads, then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """Run torch with this many intra-operator threads, then with as many as before; one measurement at a time."""
+    with _MEASURING:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import random
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core import Groups, Inputs, Operator, TensorPlan, TraceError
+from prunus.core.process import same_random, without_cudnn, without_onednn, without_warnings
 from prunus.surgery.graph import Follow, Given, Graph, Step, mapped
 from prunus.surgery.operators import name_of
 from prunus.surgery.rewritten import CONSTANTS, RewrittenModule
@@ -95,14 +95,11 @@ def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     """The mode, with plain kernels; modes and random states are put back."""
     modes = [(module, module.training) for module in model.modules()]
     states = random.getstate(), np.random.get_state()
-    devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=devices):
-        warnings.simplefilter("ignore")  # torch warns about its own flags
+    with without_warnings(), same_random():  # torch warns about its own flags
         try:
             model.train(training)
             torch.manual_seed(0)
-            # these libraries' recurrent layers hide what happens inside
-            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+            with without_onednn(), without_cudnn():  # their recurrent layers hide what happens inside
                 yield
             if states[0] != random.getstate() or str(states[1]) != str(np.random.get_state()):
                 raise TraceError("forward draws random numbers outside torch, which a recording would repeat for ever.")

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """While this is open, tensors are made in `dtype`."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class Precise(TorchDispatchMode):
-    """Computes in float64 what the model's code would compute in a lower precision, and says if there was any."""
+    """Computes in float64 what the model's code would compute in a lower precision, and says if there was any.
+
+    Tensors that are made of numbers alone, or of integers, have the precision `dtype` too.  (torch's own default is one
+    for all threads, and stays as it is.)
+    """
 
     LOWER = (torch.float32, torch.float16, torch.bfloat16)
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.active = dtype is torch.float64
+        self.active, self.dtype, self.default = dtype is torch.float64, dtype, torch.get_default_dtype()
         self.raised = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -38,7 +29,12 @@ class Precise(TorchDispatchMode):
         if self.active and any(map(self._lower, (*args, *kwargs.values()))):
             self.raised = True
             args, kwargs = tree_map(self._raised, (args, dict(kwargs)))
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and out.dtype is self.default is not self.dtype and not func._schema.is_mutable:
+            made = not any(isinstance(t, Tensor) and t.is_floating_point() for t in tree_leaves((args, kwargs)))
+            self.raised |= made
+            out = out.to(self.dtype) if made else out
+        return out
 
     def _lower(self, value: Any) -> bool:
         """Whether there is something to be raised in an argument."""

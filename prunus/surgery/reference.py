@@ -14,7 +14,7 @@ from prunus.core import Groups, Inputs, Operator, Scaled, VerificationError
 from prunus.core.running import laid_out_as
 from prunus.surgery.agreement import Behind, is_real, says_something
 from prunus.surgery.kept import Kept
-from prunus.surgery.precise import Precise, default_dtype
+from prunus.surgery.precise import Precise
 from prunus.surgery.stand_ins import stand_ins
 from prunus.tracing.apply import named_tensors, narrow, run
 
@@ -224,8 +224,7 @@ def run_in(
         with precise or nullcontext(), watch:
             yield
 
-    with default_dtype(dtype):
-        return run(model, tensors, inputs.to(dtype), watched())
+    return run(model, tensors, inputs.to(dtype), watched())
 
 
 def cast(tensors: Tensors, dtype: torch.dtype) -> dict[str, Tensor]:

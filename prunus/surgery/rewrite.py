@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunus.core import Groups, InputError, Inputs, Plan, TraceError
 from prunus.core.checks import check_arguments
 from prunus.core.held import held, hold_weight_
+from prunus.core.process import same_random
 from prunus.core.running import with_batch
 from prunus.surgery.capture import Captured, Cuts, capture
 from prunus.surgery.graph import Graph, Program, any_batch
@@ -169,8 +170,7 @@ def _check_shapes(module: RewrittenModule, graph: Graph, inputs: Inputs) -> None
     runner = Runner(graph, module.program.order, unit)
     written = any(runner.quiet)  # to parameters or buffers
     state = [(t, t.detach().clone()) for t in (*(module.parameters() if written else ()), *module.buffers())]
-    devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), same_random():
         env, n = runner.begin(given.args, given.kwargs, module)
         for step, ready in zip(graph.steps, runner.ready(n, module._anchor())):
             where = f"{step.op} in '{step.module}'" if step.module else step.op

@@ -17,6 +17,7 @@ from prunus.core import Edit, Groups, Inputs, Operator, TensorPlan, Verification
 from prunus.core.nested import tensors_in
 from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.places import set_place
+from prunus.core.process import plain_attention, without_onednn
 from prunus.core.running import has_values, laid_out_as, with_tensors, without_autocast
 from prunus.core.undo import HOLDERS
 from prunus.tracing.calls import numbers_of
@@ -71,26 +72,19 @@ class PlainRecurrence(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not torch.lstm:
             return func(*args, **(kwargs or {}))
-        before = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
-        try:
+        with without_onednn():
             return func(*args, **(kwargs or {}))
-        finally:
-            torch._C._set_mkldnn_enabled(before)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients and with plain kernels; every module's mode is put back."""
     modes = [(module, module.training) for module in model.modules()]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
     try:
-        with torch.no_grad(), without_autocast(), PlainRecurrence():
+        model.eval()
+        with torch.no_grad(), without_autocast(), plain_attention(), PlainRecurrence():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, mode in modes:
             module.training = mode
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Inputs, TraceError
+from prunus.core.process import same_random
 from prunus.core.running import has_values
 from prunus.tracing import rules, unvisited
 from prunus.tracing.apply import Before, empty_caches, evaluating, named_tensors, run, unchanged
@@ -18,7 +19,7 @@ def check_repeats(model: nn.Module, inputs: Inputs, tracer: Tracer) -> None:
     if not all(has_values(t) for t in [*tracer.tensors.values(), *inputs.tensors]):
         return
     tensors = {name: t.detach() for name, t in named_tensors(model).items()}
-    with torch.random.fork_rng(devices=[]):
+    with same_random():
         first, second = run(model, tensors, inputs), run(model, tensors, inputs)
     if len(first) != len(second) or not all(_same(a, b) for a, b in zip(first, second)):
         told = ", ".join(f"{op} in '{module}'" if module else op for op, module in tracer.random.items())

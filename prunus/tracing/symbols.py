@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from prunus.core.places import integers
+from prunus.core.process import Shared
 
 NUMBERS = (int, float)
 
@@ -50,11 +52,14 @@ class Computed:
 Expression = int | float | Attribute | Size | Computed
 
 
-class Watch:
+class _Watch(threading.local):
     """Comparisons of traced integers while a forward was recorded: what came out equal, and what is not one."""
 
     equal: list[tuple[Expression, Expression]] | None = None
     several: list[Expression] = []
+
+
+Watch = _Watch()
 
 
 def expression(value: Any) -> Expression:
@@ -210,32 +215,25 @@ def _traced(value: Any, module: str, place: str) -> Any:
     return type(value)(traced(v, Attribute(module, at, v)) if type(v) is int else v for at, v in inside)
 
 
-@contextmanager
-def traced_roots() -> Iterator[None]:
-    """While this is open, ``math.sqrt`` keeps the expression of a traced number."""
+def _trace_roots(stack: ExitStack) -> None:
     original = math.sqrt
 
     def sqrt(x: Any) -> Any:
         value = original(x)
         return traced(value, Computed("pow", (expression(x), 0.5))) if x is not plain(x) else value
 
+    stack.callback(setattr, math, "sqrt", original)
     math.sqrt = sqrt
-    try:
-        yield
-    finally:
-        math.sqrt = original
 
 
-@contextmanager
-def open_functions() -> Iterator[None]:
-    """While this is open, torch's own Python functions run their bodies under a function mode, not as a whole."""
+def _open_functions(stack: ExitStack) -> None:
+    """In a thread that records; functions of others are as ever."""
     module: Any = torch.nn.functional
-    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    original = {name: getattr(module, name) for name in names}
-    for name in names:
-        setattr(module, name, lambda *args: False)
-    try:
-        yield
-    finally:
-        for name, function in original.items():
-            setattr(module, name, function)
+    for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+        original = getattr(module, name)
+        stack.callback(setattr, module, name, original)
+        setattr(module, name, lambda *args, original=original: Watch.equal is None and original(*args))
+
+
+traced_roots = Shared(_trace_roots)  # while this is open, ``math.sqrt`` keeps the expression of a traced number
+open_functions = Shared(_open_functions)  # torch's own Python functions run their bodies under a function mode

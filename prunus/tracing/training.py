@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunus.core import Inputs
+from prunus.core.process import same_random
 from prunus.core.running import with_batch
 from prunus.tracing.apply import PlainRecurrence, unchanged
 from prunus.tracing.labels import Atoms
@@ -23,7 +24,7 @@ def training(model: nn.Module) -> Iterator[None]:
     """Training mode without gradients; modes, buffers and the random state are put back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=[]), PlainRecurrence():
+        with unchanged(model), torch.no_grad(), same_random(), PlainRecurrence():
             model.train()
             yield
     finally:
