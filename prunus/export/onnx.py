@@ -57,6 +57,10 @@ def to_onnx(
     if size > LARGEST:
         raise InputError(f"the weights are {size / 2**30:.1f} GB; an ONNX file with weights inside holds at most 2 GB.")
     inputs = Inputs.of(example_inputs)
+    if not inputs.tensors or not all(t.numel() and _ordinary(t) for t in inputs.tensors):
+        raise InputError(
+            "to_onnx needs example_inputs of ordinary tensors (none that wrap others) that are not empty."
+        )
     with replacing(path) as partial:
         with undisturbed(model), _said(f"writing {path.name}"):
             # torch.export takes a batch of 1 for a constant
@@ -69,6 +73,10 @@ def to_onnx(
                 f"accepted, so '{path}' was not written. Does forward depend on the data, or on randomness?"
             )
     return error
+
+
+def _ordinary(t: Tensor) -> bool:
+    return type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -128,7 +136,15 @@ def _error(model: nn.Module, inputs: Inputs, path: Path) -> float:
     outputs = forward(model, inputs, "example_inputs", EXAMPLE)
     expected = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     runner = session(path, threads=1)
-    given = runner.run(None, feed(runner, inputs))
+    try:
+        given = runner.run(None, feed(runner, inputs))
+    except Exception as error:  # of ONNX Runtime, which has no public base class for them
+        first = str(error).strip().splitlines()[0]
+        raise VerificationError(
+            f"ONNX Runtime does not run the exported network on {inputs.batch} samples ({first}), so nothing was "
+            f"written: does forward fix the number of samples? to_onnx(..., batch={inputs.batch}) writes a file for "
+            "that number alone."
+        ) from error
     if not expected or len(expected) != len(given):
         return float("inf")
     return max(relative(torch.from_numpy(a), b.cpu()) for a, b in zip(given, expected))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from prunus.core import FileError, InputError, Inputs, TraceError, VerificationError
+from prunus.core import FileError, InputError, Inputs, PrunusError, TraceError, VerificationError
 from prunus.export import exporters, to_onnx
 from prunus.export.onnxruntime import session
 from prunus.measure import latency
+from tests.networks_of_every_kind import KINDS
 
 onnx = pytest.importorskip("onnx")
 
@@ -184,3 +185,22 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 def test_every_export_format_has_a_line_of_help():
     assert "onnx" in exporters
     assert all(entry.line for entry in exporters)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vmap", "does not run the exported network on 1 samples.*batch=1"),
+        ("no samples", "ordinary tensors"),
+        ("a wrapping subclass as the example", "ordinary tensors"),
+        ("scripted", "compiled by TorchScript"),
+        ("exported part", "an exported program"),
+        ("QAT", "quantised, or prepared"),
+        ("lazy", "no shape yet"),
+    ],
+)
+def test_networks_that_cannot_leave_are_refused_by_their_kind(name, said, tmp_path):
+    kind = KINDS[name]
+    with pytest.raises(PrunusError, match=said):
+        to_onnx(kind.model(), kind.example(), tmp_path / "out.onnx")
+    assert not list(tmp_path.iterdir())
