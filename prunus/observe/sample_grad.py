@@ -42,7 +42,9 @@ def sample_grad(seen: Seen, samples: int = SAMPLES, memory: int = MEMORY) -> dic
     few = replace(seen, loader=_first(seen, -(-fit // ranks)))
     kept: dict[str, list[Tensor]] = {}
     names = {s.name for of in producers.values() for s in of}
+    unmet: set[str] = set()  # weights that forward computes in another way on these data
     for _, rows, count in sample_gradients(few, lambda out, batch: [seen.value(out, batch, inputs_of(batch).batch)]):
+        unmet |= {name for name, of in few.handles(names).items() if not of}
         got: dict[str, list[Tensor]] = {}
         for name, row in rows:
             got.setdefault(name, []).append(row)
@@ -53,7 +55,7 @@ def sample_grad(seen: Seen, samples: int = SAMPLES, memory: int = MEMORY) -> dic
     views = {
         id: torch.cat([torch.stack([s.view(row) for row in found[s.name]]) for s in of], 2)
         for id, of in producers.items()
-        if of
+        if of and not unmet.intersection(s.name for s in of)
     }
     return {id: torch.cat(_everybodys(view, ranks)) for id, view in views.items()}
 

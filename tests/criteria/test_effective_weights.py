@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 import prunus
-from prunus.core import Budget, VerificationError
+from prunus.core import Budget, InputError, VerificationError
 from prunus.core.torchvision_ops import declare_torchvision_operators
 from prunus.criteria import criteria, needs, score
 from prunus.observe import collect
@@ -368,3 +368,25 @@ def test_random_networks_with_computed_weights_score_and_cut_as_plain_ones(steps
             assert Standard in used
         else:
             assert report.verified.max_relative_error < 1e-9
+
+
+class Differs(nn.Module):
+    """A weight that is computed in another way on the data than on the example."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = Masked(6, 4), nn.Linear(6, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        weight = self.first() if float(x.abs().sum()) == 0 else self.first.weight * (self.first.mask * 1.0)
+        return self.last(F.linear(x, weight).relu())
+
+
+@pytest.mark.parametrize("criterion", ["taylor-weight", "woodfisher", "obd", "obd-hutchinson"])
+def test_a_weight_that_the_data_do_not_meet_is_no_zero(criterion):
+    model = Differs()
+    groups = prunus.trace(model, torch.zeros(1, 4, dtype=torch.float64))
+    data = [(torch.randn(4, 4, dtype=torch.float64), torch.arange(4) % 3)]
+    stats = collect(model, groups, data, needs(criterion))
+    with pytest.raises(InputError, match="scores none of the 1 groups"):
+        score(groups, criterion, stats)
