@@ -255,7 +255,7 @@ class Groups(Sequence[Group]):
         >>> layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 3))
         >>> group, = prunus.trace(torch.nn.Sequential(layer, torch.nn.Linear(3, 1)), torch.zeros(1, 2)).seen()
         >>> [(s.name, s.role) for s in group.slices]
-        [('0:weight', 'out'), ('2.weight', 'in'), ('0.bias', 'bias')]
+        [('0:weight', 'out'), ('0.bias', 'bias'), ('1.weight', 'in')]
         """
         if self.effective is None or all(g.used is None for g in self):
             return self
