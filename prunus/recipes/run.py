@@ -14,7 +14,8 @@ from prunus.core.checks import a_path, check_arguments, instance, optional
 from prunus.criteria import of_data
 from prunus.recipes import ranks
 from prunus.recipes.context import Context
-from prunus.recipes.folder import START, Folder, choose, read_json
+from prunus.recipes.folder import START, Folder, choose, read_json, refuse_used
+from prunus.recipes.lock import locked
 from prunus.recipes.masking import check_density, density
 from prunus.recipes.result import accuracy, compose
 from prunus.recipes.schema import DropBlocks, Export, Prune, Recipe, Stage
@@ -47,18 +48,26 @@ def run(
     folder = Folder(path, writes=rank == 0)
     if folder.finished:
         return path, read_json(path / "result.json")
-    context = Context.of(recipe, folder, quiet=quiet or rank > 0)
+    with locked(path, folder.writes), ranks.answering():
+        if not resume and folder.writes:
+            refuse_used(path, "Another process began there just now. Give another --out.")
+        return path, _carried_out(Context.of(recipe, folder, quiet=quiet or rank > 0))
+
+
+def _carried_out(context: Context) -> dict[str, Any]:
+    """Begin or go on, stage by stage; what the input has wrong takes back what was begun."""
+    folder = context.folder
     if folder.done(0, START) is None:
         rehearse(context)
-    new = folder.begin(recipe)
+    new = folder.begin(context.recipe)
     try:
         _begin(context)
-        stages = [_stage(context, i, stage) for i, stage in enumerate(recipe.stages, start=1)]
+        stages = [_stage(context, i, stage) for i, stage in enumerate(context.recipe.stages, start=1)]
     except InputError:
         if new:
             folder.undo()
         raise
-    return path, _end(context, stages)
+    return _end(context, stages)
 
 
 def rehearse(context: Context) -> list[Report]:

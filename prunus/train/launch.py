@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +44,7 @@ def launch(precision: str) -> tuple[Fabric, str]:
         accelerator="cuda" if cuda else "cpu",
         devices=local,
         num_nodes=world // local,
-        strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
+        strategy=DDPStrategy(broadcast_buffers=False, timeout=patience()) if world > 1 else "auto",
         precision=chosen,  # type: ignore[arg-type]
         plugins=[TorchElasticEnvironment() if world > 1 else LightningEnvironment()],
     )
@@ -51,6 +52,17 @@ def launch(precision: str) -> tuple[Fabric, str]:
     if world > 1:
         leave_at_exit()
     return fabric, chosen
+
+
+def patience() -> timedelta:
+    """How long a process waits for the others: PRUNUS_TIMEOUT seconds, 300 by default (torch waits half an hour).
+
+    Raises: `InputError` when it is no number of seconds.
+    """
+    given = os.environ.get("PRUNUS_TIMEOUT", "300")
+    if not given.isdigit() or not 1 <= int(given) <= 10**6:
+        raise InputError(f"PRUNUS_TIMEOUT={given!r}: expected a number of seconds, e.g. 300.")
+    return timedelta(seconds=int(given))
 
 
 def leave_at_exit() -> None:
