@@ -15,6 +15,8 @@ from prunus.core.running import laid_out_as
 from prunus.tracing.apply import with_scale
 from prunus.tracing.decisions import decided
 
+FINITE = ("convolution", "relu", "relu_")  # which make no NaN or infinity of finite numbers
+
 
 class Kept(TorchDispatchMode):
     """Runs operators that compute over a labelled dimension (norms, softmax ...) on the kept units alone.
@@ -26,6 +28,7 @@ class Kept(TorchDispatchMode):
     def __init__(self, groups: Groups, keep: Tensor) -> None:
         super().__init__()
         self.alive = groups.alive(keep)
+        self.cut = {a for a, rows in enumerate(self.alive) if a not in groups.counted and not bool(rows.all())}
         self.groups = groups
         self.steps = [op for op in groups.operators if op.name not in SILENT]
         self.at = 0
@@ -48,6 +51,8 @@ class Kept(TorchDispatchMode):
 
     def _silent(self, op: Operator, out: Any) -> Any:
         """Where a removed unit's numbers are none (0 / 0 in a normalised weight), they are zero again."""
+        if op.name in FINITE:
+            return out
         for leaf, axes in zip((x for x in tree_leaves(out) if isinstance(x, Tensor)), op.axes):
             cut = [(d, axis) for d, axis in enumerate(axes) if axis is not None and self._cut(axis)]
             if cut and leaf.is_floating_point() and 0 not in leaf.stride() and not _all_finite(leaf):
@@ -57,7 +62,7 @@ class Kept(TorchDispatchMode):
         return out
 
     def _cut(self, axis: int) -> bool:
-        return axis not in self.groups.counted and not bool(self.alive[axis].all())
+        return axis in self.cut
 
     def _on_kept(self, op: Operator, func: Any, args: Any, kwargs: Any) -> Any:
         kwargs = with_scale(op.name, args, kwargs)
