@@ -168,7 +168,8 @@ def _members(
 
 
 def _indices(matrix: Atoms, offsets: NDArray[np.int64]) -> list[tuple[int, torch.Tensor]]:
-    """Per family in an axis, the indices that belong to each of its units: ``(units, m)``."""
+    """Per family in an axis, the indices of each of its units: ``(units, m)``; without those whose units have unequally
+    many."""
     row, column = np.nonzero(matrix >= 0)
     units = matrix[row, column]
     order = np.lexsort((row, units))
@@ -177,6 +178,9 @@ def _indices(matrix: Atoms, offsets: NDArray[np.int64]) -> list[tuple[int, torch
     out = []
     for f in np.unique(family):
         size = int(offsets[f + 1] - offsets[f])
+        times = np.bincount(units[family == f] - offsets[f], minlength=size)
+        if times.min() < times.max():  # a weight that forward computes may hold a few units alone
+            continue
         out.append((int(f), torch.from_numpy(row[family == f].reshape(size, -1).copy())))
     return out
 

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 
 import prunus
 from prunus.core.nested import tensors_in
+from prunus.core.torchvision_ops import declare_torchvision_operators
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 V = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(1))  # (batch, time, width)
@@ -449,3 +450,15 @@ def test_transformers_of_torch():
     whole = nn.Transformer(16, 4, 1, 1, 64, batch_first=True)
     net = Fn(lambda s, x, y: s.o(s.r(s.e(x), s.e(y))), e=nn.Embedding(9, 16), r=whole, o=nn.Linear(16, 9))
     cut(net, (torch.randint(0, 9, (3, 6)), torch.randint(0, 9, (3, 4))), 0.75)
+
+
+def test_keys_that_positions_share():
+    """DeBERTa computes positions from a few units of a group: they are no rows of all of it."""
+    declare_torchvision_operators()
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    positions = {"max_relative_positions": 16, "relative_attention": True, "position_buckets": 8}
+    positions |= {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+    config = transformers.DebertaV2Config(**sizes, **positions, intermediate_size=48)
+    cut(transformers.DebertaV2ForSequenceClassification(config).eval(), torch.randint(0, 64, (2, 8)), 0.8)
