@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,15 +18,15 @@ from safetensors import SafetensorError
 
 from prunus.core.errors import WriteError
 
-PART = ".part"  # of a file that is not whole yet
+PART = ".part"  # of what is not whole yet
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """The path of a file to fill: beside `path`, brought to the disk, and only then put in its place.
 
-    A kill or a full disk at any moment leaves the old file as it was; the new one is removed when that is possible.  A
-    link stays a link; what it points to is replaced.
+    A kill or a full disk at any moment leaves the old file as it was; the new one is removed when that is possible, and
+    else by who writes to the same place next.  A link stays a link; what it points to is replaced.
 
     Raises: `WriteError`, which is an `OSError`, when the disk is full, the folder cannot be written, or there is
     something at `path` that is no file.
@@ -34,23 +37,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
     ...     [p.name for p in Path(folder, "deep").iterdir()]
     ['a.txt']
     """
-    target, new = Path(os.path.realpath(path)), None
+    target, room = Path(os.path.realpath(path)), None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
             raise OSError(errno.EINVAL, "there is a folder, a device or a pipe, no file")
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:64]}.", suffix=PART)
-        os.close(handle)
-        new = Path(name)
+        begins = f".{target.name[:64]}."
+        _clear(target.parent, begins)
+        # a folder: what fills the file may put files of its own beside it, as safetensors does
+        room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{begins}{_me()}.", suffix=PART))
+        new = room / target.name
+        new.touch()
         yield new
         with open(new, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(new, 0o644)
         os.replace(new, target)
     except BaseException as error:
-        if new is not None:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
         why = _of_the_disk(error)
         if why is None or isinstance(error, WriteError):
             raise
@@ -58,7 +61,37 @@ def replacing(path: str | Path) -> Iterator[Path]:
             f"'{path}' could not be written: {why}. What was there before is still whole. Make room, or give another "
             "place."
         ) from error
+    finally:
+        if room is not None:
+            shutil.rmtree(room, ignore_errors=True)
     _sync_folder(target.parent)
+
+
+def _me() -> str:
+    """This process, by its machine and number."""
+    return f"{re.sub(r'[^A-Za-z0-9]', '_', socket.gethostname())[:40]}-{os.getpid()}"
+
+
+def _clear(folder: Path, begins: str) -> None:
+    """Remove what processes of this machine that are no more left of the same file."""
+    for left in folder.iterdir():
+        found = re.fullmatch(r"(.+)-(\d+)\.[a-z0-9_]{8}", left.name.removeprefix(begins).removesuffix(PART))
+        if not (found and left.name.startswith(begins) and left.name.endswith(PART)):
+            continue
+        with contextlib.suppress(OSError):
+            here = found.group(1) == _me().rpartition("-")[0]
+            if here and not _alive(int(found.group(2))):
+                shutil.rmtree(left)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's, or a system that does not tell
+        return True
+    return True
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:

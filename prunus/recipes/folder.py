@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.core import FileError, InputError
-from prunus.core.writing import write_text
+from prunus.core.writing import PART, write_text
 from prunus.recipes import text
 from prunus.recipes.load import check, dump
 from prunus.recipes.schema import Recipe
@@ -143,7 +143,8 @@ def make_folder(path: Path, option: str) -> None:
 
 def _blank(path: Path) -> bool:
     """Whether nothing was written to a folder yet, but for files that a kill left half written."""
-    return not path.exists() or (path.is_dir() and all(p.suffix == ".part" for p in path.rglob("*") if p.is_file()))
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else []
+    return not path.exists() or (path.is_dir() and all(PART in (p.suffix, p.parent.suffix) for p in files))
 
 
 def _fresh(recipe: Recipe) -> Path:

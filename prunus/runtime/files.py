@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from prunus.core.errors import FileError, MissingExtraError
 from prunus.core.fields import parsed
+from prunus.core.writing import replacing
 from prunus.runtime import jit
 from prunus.runtime.engine import CompiledNetwork
 from prunus.runtime.graph import Graph, Node
@@ -29,8 +28,9 @@ def save(network: CompiledNetwork, path: str | Path) -> None:
     """Writes a compiled network to one safetensors file, atomically.
 
     Kernels are not in it: `load` takes them from this machine's cache, or makes them for the processor it runs on.
-    Raises `OSError` when the disk does not take it.
+    Raises `WriteError`, an `OSError`, when the disk does not take it.
 
+    >>> import tempfile
     >>> from prunus.runtime import compile
     >>> network = compile(torch.nn.Conv2d(3, 4, 3), torch.randn(1, 3, 9, 9))
     >>> x = torch.randn(1, 3, 9, 9)
@@ -49,15 +49,8 @@ def save(network: CompiledNetwork, path: str | Path) -> None:
     whole = {"nodes": nodes, "outputs": graph.outputs, "structure": graph.structure, "apart": graph.apart}
     whole |= {"images": network.images, "lanes": jit.lanes()}
     text = json.dumps(whole)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, {KEY: text, DIGEST: _digest(text, tensors)})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as new:
+        save_file(tensors, new, {KEY: text, DIGEST: _digest(text, tensors)})
 
 
 def load(path: str | Path, *, threads: int = 1) -> CompiledNetwork:

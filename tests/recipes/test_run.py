@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import prunus
 from prunus.core import BudgetError, FileError, InputError
+from prunus.core.writing import _me
 from prunus.recipes import check, dump, run
 from prunus.recipes.folder import choose
 from prunus.recipes.schema import Recipe
@@ -157,13 +158,17 @@ def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path, change: tuple[st
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("left", [None, "", "recipe.yaml.part"])
+GONE = f".recipe.yaml.{_me().rpartition('-')[0]}-{2**22 + 1}.abcdefgh.part"  # of a process that there cannot be
+
+
+@pytest.mark.parametrize("left", [None, "", GONE])
 def test_resuming_where_nothing_was_written_starts(tmp_path: Path, left: str | None) -> None:
     out = tmp_path / "out"
     if left is not None:
         out.mkdir()
     if left:
-        (out / left).write_text("recipe: ti")
+        (out / left).mkdir()
+        (out / left / "recipe.yaml").write_text("recipe: ti")
     text = TINY[: TINY.index("data:")] + TINY[TINY.index("measure:") : TINY.index("  - {do: sparsify")]
     recipe = tiny(text + "  - {do: prune, budget: {macs: 0.6}}\n")
     assert run(recipe, out, resume=True, quiet=True)[0] == out
