@@ -38,6 +38,7 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
     """Run forward under the tracer, fix what reaches an output and what the example does not visit."""
     tracer = Tracer(model, rules.find, keep_arguments=keep_arguments)
     given = inputs.map(torch.clone)  # forward may change them
+    written = [(name, p, _version(p), p.data_ptr()) for name, p in model.named_parameters() if has_values(p)]
     with unchanged(model) as before, evaluating(model):
         emptied = empty_caches(model)
         try:
@@ -55,6 +56,11 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
             raise TraceError(
                 f"the model's forward failed on the example inputs {shapes}: {type(error).__name__}: {told}. {hint}"
             ) from error
+        if changed := [n for n, p, version, at in written if (_version(p), p.data_ptr()) != (version, at)]:
+            raise TraceError(
+                f"forward changes the network's own parameter '{changed[0]}' in evaluation mode (as max_norm of an "
+                "embedding does): no two runs are of one network, and no cut could be proven. Change it once, before."
+            )
         tracer.caches = {place for place, holder in emptied.items() if holder}
         stashed = _stashed(tracer, model, inputs, given, before)
     for tensor in inputs.outputs_in(out):
@@ -93,3 +99,8 @@ def _stashed(tracer: Tracer, model: nn.Module, inputs: Inputs, given: Inputs, be
     again = [of for of in before.stashed() if old.issuperset(map(id, of))]  # nothing came anew: a cache
     cached = {id(t) for of in again for t in of}
     return [t for t in found if id(t) not in cached]
+
+
+def _version(parameter: Tensor) -> int:
+    """How often a parameter was written to; made in inference mode, it does not say."""
+    return 0 if parameter.is_inference() else parameter._version
