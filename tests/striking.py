@@ -172,6 +172,7 @@ class Outcome:
 
 def strike(make: Callable[[], Case], operators: int, calls: int) -> Outcome:
     """Put failures into a verb at so many operators, and calls of functions, one at a time."""
+    make().call()  # what the first call alone does, and then remembers, is no part of the others
     case = make()
     with Strike() as every, StrikeCall() as each:
         case.call()

@@ -46,7 +46,7 @@ class Kept(TorchDispatchMode):
         op = self.steps[self.at]
         self.at += 1
         if any(map(self._cut, op.over)) or any(map(self._cut, op.contracted)):
-            return self._on_kept(op, func, args, kwargs)
+            return self._silent(op, self._on_kept(op, func, args, kwargs))
         return self._silent(op, decided(op.decided, func, args, with_scale(op.name, args, kwargs)))
 
     def _silent(self, op: Operator, out: Any) -> Any:

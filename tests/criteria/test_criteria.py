@@ -195,7 +195,7 @@ def test_a_criterion_of_whole_groups_sees_only_its_roles(registered):
 def test_a_wrong_declaration_or_a_wrong_shape_is_refused(registered):
     with pytest.raises(ValueError, match="across='product'"):
         criterion("bad", roles={"out"}, across="product")
-    with pytest.raises(ValueError, match=r"declares roles \['rows'\]"):
+    with pytest.raises(ValueError, match=r"criterion\(roles=\{'rows'\}\): expected"):
         criterion("bad", roles={"rows"})
     short = criterion("short", kind="group", roles={"out"})(lambda group: torch.zeros(1))
     with pytest.raises(InputError, match=r"returned shape \(1,\) for group 'conv1'; expected \(4,\)"):

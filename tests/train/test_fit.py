@@ -142,7 +142,7 @@ def test_infinite_loss_stops_and_keeps_the_last_checkpoint(data: Any, small: Any
 
 
 def test_weights_that_overflow_in_the_last_step_are_not_saved(data: Any, small: Any, make: Any, tmp_path: Path) -> None:
-    settings = small | {"schedule": lambda step: 1e-4 if step < 11 else 3e38, "weight_decay": 100.0}
+    settings = small | {"schedule": lambda step: 1e-4 if step < 11 else 9e37, "weight_decay": 100.0}
     with pytest.raises(TrainingError, match="a weight became infinite or NaN"):
         fit(make(), data, **settings, folder=tmp_path)
     saved = torch.load(tmp_path / "checkpoints" / "train.pt", weights_only=True)
@@ -278,15 +278,15 @@ def test_a_damaged_checkpoint_is_said_to_be(damage: Any, data: Any, small: Any, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs=0: expected a whole number"),
-        ({"lr": 0.0}, "lr=0.0: expected a number above 0"),
+        ({"epochs": 0}, r"epochs=0\): expected a whole number"),
+        ({"lr": 0.0}, r"lr=0.0\): expected a number above 0"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"clip": -1.0}, "clip=-1.0"),
         ({"stage": "../up"}, "also a file name"),
         ({"precision": "16-mixed"}, "Did you mean 'bf16-mixed'"),
         ({"optimizer": "adam"}, "Did you mean 'adamw'"),
         ({"schedule": "cosin"}, "Did you mean 'cosine'"),
-        ({"decay": "none"}, "Known: all, weights"),
+        ({"decay": "none"}, "one of 'all', 'weights'"),
         ({"distill": {"temperature": 2.0}}, "no teacher"),
         ({"distill": {"temp": 2.0}}, "distill has no temp"),
         ({"regularizer": "bn-gamma"}, "needs groups"),
