@@ -381,7 +381,7 @@ def test_wrong_use_is_told():
     pruner.attach(optimizer)
     with pytest.raises(InputError, match="attached, or has finished, already"):
         pruner.attach(optimizer)
-    with pytest.raises(InputError, match="progress 1.5 .* must lie in"):
+    with pytest.raises(InputError, match=r"progress=1.5\): expected a number in \[0, 1\]"):
         pruner.advance_(1.5)
     pruner.finish_()
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks

@@ -30,7 +30,7 @@ def stand_ins(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     generator = torch.Generator().manual_seed(2)
     out = {}
     for name, _ in model.named_parameters():
-        t = tensors[name]
+        t = tensors[name].detach()
         if not t.is_floating_point() or not t.numel() or not _even(t):
             continue
         value = float(t.flatten()[0])

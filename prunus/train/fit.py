@@ -26,6 +26,7 @@ from prunus.core.checks import (
 from prunus.core.errors import InputError
 from prunus.core.groups import Groups
 from prunus.core.words import a_dataset, a_preprocess, a_rate, some_groups
+from prunus.data.split import Split
 from prunus.train.history import History
 from prunus.train.loop import Loop
 from prunus.train.settings import Settings
@@ -92,16 +93,22 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, when the step is over and the checkpoint written.
     """
     check_arguments(
-        locals(), data=a_dataset, preprocess=a_preprocess, epochs=a_positive_int, lr=above_zero, schedule=a_rate,
-        optimizer=a_word, momentum=not_negative, weight_decay=not_negative, decay=one_of("all", "weights"),
-        groups=optional(some_groups), teacher=optional(a_module), distill=optional(a_mapping), precision=a_word,
-        clip=optional(above_zero), augment=anything, channels_last=a_flag, folder=optional(a_folder), stage=a_word,
-        every=above_zero, sparse=optional(a_mapping), periods=optional(a_positive_int),
+        locals(), data=a_dataset, preprocess=optional(a_preprocess), epochs=a_positive_int, lr=above_zero,
+        schedule=a_rate, optimizer=a_word, momentum=not_negative, weight_decay=not_negative,
+        decay=one_of("all", "weights"), groups=optional(some_groups), teacher=optional(a_module),
+        distill=optional(a_mapping), precision=a_word, clip=optional(above_zero), augment=anything,
+        channels_last=a_flag, folder=optional(a_folder), stage=a_word, every=above_zero, sparse=optional(a_mapping),
+        periods=optional(a_positive_int),
     )  # fmt: skip
     settings = Settings(
         stage, epochs, float(lr), schedule, optimizer, momentum, weight_decay, decay, batch, regularizer,
         distill, precision, clip, augment, channels_last, seed, every, sparse, periods,
     )  # fmt: skip
+    if preprocess is None and isinstance(data.train, Split):
+        raise InputError(
+            "fit(preprocess=None): images of prunus.data need a prunus.data.Preprocess, e.g. that of the zoo's "
+            "model; None is for data of your own, whose batches are ready."
+        )
     if distill is not None and teacher is None:
         raise InputError("distill is given but no teacher; pass teacher= the unpruned network.")
     if not any(p.requires_grad for p in model.parameters()):

@@ -128,5 +128,5 @@ def test_wrong_use_is_said() -> None:
     dynamic_(net, x)
     with pytest.raises(InputError, match="training mode"):
         skipping(net.train(), x)
-    with pytest.raises(InputError, match="expected one of auto"):
+    with pytest.raises(InputError, match="expected one of 'auto'"):
         skipping(net.eval(), x, dense="maybe")
