@@ -134,7 +134,6 @@ def _error(model: nn.Module, inputs: Inputs, path: Path) -> float:
     from prunus.export.onnxruntime import session
 
     outputs = forward(model, inputs, "example_inputs", EXAMPLE)
-    expected = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     runner = session(path, threads=1)
     try:
         given = runner.run(None, feed(runner, inputs))
@@ -145,9 +144,20 @@ def _error(model: nn.Module, inputs: Inputs, path: Path) -> float:
             f"written: does forward fix the number of samples? to_onnx(..., batch={inputs.batch}) writes a file for "
             "that number alone."
         ) from error
-    if not expected or len(expected) != len(given):
+    return largest_error([torch.from_numpy(a) for a in given], outputs)
+
+
+def largest_error(found: Any, expected: Any) -> float:
+    """The largest `relative` error of the tensors in `found`; infinite when there is nothing finite to compare.
+
+    >>> nan = torch.tensor([float("nan")])
+    >>> largest_error(nan, nan), largest_error((torch.ones(2), nan), (torch.ones(2), nan))
+    (inf, 0.0)
+    """
+    a, b = ([leaf for leaf in tree_leaves(of) if isinstance(leaf, Tensor)] for of in (found, expected))
+    if len(a) != len(b) or not any(bool(t.isfinite().any()) for t in b):
         return float("inf")
-    return max(relative(torch.from_numpy(a), b.cpu()) for a, b in zip(given, expected))
+    return max(relative(x, y.cpu()) for x, y in zip(a, b))
 
 
 def relative(a: Tensor, b: Tensor) -> float:

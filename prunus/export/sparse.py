@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from prunus.core import Inputs, TraceError, VerificationError
 from prunus.core.checks import check_arguments
 from prunus.core.running import undisturbed, with_batch
 from prunus.core.writing import replacing
-from prunus.export.onnx import TOLERANCE, like, relative
+from prunus.export.onnx import TOLERANCE, largest_error, like
 from prunus.export.registry import exporters
 
 
@@ -87,9 +86,5 @@ def _error(model: nn.Module, inputs: Inputs, network: nn.Module, batches: tuple[
     with undisturbed(model):
         for batch in batches:
             some = like(inputs, batch)
-            wanted = [leaf for leaf in tree_leaves(some(model)) if isinstance(leaf, Tensor)]
-            given = [leaf for leaf in tree_leaves(network(*some.args)) if isinstance(leaf, Tensor)]
-            if not wanted or len(wanted) != len(given):
-                return float("inf")
-            worst = max(worst, *(relative(a, b.cpu()) for a, b in zip(given, wanted)))
+            worst = max(worst, largest_error(network(*some.args), some(model)))
     return worst
