@@ -131,7 +131,13 @@ def kept(
     round_to: int = 1,
     floor: Floor = None,
 ) -> Tensor:
-    """The keep mask ``(units,)`` of the plan that `allocate` makes of the same arguments."""
+    """The keep mask ``(units,)`` of the plan that `allocate` makes of the same arguments.
+
+    Args: scores, budget, allocator, round_to, floor: as there.
+
+    Raises: what `allocate` does: `UnknownNameError` also for a pattern of `floor` that matches no group, `InputError`
+    also for an allocator that does not give a mask.
+    """
     check_arguments(locals())
     entry = allocators.find(allocator)
     _check(groups, scores)

@@ -36,7 +36,7 @@ class Sensitivity:
     values: Mapping[str, tuple[float, ...]]
 
     def drops(self, id: str) -> tuple[float, ...]:
-        """What a group loses at every fraction, at least what it loses at smaller ones.
+        """What the group `id` loses at every fraction, at least what it loses at smaller ones.
 
         >>> Sensitivity((.25, .5, .75), .9, {"conv": (.9, .8, .85)}).drops("conv")[1:]
         (0.1, 0.1)
@@ -67,6 +67,7 @@ class Sensitivity:
     def ranking(self, groups: Groups, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Per unit, what its group has lost once the unit goes: `allocate` it, and all groups lose the same.
 
+        Units go in the order of `scores`, ``{group id: (units,)}``; groups without a curve or scores are absent.
         The curve between the fractions is a straight line; behind the last one, it goes to the worst of all groups.
         """
         worst = max((self.drops(id)[-1] for id in self.values), default=0.0)

@@ -58,7 +58,7 @@ class Costs:
 
 @torch.no_grad()
 def costs(model: nn.Module, example_inputs: Any) -> Costs:
-    """Count what a network costs that has bases, or masks, or neither; runs it once.
+    """Count what a network costs that has bases, or masks, or neither; runs it once on `example_inputs`.
 
     >>> import prunus
     >>> net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False))

@@ -63,6 +63,8 @@ def dictionary(density: float, rounds: int = 10) -> Init:
 
     The function changes: it is the nearest that was found with so few coefficients.
 
+    Args: density: the share of coefficients that are not zero; rounds: as of `sparse_dictionary`.
+
     >>> import prunus
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3))
     >>> prunus.interspace_(net, init=dictionary(density=0.25)).error < 1

@@ -58,7 +58,10 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; an error of the user's input, or a training that diverges, is one message and code 2."""
+    """Run the command line; an error of the user's input, or a training that diverges, is one message and code 2.
+
+    Args: arguments: the words behind ``prunus``; None: those that the process was called with.
+    """
     try:
         app(args=None if arguments is None else list(arguments), prog_name="prunus")
     except PrunusError as error:

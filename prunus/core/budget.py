@@ -61,7 +61,7 @@ class Budget:
         return out
 
     def on_the_way(self, progress: float, original: dict[str, int]) -> Budget:
-        r"""The budget :math:`C - p (C - B)` after the part :math:`p` of the way from the original cost to this one.
+        r"""The budget :math:`C - p (C - B)` at `progress` :math:`p` in [0, 1] from the `original` cost to this one.
 
         >>> Budget(macs=0.5).on_the_way(0.5, {"macs": 1000, "params": 10})
         Budget(params=None, macs=750, density=None)
@@ -73,7 +73,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read ``"macs=0.5"`` or ``"macs=0.5,params=100000"``, as on the command line.
+        """Read a `text`, ``"macs=0.5"`` or ``"macs=0.5,params=100000"``, as on the command line.
 
         >>> Budget.parse("macs=0.5,params=1000")
         Budget(params=1000, macs=0.5, density=None)

@@ -76,7 +76,7 @@ class WriteError(PrunusError, OSError):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """The hint ``' Did you mean ...?'`` for a name that is close to a known one, else the empty string.
+    """The hint ``' Did you mean ...?'`` for a name `given` that is close to a `known` one, else the empty string.
 
     >>> did_you_mean("l3", ["l1", "bn-gamma"])
     " Did you mean 'l1'?"
@@ -86,7 +86,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def missing_extra(library: str, extra: str) -> MissingExtraError:
-    """The error for an optional `library`, with the one line that installs it.
+    """The error for an optional `library`, with the one line that installs it: the `extra` of prunus that has it.
 
     >>> print(missing_extra("timm", "timm"))
     timm is not installed. Install it with:  pip install "prunus[timm]"

@@ -123,7 +123,7 @@ class Groups(Sequence[Group]):
         return {"params": params, "macs": round(macs)}
 
     def costs_of_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """What it costs when so many units of every group stay; raises where it matters which ones do."""
+        """What it costs when `counts` units of each group stay; `InputError` where it matters which ones do."""
         raise InputError("what this network costs depends on which units stay: give costs() a keep mask.")
 
     def kept_rows(self, alive: list[Tensor], axis: int, rows: tuple[int, int] | None) -> int:
@@ -132,7 +132,7 @@ class Groups(Sequence[Group]):
         return int(kept.sum())
 
     def edit(self, rule: EditRule, keep: Tensor, alive: list[Tensor]) -> Fraction:
-        """The value that an integer of the model takes under the keep mask `keep`."""
+        """The value that `rule` gives an integer of the model under the mask `keep`, of which `alive` was made."""
         total = Fraction(0)
         for term in rule.terms:
             value = term.coefficient
@@ -149,7 +149,7 @@ class Groups(Sequence[Group]):
         return Fraction(int(keep[group.offset : group.offset + group.units].sum()), group.parts)
 
     def quanta(self, ids: Sequence[str]) -> tuple[int, ...]:
-        """The units that groups in proportion lose together in one step (192 channels and 3 heads: 64 and 1).
+        """The units that groups `ids` in proportion lose together in one step (192 channels and 3 heads: 64 and 1).
 
         So many that what stays of each is a multiple of its `step`.
         """
@@ -158,7 +158,10 @@ class Groups(Sequence[Group]):
     # ---- keep masks and plans ----------------------------------------------------------------------------------
 
     def plan(self, keep: Tensor) -> Plan:
-        """The plan that keeps the units marked True in `keep`, a boolean ``(units,)`` over all groups in order."""
+        """The plan that keeps the units marked True in `keep`, a boolean ``(units,)`` over all groups in order.
+
+        Raises: `InputError` for a mask of another shape or type, or one that leaves groups out of proportion.
+        """
         if keep.shape != (self.units,) or keep.dtype != torch.bool:
             raise InputError(
                 f"a keep mask has shape ({self.units},) and type bool; given {tuple(keep.shape)}, {keep.dtype}."
@@ -214,7 +217,7 @@ class Groups(Sequence[Group]):
     # ---- the same groups seen otherwise ------------------------------------------------------------------------
 
     def select(self, ids: Iterable[str], why: str = "not among the groups selected") -> Groups:
-        """The same network where only the groups named may be cut; the others are held whole, with the reason.
+        """The same network where only the groups `ids` may be cut; the others are held whole, with the reason `why`.
 
         Groups in proportion are held whole with each other.
         """
@@ -242,7 +245,7 @@ class Groups(Sequence[Group]):
         )
 
     def without(self, ids: Iterable[str], why: str) -> Groups:
-        """The same network where the groups named (as far as there are such) may not be cut, with the reason."""
+        """The same network where the groups `ids` (as far as there are such) may not be cut, with the reason `why`."""
         spared = set(ids)
         return self.select([g.id for g in self if g.id not in spared], why) if spared else self
 
@@ -268,7 +271,10 @@ class Groups(Sequence[Group]):
         return replace(self, members=tuple(members))
 
     def bind(self, model: nn.Module) -> Groups:
-        """The same groups over the parameters and buffers of `model`, another copy of the traced network."""
+        """The same groups over the parameters and buffers of `model`, another copy of the traced network.
+
+        Raises: `InputError` when a tensor of a group has another shape there.
+        """
         tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
             model.named_buffers(remove_duplicate=False)
         )

@@ -35,9 +35,9 @@ class Inputs:
 
     @classmethod
     def of(cls, example: Any, outputs: Outputs | None = None) -> Inputs:
-        """From what a user passes: a tensor, a tuple of positional inputs, `Inputs`, or a list of them, one a call.
+        """From an `example`: a tensor, a tuple of positional inputs, `Inputs`, or a list of them, one a call.
 
-        A list of anything but `Inputs` holds positional inputs, as a tuple does.
+        A list of anything but `Inputs` holds positional inputs, as a tuple does.  `outputs`: as of the class.
         """
         if outputs is not None:
             return replace(cls.of(example), outputs=outputs)
@@ -65,7 +65,7 @@ class Inputs:
         return replace(self, args=args, kwargs=kwargs, more=tuple(one.map(change) for one in self.more))
 
     def to(self, dtype: torch.dtype) -> Inputs:
-        """Floating-point tensors in another precision; integer tensors stay."""
+        """Floating-point tensors in the precision of `dtype`; integer tensors stay."""
         return self.map(
             lambda t: t.to(dtype) if t.is_floating_point() else t.to(dtype.to_complex()) if t.is_complex() else t
         )

@@ -44,6 +44,8 @@ class Plan:
     def then(self, later: Plan) -> Plan:
         """The two cuts as one: `later` was made on the network that this plan left, the result is on the original.
 
+        Raises: `InputError` when `later` was made on a network of other shapes.
+
         >>> a = Plan({"c": GroupPlan(4, (0, 2, 3))}, {"c.weight": TensorPlan((4, 3), {0: (0, 2, 3)})})
         >>> b = Plan({"c": GroupPlan(3, (1,))}, {"c.weight": TensorPlan((3, 3), {0: (1,)})})
         >>> a.then(b).tensors["c.weight"].kept
@@ -117,7 +119,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, json: str) -> Plan:
-        """Read a plan; raises `FileError` when the text is not one: every field has its type and its bounds."""
+        """Read a plan; raises `FileError` when `json` is no text of one: every field has its type and bounds."""
         try:
             return cls(**_fields(parsed(json)))
         except (ValueError, TypeError) as error:

@@ -46,7 +46,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, *, paper: str = "", **declares: Any) -> Callable[[T], T]:
-        """Decorator: put a function or class here as `name`; keyword arguments are what it declares of itself."""
+        """Decorator: put a function or class of `paper` here as `name`; other keywords are what it declares."""
 
         def put(call: T) -> T:
             if name in self._entries:
@@ -73,7 +73,7 @@ class Registry(Generic[T]):
         return len(self._entries)
 
     def find(self, what: str | T) -> Entry[T]:
-        """The entry of a name, or of the registered function or class itself.
+        """The entry of `what`: a name, or the registered function or class itself.
 
         Raises: `UnknownNameError` when it is a name, or a callable, that was never registered.
         """

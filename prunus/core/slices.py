@@ -57,7 +57,7 @@ class Slice:
         return rows.movedim(self.dim, 0).reshape(units, -1)  # (units, m * rest)
 
     def scatter(self, values: Tensor) -> Tensor:
-        """The inverse of `view`: ``(units, fan)`` or ``(units, 1)`` put back in the tensor's shape, zeros elsewhere."""
+        """The inverse of `view`: `values` ``(units, fan or 1)`` put back in the tensor's shape, zeros elsewhere."""
         if self.dim == ELEMENTS:
             out = torch.zeros(self.tensor.numel(), dtype=values.dtype, device=values.device)
             return out.index_put((self.index.to(values.device),), values.expand(self.index.shape)).view(
@@ -83,7 +83,7 @@ class Slice:
         return self.statistic("grad")
 
     def statistic(self, kind: str) -> Tensor:
-        """A collected per-parameter statistic as ``(units, fan)``."""
+        """The per-parameter statistic `kind` as ``(units, fan)``; raises `InputError` when it was not collected."""
         if kind not in self.stats:
             raise InputError(
                 f"no statistic '{kind}' was collected for '{self.name}' (there is: {', '.join(self.stats) or 'none'}); "
@@ -114,7 +114,7 @@ class Group:
     used: tuple[Slice, ...] | None = None
 
     def statistic(self, kind: str) -> Any:
-        """A collected statistic of the units; raises `InputError` when there is none."""
+        """The statistic `kind` of the units; raises `InputError` when it was not collected."""
         if kind not in self.stats:
             raise InputError(
                 f"no statistic '{kind}' was collected for group '{self.id}' (there is: "

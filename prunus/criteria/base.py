@@ -68,7 +68,7 @@ def criterion(
     """Decorator: register a function as the criterion `name`; higher = keep.
 
     Args:
-        roles: which slices of a group count (`prunus.core.groups.ROLES`); a group with none of them is left alone.
+        roles: which slices of a group count (`prunus.core.slices.ROLES`); a group with none of them is left alone.
         prefer: of those roles, the ones that alone count in a group that has them (the scales of a norm, say, and not
             the weights before it as well: both hold the same gate).
         kind: ``"element"``: the function takes a `Slice` and returns a term per element, ``(units, fan)``;
@@ -81,6 +81,7 @@ def criterion(
         seeded: whether the function takes a keyword ``seed`` as well.
         weights: the normaliser where units are single weights (`prunus.tensors`): the same one for the element kind,
             unless told otherwise; a criterion of the group kind is not for weights unless it names one.
+        paper: where it was published.
 
     Raises: `InputError` for a declaration that is none of these.
     """
@@ -137,6 +138,8 @@ def score(
         seed: for criteria that draw at random.
         normalize: ``none``, ``mean``, ``max``, ``rank`` or any function ``(units,) -> (units,)``; None: as the
             criterion declares.  Norms of weights declare ``max`` (layers of another fan-in are not comparable raw).
+        per: ``macs`` or ``params``: divide by what the network saves of them without the unit; None: as the criterion
+            declares.
 
     Raises: `UnknownNameError`; `InputError` when statistics are missing or of another network, when no group has a
     slice of the right role, or when a score is not finite.
@@ -208,7 +211,7 @@ def of_data(criterion: str | Callable[..., Tensor]) -> frozenset[str]:
 
 
 def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Callable[..., Tensor]) -> tuple[Fixed, ...]:
-    """The groups a criterion could not score, and why: an allocator leaves them whole."""
+    """The groups that `criterion` could not score, absent from `scores`, and why: allocators leave them whole."""
     check_arguments(locals())
     entry = criteria.find(criterion)
     read = f"criterion '{entry.name}' reads slices of role {' or '.join(entry.declares['roles'])}; it has none"

@@ -41,7 +41,10 @@ class Augment:
 
     @classmethod
     def of(cls, given: str | Augment | None, default: Augment) -> Augment:
-        """From what a recipe says: ``auto`` (or None) is `default`, ``none`` nothing, ``shift`` no mirroring."""
+        """From what is `given` in a recipe: ``auto`` (or None) is `default`, ``none`` nothing, ``shift`` no mirroring.
+
+        Raises: `UnknownNameError` for another name.
+        """
         if isinstance(given, Augment):
             return given
         known = {

@@ -46,7 +46,7 @@ class Preprocess:
             raise InputError(f"preprocess crop={self.crop}: the part of the image that is kept lies in (0, 1].")
 
     def override(self, given: Mapping[str, Any]) -> Preprocess:
-        """The same preprocessing with some of its fields replaced.
+        """The same preprocessing with the fields of `given` replaced.
 
         Raises: `UnknownNameError` for a field that does not exist.
 
@@ -68,7 +68,7 @@ class Preprocess:
         return x.mul_(self.scale / 255).sub_(mean).div_(std)
 
     def fit(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) uint8 brought to `size`, still uint8; those that have it are returned as they are."""
+        """The `images` (N, C, H, W) uint8 brought to `size`, still uint8; those that have it are returned as is."""
         if self.size is None or tuple(images.shape[2:]) == self.size:
             return images
         height, width = self.size

@@ -47,6 +47,13 @@ class Split:
         In training the samples are shuffled and augmented, both pure functions of (seed, epoch, sample), and samples
         that do not fill a batch on every rank are left out of this epoch.  Otherwise every sample comes once, in
         order, as it is.
+
+        Args:
+            preprocess: makes inputs of bytes; None: `Preprocess` as it is by default.
+            train: whether the batches are for training.
+            augment: in training, instead of the split's own: an `Augment` or its name; None: the split's own.
+
+        Raises: `InputError` for a size below 1, a start below 0 or a rank that is not of this world.
         """
         if size < 1 or start < 0 or not 0 <= rank < world:
             raise InputError(

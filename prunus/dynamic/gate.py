@@ -111,7 +111,7 @@ class Gate(nn.Module):
         self._saliency: Tensor | None = None
 
     def pool(self, x: Tensor) -> Tensor:
-        """What is seen of the input, channel by channel: ``(N, C_in, *positions) -> (N, C_in)``; zero of zero."""
+        """What is seen of the input `x`, channel by channel: ``(N, C_in, *positions) -> (N, C_in)``; zero of zero."""
         return mean(x)
 
     def respond(self, seen: Tensor) -> Tensor:
@@ -119,26 +119,26 @@ class Gate(nn.Module):
         raise NotImplementedError
 
     def estimate(self, x: Tensor) -> Tensor:
-        """Saliencies ``(N, C)`` of the input ``(N, C_in, *positions)``."""
+        """Saliencies ``(N, C)`` of the input `x` ``(N, C_in, *positions)``."""
         return self.respond(self.see(x))
 
     def see(self, x: Tensor) -> Tensor:
-        """What `pool` gives, in the type of the gate's parameters."""
+        """What `pool` gives of the input `x`, in the type of the gate's parameters."""
         return self.pool(x).to(next(self.parameters()).dtype)
 
     def choose(self, saliency: Tensor) -> Tensor:
-        """The mask ``(N, C)`` of saliencies ``(N, C)`` before the floor; zero is off."""
+        """The mask ``(N, C)`` of `saliency` ``(N, C)`` before the floor; zero is off."""
         return gating.decide(saliency, self.rule, self.number(), 0, self.scales)
 
     def look(self, x: Tensor) -> Tensor:
-        """The saliencies of an input, in the bits of the gate's parameters; all one when the gate is `open`."""
+        """The saliencies of an input `x`, in the bits of the gate's parameters; all one when the gate is `open`."""
         if self.open:
             return x.new_ones(x.shape[0], self.outputs)
         with torch.autocast(x.device.type, enabled=False):  # thresholds divide saliencies that are close to each other
             return self.estimate(x)
 
     def mask_of(self, saliency: Tensor) -> tuple[Tensor, Tensor]:
-        """The mask of saliencies, with the floor, and for which samples the floor held: ``(N, C)``, ``(N,)``."""
+        """The mask of `saliency`, with the floor, and for which samples the floor held: ``(N, C)``, ``(N,)``."""
         if self.open:
             return saliency, saliency.new_zeros(len(saliency), dtype=torch.bool)
         if self.fixed is not None:
@@ -154,11 +154,11 @@ class Gate(nn.Module):
         return 0
 
     def as_operator(self, x: Tensor) -> bool:
-        """Whether the network is being read by the engine, and this gate is one that it knows."""
+        """Whether the engine is reading the network, and this gate, on a map `x`, is one that it knows."""
         return gating.asked() and bool(self.rule) and not self.open and x.dim() == 4
 
     def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Hook: look at what goes into the convolution."""
+        """Hook of the convolution `module`: look at what goes into it, the first of `args`."""
         if not self.as_operator(args[0]):
             self._saliency = self.look(args[0])
             return
@@ -169,7 +169,7 @@ class Gate(nn.Module):
             self._saliency = gating.gate(saliency, self.number(), self.rule, self.floor, self.scales)
 
     def after(self, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        """Hook: mask what the site gives, ``(N, C, *positions)``."""
+        """Hook of the site `module`: mask `y` ``(N, C, *positions)``, what it gives of `args`."""
         saliency, self._saliency = self._saliency, None
         assert saliency is not None
         if self.as_operator(y):  # the rectifier that forward applies next is enough: the mask is not negative

@@ -39,7 +39,7 @@ class Method:
             raise InputError(f"until={self.until!r}: expected the share of training, above 0, at most 1.")
 
     def gate(self, inputs: int, outputs: int) -> Gate:
-        """A new gate for a convolution of so many channels."""
+        """A new gate for a convolution from `inputs` to `outputs` channels."""
         raise NotImplementedError
 
     def loss(self, ce: Tensor, seen: Sequence[Seen], usual: float) -> Tensor:
@@ -53,7 +53,7 @@ class Method:
         return ce.mean()
 
     def close_(self, gates: Sequence[Gate], means: Sequence[Tensor], progress: float) -> None:
-        """At the end of a period: set the gates, given the mean saliencies ``(C,)`` of each over the period.
+        """At the end of a period: set the `gates`, given `means`: the mean saliencies ``(C,)`` of each.
 
         `progress` is the share of the way to `keep`, in (0, 1].
         """

@@ -49,7 +49,7 @@ class Realised:
         return 1 - self.mean / self.dense
 
     def facts(self, bins: int = 20) -> dict[str, Any]:
-        """Plain data for ``result.json``: mean, quantiles, a histogram, channels a layer."""
+        """Plain data for ``result.json``: mean, quantiles, a histogram of so many `bins`, channels a layer."""
         share = self.macs.double() / self.dense
         low, high = float(share.min()), float(share.max())
         counts = torch.histc(share.float(), bins, low, max(high, low + 1e-6))

@@ -292,7 +292,7 @@ def break_even(layer: Skipping, shape: tuple[int, ...], times: int = 5) -> float
 
 
 def report(network: nn.Module) -> list[str]:
-    """What is skipped and what is computed whole, layer by layer, in words."""
+    """What is skipped and what is computed whole in a `network` of `skipping`, layer by layer, in words."""
     check_arguments(locals())
     layers = {n: m for n, m in network.named_modules() if isinstance(m, Skipping) and m.gate is not None}
     whole = [name for name, layer in layers.items() if layer.break_even == 0]

@@ -64,7 +64,14 @@ class GateTraining:
     def begin(
         self, batches: Iterable[tuple[Tensor, Tensor]], forward: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        """One pass over the training data: the mean cross-entropy that the first period compares with."""
+        """One pass over the training data: the mean cross-entropy that the first period compares with.
+
+        Args:
+            batches: inputs and labels, ``(x, y)``.
+            forward: gives the logits of inputs; None: the network itself.
+
+        Raises: `InputError` when there is no batch.
+        """
         run, total = forward or self.model, torch.zeros(2, dtype=torch.float64)
         place = next(self.model.parameters()).device
         with undisturbed(self.model):
@@ -84,7 +91,10 @@ class GateTraining:
         self._tapes = tapes
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
-        """The method's loss of logits ``(N, C)`` and labels ``(N,)``: a scalar."""
+        """The method's loss of logits `z` ``(N, C)`` and labels `y` ``(N,)``: a scalar.
+
+        Raises: `InputError` unless forward was run once, inside `watching`, since the last loss.
+        """
         if not all(len(tape) == 1 for tape in self._tapes) or not self._tapes:
             raise InputError("loss: run the network's forward once, inside `with training.watching():`, before.")
         seen, self._tapes = [tape[0] for tape in self._tapes], []

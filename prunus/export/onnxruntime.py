@@ -35,7 +35,10 @@ def session(path: str | Path, *, threads: int) -> Any:
 
 @backends.register("onnxruntime")
 def onnxruntime_backend(model: nn.Module | str | Path, inputs: Inputs, threads: int) -> Callable[[], Any]:
-    """ONNX Runtime on the CPU: takes a module, which is exported first, or the path of an ONNX file."""
+    """ONNX Runtime on the CPU: takes a module, which is exported first, or the path of an ONNX file.
+
+    What it returns runs that once on `inputs`, in so many `threads`.
+    """
     if isinstance(model, nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"

@@ -23,7 +23,10 @@ def installed() -> bool:
 
 @backends.register("openvino", installed=installed)
 def openvino_backend(model: nn.Module | str | Path, inputs: Inputs, threads: int) -> Callable[[], Any]:
-    """OpenVINO on the CPU in float32: takes a module, which is exported to ONNX first, or the path of an ONNX file."""
+    """OpenVINO on the CPU in float32: takes a module, which is exported to ONNX first, or the path of an ONNX file.
+
+    What it returns runs that once on `inputs`, in so many `threads`.
+    """
     if isinstance(model, nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"

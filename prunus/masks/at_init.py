@@ -52,6 +52,10 @@ class Choice:
 def at_init(model: nn.Module, groups: Tensors, criterion: str | Callable[..., Tensor], **asked: Any) -> Plan:
     """The plan of `choose`, which takes the same arguments.
 
+    Args: criterion: as there; asked: its keyword arguments, of which `density` has to be given.
+
+    Raises: `InputError` for arguments that `choose` does not take, and what it raises.
+
     >>> import prunus
     >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
     >>> groups = prunus.tensors(net)
@@ -100,6 +104,7 @@ def choose(
         temperature: what logits are divided by in the default loss (GraSP: 200).
         calibrate: whether batch norms take the statistics of the data; not for a trained network.
         data: batches, for criteria that look at them (the same ones in every round); SynFlow takes the shape of one.
+        seed: for criteria that draw at random.
 
     Raises: `InputError` for a criterion without its data or not of weights, `BudgetError` for a density out of reach.
 

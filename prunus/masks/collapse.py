@@ -85,6 +85,8 @@ def safe_sparsity(groups: Tensors, scores: Mapping[str, Tensor]) -> tuple[float,
 
     $\#\{u : s_u < \min_l \max_{u \in l} s_u\}$ units can go.
 
+    Raises: `InputError` when there are no scores.
+
     >>> import prunus
     >>> groups = prunus.tensors(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
     >>> safe_sparsity(groups, {"0.weight": torch.tensor([1., 2., 3., 4.]), "1.weight": torch.tensor([2., 3.])})

@@ -15,7 +15,7 @@ def shuffle(groups: Tensors, plan: Plan, seed: int = 0) -> Plan:
     """The plan with the mask of every tensor shuffled within the tensor: as many stay, elsewhere.
 
     What a method gains over this, it gains by which weights of a tensor it keeps.  Parts of N:M patterns, and rows that
-    must stay even, are shuffled within themselves.
+    must stay even, are shuffled within themselves.  Orders are drawn from `seed`.
 
     Source: Frankle et al., Pruning Neural Networks at Initialization: Why Are We Missing the Mark?, ICLR 2021.
 
@@ -40,6 +40,7 @@ def redraw_(groups: Tensors, seed: int = 0) -> None:
     """Draw the weights of every tensor again from the weights it has: they are shuffled, in place.
 
     Initial weights of a tensor are drawn alike, so that this is another initialisation by the network's own rule.
+    Orders are drawn from `seed`.
 
     >>> import prunus
     >>> net = torch.nn.Linear(8, 8)

@@ -36,19 +36,19 @@ class Moment:
     memory: dict[str, Tensor] = field(default_factory=dict)
 
     def magnitude(self, id: str) -> Tensor:
-        """The absolute weights of every unit, summed: ``(units,)``."""
+        """The absolute weights of every unit of the group `id`, summed: ``(units,)``."""
         return self.groups[id].slices[0].weight.abs().sum(1).cpu()
 
     def slope(self, id: str) -> Tensor:
-        """The absolute gradient of every unit, summed: ``(units,)``, of units that are masked too."""
+        """The absolute gradient of every unit of the group `id`, masked or not, summed: ``(units,)``."""
         return self.seen(id, self.grads[id])
 
     def seen(self, id: str, tensor: Tensor) -> Tensor:
-        """The absolute values of a tensor of the parameter's shape, summed by unit: ``(units,)``."""
+        """The absolute values of a `tensor` shaped like the parameter of `id`, summed by unit: ``(units,)``."""
         return self.groups[id].slices[0].view(tensor).abs().sum(1).cpu()
 
     def draw(self, id: str) -> Tensor:
-        """Random numbers in [0, 1), a function of (seed, step, group): ``(units,)``, the same on all ranks."""
+        """Random numbers in [0, 1), a function of (seed, step, group `id`): ``(units,)``, the same on all ranks."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{self.step}/{id}".encode()))
         return torch.rand(self.groups[id].units, generator=generator)
 

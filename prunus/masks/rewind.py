@@ -58,6 +58,8 @@ def lottery_(
         rewind: ``"weights"``: everything, batch norms too, goes back to step $k$; ``"rate"``: weights stay, only the
             learning rates start again (with `train` as given).
         control: in the last round ``"shuffle"`` the masks within tensors, or ``"redraw"`` the weights rewound to.
+        criterion, allocator: what chooses weights, as in `prunus.score` and `prunus.allocate`.
+        seed: for controls, and criteria that draw at random.
 
     Masks are held in training and only shrink.  Returns: what `prunus.mask_` returns of the last masks.
 

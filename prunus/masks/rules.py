@@ -73,22 +73,22 @@ class Rule:
     """
 
     def begin_(self, w: Covered) -> None:
-        """From weights without a mask to what forward sees."""
+        """From the weights `w`, not masked yet, to what forward sees."""
 
     def attach_(self, w: Covered, optimizers: Iterable[Optimizer]) -> None:
-        """Optimizers take over, with the state that they have."""
+        """The `optimizers` of the weights `w` take over, with the state that they have."""
 
     def reveal_(self, w: Covered) -> None:
-        """Put the weights and gradients there that the optimizer and the choice of masks work on."""
+        """Put the weights and gradients in `w` that the optimizer and the choice of masks work on."""
 
     def mask_(self, w: Covered) -> None:
-        """The masks are other ones now."""
+        """The masks of `w` are other ones now."""
 
     def hold_(self, w: Covered) -> None:
-        """The last thing before the optimizer."""
+        """The last thing that is done to `w` before the optimizer."""
 
     def conceal_(self, w: Covered, optimizers: Iterable[Optimizer]) -> None:
-        """Put what forward sees there again."""
+        """Put what forward sees in `w` again, once `optimizers` have stepped."""
 
 
 class Hard(Rule):

@@ -36,7 +36,7 @@ class Tensors(Groups):
         return self.costs_of_counts({g.id: int(keep[g.offset : g.offset + g.units].count_nonzero()) for g in self})
 
     def costs_of_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """The same, of how many units of every group stay."""
+        """The same, where `counts` units of each group stay."""
         return {"density": sum(counts[g.id] * g.slices[0].index.shape[1] for g in self)}
 
     @property
@@ -45,7 +45,7 @@ class Tensors(Groups):
         return {group.id: 1 for group in self}
 
     def quanta(self, ids: Sequence[str]) -> tuple[int, ...]:
-        """What goes in one step: of an N:M pattern the M - N of every part, else one unit of every part."""
+        """What goes of the groups `ids` in one step: of every part one unit, or the M - N of an N:M pattern."""
         return (self.pattern[1] - self.pattern[0] if self.pattern else 1,) * len(ids)
 
     def plan(self, keep: Tensor) -> Plan:

@@ -49,7 +49,7 @@ class Latency:
 
 
 def key(backend: str, batch: int, threads: int) -> str:
-    """The name a measurement has in ``result.json``.
+    """The name that a measurement of a `backend` with `batch` samples and `threads` has in ``result.json``.
 
     >>> key("onnxruntime", 64, 1)
     'onnxruntime,b64,t1'
@@ -93,7 +93,13 @@ def race(
     threads: int = 1,
     seconds: float = 1.0,
 ) -> dict[str, Latency]:
-    """Time several networks against each other in one backend, taking turns in one process; `seconds` for each."""
+    """Time several networks against each other in one backend, taking turns in one process; `seconds` for each.
+
+    Args:
+        models: by name, what `latency` takes; example_inputs, backend, batch, threads: as there, the same for all.
+
+    Raises: what `latency` does, `InputError` for a batch, threads or seconds that make no sense.
+    """
     check_arguments(locals(), models=a_mapping)
     entry = backends[backend]
     for name, value in (("batch", batch), ("threads", threads), ("seconds", seconds)):
@@ -113,6 +119,8 @@ def compare_latency(
 
     Each turn lasts about 30 ms and starts with one untimed run, which brings the function's data back into the caches;
     the order is rotated from turn to turn.  `seconds` is spent on every function.
+
+    Args: calls: the functions by name; threads: of torch, meanwhile; title: of the bar that shows how far it is.
 
     >>> sorted(compare_latency({"a": lambda: None, "b": lambda: None}, seconds=0.01))
     ['a', 'b']

@@ -49,7 +49,7 @@ class Stats:
         object.__setattr__(self, "kinds", MappingProxyType(frozen))
 
     def of(self, name: str) -> dict[str, Tensor]:
-        """Every statistic of one parameter, by kind."""
+        """Every statistic of the parameter `name`, by kind."""
         return {kind: tensors[name] for kind, tensors in self.kinds.items() if name in tensors}
 
     @property
@@ -58,7 +58,7 @@ class Stats:
         return frozenset(self.kinds) | frozenset(self.groups)
 
     def of_group(self, id: str) -> dict[str, Any]:
-        """Every statistic of the units of one group, by kind."""
+        """Every statistic of the units of the group `id`, by kind."""
         return {kind: values[id] for kind, values in self.groups.items() if id in values}
 
     def check(self, groups: Groups) -> None:
@@ -95,13 +95,13 @@ class Seen:
         return Weights(self.model, self.order, self.follow)
 
     def run(self, inputs: Inputs, watch: Watch = nullcontext) -> Any:
-        """The output of the network, run under ``watch()``."""
+        """The output of the network for `inputs`, run under ``watch()``."""
         self.follow = follow_of(self.model, self.groups)
         with self.follow or nullcontext(), watch():
             return inputs(self.model)
 
     def handles(self, names: Iterable[str]) -> Handles:
-        """By name, the tensors of the last forward that are that weight: a parameter, or what was computed of some."""
+        """For each of `names`, the tensors of the last forward that are it: a parameter, or computed of some."""
         parameters = parameters_of(self.groups)
         met = self.follow.handles if self.follow is not None else {}
         computed = self.groups.effective.numbers if self.groups.effective is not None else {}
@@ -129,12 +129,12 @@ class Seen:
             raise InputError("the loader holds no batch, so nothing can be observed. Give data= at least one batch.")
 
     def batches(self, watch: Watch = nullcontext) -> Iterator[tuple[Tensor, int]]:
-        """Per batch, the mean loss (a scalar with its graph) and the number of samples."""
+        """Per batch, the mean loss (a scalar with its graph; run under ``watch()``) and the number of samples."""
         for out, batch, size in self.forwards(watch):
             yield self.value(out, batch, size).mean(), size
 
     def value(self, out: Any, batch: Any, size: int) -> Tensor:
-        """The loss of the output of `size` samples: a number a sample, or their mean; `InputError` when it is none."""
+        """The loss of the output `out` for a `batch` of `size`: one a sample, or the mean; `InputError` if neither."""
         return a_loss(own(self.loss or default_loss, "loss=")(out, batch), size)
 
 

@@ -26,7 +26,10 @@ def builtin() -> dict[str, Path]:
 
 
 def find(recipe: str | Path) -> Path:
-    """The file of a recipe: a path, or the name of a built-in one; raises `UnknownNameError` with the nearest name."""
+    """The file of a recipe: a path, or the name of a built-in one.
+
+    Raises: `UnknownNameError` with the nearest name; `FileError` when there is no file at the path.
+    """
     check_arguments(locals(), recipe=a_path)
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -41,7 +44,7 @@ def find(recipe: str | Path) -> Path:
 
 
 def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read, override (``key=value`` by dotted path), fill in defaults and check a recipe.
+    """Read, override (`overrides`: ``key=value`` by dotted path), fill in defaults and check a recipe.
 
     Raises: `InputError` that lists everything that is wrong, with lines.
 
@@ -66,7 +69,12 @@ def expand(path: str) -> str:
 
 
 def check(raw: dict[str, Any], lines: Mapping[text.Key, int], name: str) -> Recipe:
-    """The checked recipe of a dict as `text.parse` gives it."""
+    """The checked recipe of a dict as `prunus.recipes.text.parse` gives it.
+
+    Args: raw, lines: the dict, and the line of every key; name: what errors call the recipe.
+
+    Raises: `InputError` that lists everything that is wrong, with lines.
+    """
     _well_formed(raw, lines, name)
     problems = [f"{at(lines, (key,))}{key}: {why}" for key, why in misplaced(raw)]
     try:

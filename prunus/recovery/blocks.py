@@ -160,7 +160,10 @@ def rebuild_(
         wanted: what `block_targets` returned of the original.
         steps: of Adam, a block.
         rate: of a step, relative to the root mean square of each parameter.
+        seed: for which samples a step sees.
         forward: runs `model` once on ``wanted.inputs``; give one that repairs what lies between the blocks.
+
+    Raises: `InputError` when `wanted` is of another network.
     """
     check_arguments(
         locals(), wanted=instance("what prunus.recovery.block_targets returns", Wanted), forward=optional(a_function)

@@ -37,6 +37,13 @@ def prepare(method: str, model: nn.Module, groups: Groups, plan: Plan, data: Ite
     ``least-squares`` solves every layer again (`repair_`), ``bias`` its bias alone, and ``blocks`` solves every layer,
     then trains every block that was cut to give what it gave (`rebuild_`), and solves again what lies between
     them: nearer, and slower.
+
+    Args:
+        method: one of these three names.
+        model, groups, plan: the network before the cut, what `prunus.trace` returned of it, and what will be cut.
+        data: batches, ``x`` or ``(x, ...)``, as for `targets`.
+
+    Raises: what `targets` and `block_targets` raise.
     """
     check_arguments(locals(), method=a_word)
     before = targets(model, groups, data)

@@ -40,6 +40,8 @@ def cosine(lr: float, total: int, end: float = 0.0) -> Rate:
 def rewind(trained: Rate, total: int, steps: int) -> Rate:
     r"""Replay the last `steps` steps of the original schedule: :math:`\eta'(t) = \eta(T - s + t)`.
 
+    Args: trained: the learning rate of every step of the original training; total: how many steps it had.
+
     Raises `InputError` when more steps are asked for than the original training had.
     Source: Renda, Frankle, Carbin, ICLR 2020, section 2 (learning-rate rewinding).
 

@@ -79,6 +79,7 @@ def targets(
         limit: at most so many samples; None takes all.
         memory: bytes that the activations of all samples together may take; fewer samples are used otherwise (a note
             says so).
+        seed: for the rows of activations that are kept where there are more than enough.
 
     Raises: `InputError` when there is no batch, or one holds NaN or infinity, or forward goes another way on the data
     than it did when it was traced.

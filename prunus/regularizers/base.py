@@ -50,7 +50,7 @@ regularizers: Registry[Callable[..., Regularizer]] = Registry("regularizer")
 
 
 def regularizer_of(given: Regularizer | str | Mapping[str, Any]) -> Regularizer:
-    """A regularizer from itself, from a name, or from ``{"name": ..., **arguments}``.
+    """The regularizer that is `given`: from itself, from a name, or from ``{"name": ..., **arguments}``.
 
     Raises: `UnknownNameError` for a name that is not registered.
 
@@ -93,7 +93,7 @@ class Attached:
         return [{name: _told(t) for name, t in state.items()} for state in self._states if state]
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on with what `state_dict` gave; raises `FileError` when it is of another network or regularizer."""
+        """Go on with `states` of `state_dict`; raises `FileError` when they are of another network or regularizer."""
         now = self.state_dict()
         if [{n: (t["dtype"], t["shape"]) for n, t in state.items()} for state in now] != [
             {n: (t.get("dtype"), t.get("shape")) for n, t in state.items()} for state in states
@@ -159,7 +159,7 @@ def attach(regularizer: Regularizer, groups: Groups, optimizer: Optimizer) -> At
     """Apply `regularizer` to the weights of `groups` in every step of `optimizer`, whoever writes the loop.
 
     The order of a step is unscale, clip, penalty gradient, step, proximal map.  The penalty is added once per optimizer
-    step, however many backward passes were accumulated; a step that a `GradScaler` skips has none.  Weights that are
+    step, however many backward passes were accumulated; a step that a ``GradScaler`` skips has none.  Weights that are
     frozen, unused, or not in the optimizer are left alone.  The groups must be those of the network being trained, and
     not cut since.
 
@@ -187,7 +187,7 @@ def attach(regularizer: Regularizer, groups: Groups, optimizer: Optimizer) -> At
 
 
 def attach_where(regularizer: Regularizer, groups: Groups, optimizers: Sequence[Optimizer]) -> list[Attached]:
-    """`attach` to those of the optimizers that hold weights under pressure; raises as it does when none does."""
+    """`attach` a `regularizer` to those `optimizers` that hold weights it presses; raises as it does when none does."""
     pressed = {id(s.tensor) for group in groups for s in group.with_role(*regularizer.roles)}
     able = [o for o in optimizers if pressed & set(_learning_rates(o))]
     return [attach(regularizer, groups, optimizer) for optimizer in able or optimizers]

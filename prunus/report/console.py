@@ -92,7 +92,7 @@ def stages(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def compare(folders: Iterable[str | Path]) -> Table:
-    """Several runs side by side, one column a run folder; raises `FileError` for a folder without a result."""
+    """Several runs side by side, one column for each of `folders`; raises `FileError` for one without a result."""
     check_arguments(locals(), folders=sequence("paths of run folders", a_folder.holds))
     results = [(Path(folder), read_result(folder)) for folder in folders]
     shown = table("Runs compared")

@@ -61,7 +61,10 @@ def read(folder: str | Path) -> Run:
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:
-    """The result.json of a run folder (or that file itself), with everything a report needs."""
+    """The result.json of a run folder (or that file itself), with everything a report needs.
+
+    Raises: `FileError` when it is missing, truncated, or not of prunus.
+    """
     check_arguments(locals())
     path = Path(folder)
     path = path / "result.json" if path.is_dir() else path

@@ -124,7 +124,7 @@ def quality_text(result: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def verdict(result: Mapping[str, Any]) -> list[str]:
-    """What happened, in sentences for a person who knows nothing of pruning."""
+    """What happened in the run of `result`, in sentences for a person who knows nothing of pruning."""
     name, model = quality(result)[0], short_name(str(result["model"]))
     kept = {k: left(result["before"].get(k), result["after"].get(k)) for k in ("params", "macs")}
     sentences = [
@@ -197,7 +197,7 @@ def _odd_widths(result: Mapping[str, Any], macs: float | None, ratio: float) -> 
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """The finding in one line: smaller, faster, at which price."""
+    """The finding of `result` in one line: smaller, faster, at which price."""
     parts = []
     work = left(result["before"].get("macs"), result["after"].get("macs"))
     if sparse(result):

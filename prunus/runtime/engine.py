@@ -32,8 +32,9 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1, tune: bo
     Where samples know of each other, or outputs have another first axis, inputs have to be of the example's shapes.
     Weights are copied: compile again after changing them.
 
-    `example_inputs`: what forward takes, tensors alone.  `tune`: run a few variants of every layer and take the
-    fastest, where else a model of the processor decides; takes seconds, and `prunus.runtime.save` keeps what was found.
+    `example_inputs`: what forward takes, tensors alone.  `threads`: of the engine.
+    `tune`: run a few variants of every layer and take the fastest, where else a model of the processor decides; takes
+    seconds, and `prunus.runtime.save` keeps what was found.
 
     Raises `TraceError` when the model cannot be exported, or does not give in the engine what it gives in torch,
     `InputError` for inputs without samples, `MissingExtraError` without llvmlite.

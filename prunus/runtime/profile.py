@@ -29,6 +29,8 @@ class Share:
 def profile(network: CompiledNetwork, rounds: int = 5) -> list[Share]:
     """The share of every step in the processor time of a forward, in the order of execution; they sum to one.
 
+    Args: network: what `prunus.runtime.compile` returned; rounds: timings of every step.
+
     Steps are run alone, on zeros; of `rounds` timings the least counts.
 
     >>> from prunus.runtime import compile

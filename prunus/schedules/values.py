@@ -30,7 +30,7 @@ def constant(value: float) -> Schedule:
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
-    r"""A straight line, $v_t = a + (b - a)\,t/T$, then `end`.
+    r"""A straight line, $v_t = a + (b - a)\,t/T$, from `start` to `end` in so many `steps`, then `end`.
 
     >>> [linear(1.0, 0.0, 4)(t) for t in (0, 1, 4, 9)]
     [1.0, 0.75, 0.0, 0.0]
@@ -42,6 +42,8 @@ def linear(start: float, end: float, steps: int) -> Schedule:
 def cosine(start: float, end: float, steps: int) -> Schedule:
     r"""Half a cosine, $v_t = b + (a - b)(1 + \cos(\pi t/T))/2$, then `end` (Loshchilov & Hutter, ICLR 2017, eq. 5).
 
+    From `start`, in so many `steps`.
+
     >>> [round(cosine(1.0, 0.0, 4)(t), 3) for t in (0, 1, 2, 4)]
     [1.0, 0.854, 0.5, 0.0]
     """
@@ -51,6 +53,8 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
 
 def exponential(start: float, end: float, steps: int) -> Schedule:
     r"""A constant factor per step, $v_t = a\,(b/a)^{t/T}$, then `end`; both must be positive.
+
+    From `start`, in so many `steps`.
 
     >>> [round(exponential(1.0, 0.01, 2)(t), 6) for t in (0, 1, 2)]
     [1.0, 0.1, 0.01]
@@ -62,7 +66,7 @@ def exponential(start: float, end: float, steps: int) -> Schedule:
 
 
 def multi_step(value: float, milestones: Sequence[int], factor: float = 0.1) -> Schedule:
-    """`value`, multiplied by `factor` at every milestone that has been reached.
+    """`value`, multiplied by `factor` at each of the steps `milestones` that has been reached.
 
     >>> [round(multi_step(1.0, (80, 120))(t), 6) for t in (0, 79, 80, 120)]
     [1.0, 1.0, 0.1, 0.01]

@@ -82,7 +82,7 @@ def absorb_(model: nn.Module, groups: Groups, plan: Plan, *, new_biases: bool = 
 
 
 def give_biases_(model: nn.Module, groups: Groups, plan: Plan) -> tuple[str, ...]:
-    """Give a bias of zeros to every layer that loses inputs and has neither a bias nor a batch norm behind it.
+    """Give a bias of zeros to every layer that loses inputs by `plan` and has no bias, nor a batch norm behind it.
 
     The network computes what it did; what repairs it by biases (`prunus.recovery.repair_`) finds one.  Returns the
     names of those layers' weights; trace the model again then.

@@ -72,7 +72,8 @@ def load(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> nn
     A file of a `RewrittenModule` holds its operators and needs no factory; the network comes in evaluation mode, and
     outputs that were objects of a class are plain dictionaries.
 
-    Raises: `FileError` as `load_` does, and when a factory is missing or is given in vain.
+    Raises: `FileError` as `load_` does, and when a factory is missing or is given in vain; `InputError` when it gives
+    no module.
 
     Example: ``net = prunus.load("out/model.safetensors", prunus.zoo.resnet20)``
     """

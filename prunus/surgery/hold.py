@@ -46,7 +46,12 @@ def gaps(groups: Groups, keep: Tensor) -> tuple[Gap, ...]:
 
 
 def kept_units(groups: Groups, keep: Tensor) -> Plan:
-    """The plan that says of every group which units stay, and nothing else: what `Groups.mask` reads."""
+    """The plan that says of every group which units stay, and nothing else: what `Groups.mask` reads.
+
+    Args: keep: a boolean ``(units,)`` over all groups in order.
+
+    Raises: `InputError` for a mask of another shape.
+    """
     check_arguments(locals(), keep=a_mask)
     if keep.shape != (groups.units,):
         raise InputError(f"a keep mask of these groups has shape ({groups.units},); given {tuple(keep.shape)}.")
@@ -74,7 +79,7 @@ def silence_(holes: Iterable[Gap], optimizers: Iterable[Optimizer] = ()) -> None
 
 @torch.no_grad()
 def silence_gradients_(holes: Iterable[Gap]) -> None:
-    """Set the gradients of the removed units to zero, so that no optimizer learns from them."""
+    """Set the gradients of the removed units, the `holes` of `gaps`, to zero, so that no optimizer learns from them."""
     for hole in holes:
         if hole.parameter.grad is not None:
             hole.parameter.grad.index_fill_(hole.dim, hole.removed, 0)

@@ -16,7 +16,7 @@ from prunus.tracing.apply import narrow
 
 
 def check_holds(optimizers: Iterable[Optimizer], model: nn.Module, names: Iterable[str]) -> None:
-    """Raise `InputError` unless every trainable parameter of `names` is in an optimizer that can follow a cut."""
+    """Raise `InputError` unless all trainable parameters of `names` are in `optimizers` that can follow a cut."""
     optimizers = tuple(optimizers)
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise InputError(

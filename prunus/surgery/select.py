@@ -34,8 +34,10 @@ def select_(model: nn.Module, example_inputs: Any) -> tuple[str, ...]:
 
     A batch norm reads a shared stream unless its input is the output of a convolution or matrix product that nothing
     else reads.  Returns the names of those batch norms (empty for networks that normalise right after every
-    convolution). The function of the network does not change; selections that a cut leaves whole are taken out again
+    convolution).  The function of the network does not change; selections that a cut leaves whole are taken out again
     by `shrink_`.
+
+    Args: example_inputs: what forward takes.
 
     >>> class Block(nn.Module):
     ...     def __init__(self):

@@ -20,6 +20,7 @@ from prunus.recovery.batchnorm import memory_format
 def evaluate(model: nn.Module, split: Any, preprocess: Any, *, batch: int = 256, progress: bool = True) -> float:
     """Top-1 in [0, 1] of `model` on a split, in eval mode and the network's own precision.
 
+    The split is read `batch` samples at a time, through `preprocess` (`prunus.data.Preprocess`).
     Runs on the device the network is on; a bar is shown on a terminal when `progress`.  Raises `InputError` when the
     split is empty.
     """

@@ -67,11 +67,16 @@ def fit(
     The order of a step is forward, backward, clip, penalty gradient, optimizer, proximal map.  The order of the
     samples, augmentation and dropout are functions of (seed, stage, epoch, step), and a checkpoint at every epoch's end
     and every `every` seconds holds the rest, so that a run killed at any moment and resumed ends with the same weights,
-    to the bit on a CPU with the same threads.  Under torchrun each process takes its share of every batch (`launch`).
+    to the bit on a CPU with the same threads.  Under torchrun each process takes its share of every batch.
 
     Args:
         model: any classifier; it ends on the device it came from, its convolutions in channels-last format if asked.
-        schedule: learning rate: a function of the step, a name, or a name with options (`learning_rate`).
+        data: the splits, as of `prunus.data.load`.
+        preprocess: makes inputs of bytes, a `prunus.data.Preprocess`; None: the batches of `data` are inputs already.
+        epochs, lr: how many passes over ``data.train``, and the learning rate that `schedule` begins with.
+        schedule: learning rate: a function of the step, a name, or a name with options
+            (`prunus.train.rates.learning_rate`).
+        optimizer, momentum, weight_decay: its name (``"sgd"``, say), and what it is made with.
         decay: ``"all"`` or ``"weights"`` (none on biases and normalisations).
         batch: samples a step, over all processes together.
         regularizer: a `Regularizer`, a name, or ``{"name": ..., **arguments}``; needs `groups` of this model.
@@ -79,12 +84,14 @@ def fit(
         precision: ``"auto"``, ``"32"`` or ``"bf16-mixed"`` (`choose_precision`).
         clip: largest norm of the gradient.
         augment: passed on to ``data.train.batches``.
+        channels_last: whether convolutions run in channels-last format.
         folder: the run folder, for ``metrics.csv``, ``checkpoints/`` and ``tensorboard/``; None writes nothing.
         sparse: train under masks that move: ``{"method": ..., "density": ..., "options": {...}}`` as of
             `prunus.masks.MaskPruner`, and ``"groups"`` where it is not every weight (`prunus.tensors`).
         periods: for a network with gates (`prunus.dynamic`), which learns by the loss of its method, without decay of
             the gates: how often they close a step further; None: after every epoch.
-        resume: continue from the stage's checkpoint in `folder` when there is one.
+        resume: continue from the checkpoint of `stage` in `folder` when there is one.
+        quiet: show no progress.
 
     Raises:
         InputError: a setting is out of range.

@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "32", "bf16-mixed")
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """``"32"`` or ``"bf16-mixed"``: the latter for ``"auto"`` where the hardware multiplies bfloat16 natively.
+    """``"32"`` or ``"bf16-mixed"``: a `precision` of ``"auto"`` is the latter where hardware multiplies bfloat16.
 
     That is a CUDA device with bfloat16, or a CPU with AMX tiles (a ResNet step takes half the time or less there).  The
     choice depends on the machine alone, never on a timing, so that a resumed run makes the same one.  float16 is not
