@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +34,9 @@ def locked(path: Path, writes: bool = True) -> Iterator[None]:
     make_folder(path, "--out")
     handle = _lock(path)
     try:
-        for part in path.rglob(f"*{PART}"):
-            part.unlink(missing_ok=True)
+        for part in list(path.rglob(f".*{PART}")):
+            if re.search(r"-\d+\.[a-z0-9_]{8}$", part.name.removesuffix(PART)):  # as `prunus.core.writing` names them
+                shutil.rmtree(part, ignore_errors=True)
         yield
     finally:
         with contextlib.suppress(OSError):

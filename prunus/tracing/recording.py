@@ -56,10 +56,12 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
             raise TraceError(
                 f"the model's forward failed on the example inputs {shapes}: {type(error).__name__}: {told}. {hint}"
             ) from error
-        if changed := [n for n, p, version, at in written if (_version(p), p.data_ptr()) != (version, at)]:
+        changed = [n for n, p, version, at in written if (_version(p), p.data_ptr()) != (version, at)]
+        if moving := _moving(model, inputs, changed):
             raise TraceError(
-                f"forward changes the network's own parameter '{changed[0]}' in evaluation mode (as max_norm of an "
-                "embedding does): no two runs are of one network, and no cut could be proven. Change it once, before."
+                f"forward changes the network's own parameter '{moving}' in evaluation mode, anew in every run: no two "
+                "runs are of one network, and no cut could be proven. Change it outside of forward, or in training "
+                "mode alone."
             )
         tracer.caches = {place for place, holder in emptied.items() if holder}
         stashed = _stashed(tracer, model, inputs, given, before)
@@ -71,6 +73,15 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
     unvisited.settle(tracer, model, inputs)
     spread_roles(tracer)
     return tracer
+
+
+def _moving(model: nn.Module, inputs: Inputs, changed: list[str]) -> str | None:
+    """The first of the parameters that one run changed which another changes again; a clamp or a norm is reached."""
+    first = {n: p.detach().clone() for n, p in model.named_parameters() if n in changed}
+    if first:
+        inputs.map(torch.clone)(model)
+    pairs = ((n, p, first[n]) for n, p in model.named_parameters() if n in first)
+    return next((n for n, p, was in pairs if not torch.allclose(p, was, rtol=1e-4, atol=0)), None)
 
 
 def _fix_output(tracer: Tracer, tensor: Tensor, why: str) -> None:

@@ -43,12 +43,15 @@ def test_a_second_process_is_told_and_a_killed_one_holds_nothing(tmp_path: Path)
 
 
 def test_what_a_killed_run_left_half_written_goes(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    stale = [tmp_path / ".model.safetensors.abc.part", tmp_path / "checkpoints" / "train.pt.part"]
-    for path in stale:
-        path.write_text("half")
+    names = (".model.safetensors.vm-12.abcdefgh.part", "checkpoints/.train.pt.vm-12.ab_d3fgh.part")
+    rooms = [tmp_path / name for name in names]
+    for room in rooms:
+        room.mkdir(parents=True)
+        (room / "file").write_text("half")
+    (tmp_path / "film.mkv.part").write_text("half of something else")
     with locked(tmp_path):
-        assert not any(path.exists() for path in stale)
+        assert not any(room.exists() for room in rooms)
+    assert (tmp_path / "film.mkv.part").exists()
 
 
 def test_a_folder_into_which_nothing_was_written_goes_again(tmp_path: Path) -> None:
