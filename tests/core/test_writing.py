@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,3 +85,15 @@ def test_a_full_disk_is_a_clear_error_and_the_old_file_stays(tmp_path):
     assert run.stdout.startswith("WriteError") and "What was there before is still whole" in run.stdout, run.stderr
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     assert torch.equal(prunus.load(path, net).weight, prunus.load(path, net).weight)
+
+
+def test_who_reads_the_old_file_meanwhile_reads_all_of_it(tmp_path: Path) -> None:
+    """The new file takes the old one's place at once: it is another file, not the old one written over."""
+    target = tmp_path / "result.json"
+    target.write_text("the old one")
+    with open(target) as reader:
+        with replacing(target) as new:
+            new.write_text("new")
+            assert target.read_text() == "the old one"
+        assert reader.read() == "the old one"
+    assert target.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["result.json"]
