@@ -85,6 +85,16 @@ def test_a_file_answers_one_question(path: Path) -> None:
     assert lines <= 320
 
 
+# what a thread that puts back what it found would take from another one
+OF_THE_PROCESS = {"catch_warnings", "fork_rng", "set_fastpath_enabled", "_set_mkldnn_enabled", "set_default_dtype"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_settings_of_the_process_are_made_in_one_file(path: Path) -> None:
+    named = {n.attr for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Attribute)}
+    assert path == ROOT / "core" / "process.py" or not named & OF_THE_PROCESS, "core/process.py has them for threads"
+
+
 def test_the_base_import_needs_torch_numpy_and_safetensors_alone() -> None:
     code = (
         "import sys, torch, numpy, safetensors.torch; before = {m.split('.')[0] for m in sys.modules}; import prunus;"

@@ -9,11 +9,14 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from prunus.core.forked import Lock, renewed
+
 
 class Shared:
     """A setting that is made when the first thread asks for it, and put back when the last one is done.
 
-    Two threads that each put back what they found would leave what the other had set.
+    Two threads that each put back what they found would leave what the other had set.  In a process that was forked
+    off, only the thread that forked goes on: what the others held there is given up.
 
     >>> found = []
     >>> setting = Shared(lambda stack: found.append("set") or stack.callback(found.append, "back"))
@@ -24,20 +27,33 @@ class Shared:
     """
 
     def __init__(self, make: Callable[[ExitStack], object]) -> None:
-        self._make, self._lock, self._many, self._stack = make, threading.RLock(), 0, ExitStack()
+        self._make, self._lock, self._stack = make, threading.RLock(), ExitStack()
+        self._held: dict[int, int] = {}  # by thread, how many times
+        renewed(self)
+
+    def renew(self) -> None:
+        """Gives up what other threads held, in the child of a fork."""
+        mine = threading.get_ident()
+        self._lock = threading.RLock()
+        self._held = {mine: self._held[mine]} if mine in self._held else {}
+        if not self._held:
+            self._stack.close()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
+        mine = threading.get_ident()
         with self._lock:
-            if not self._many:
+            if not self._held:
                 self._make(self._stack)
-            self._many += 1
+            self._held[mine] = self._held.get(mine, 0) + 1
         try:
             yield
         finally:
             with self._lock:
-                self._many -= 1
-                if not self._many:
+                self._held[mine] -= 1
+                if not self._held[mine]:
+                    del self._held[mine]
+                if not self._held:
                     self._stack.close()
 
 
@@ -66,3 +82,4 @@ without_onednn = Shared(_no_onednn)
 without_cudnn = Shared(lambda stack: stack.enter_context(torch.backends.cudnn.flags(enabled=False)))
 without_warnings = Shared(_silence)
 same_random = Shared(_random_states)  # torch's random states are what they were
+EXPORTING = Lock()  # torch.export is for one thread at a time

@@ -8,7 +8,6 @@ import inspect
 import io
 import logging
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from prunus.core import InputError, Inputs, TraceError, VerificationError
 from prunus.core.callbacks import EXAMPLE, forward
 from prunus.core.checks import a_positive_int, check_arguments, optional
 from prunus.core.kinds import check_kind
+from prunus.core.process import EXPORTING, without_warnings
 from prunus.core.running import undisturbed, with_batch
 from prunus.core.writing import replacing
 from prunus.export.registry import exporters
@@ -58,11 +58,9 @@ def to_onnx(
         raise InputError(f"the weights are {size / 2**30:.1f} GB; an ONNX file with weights inside holds at most 2 GB.")
     inputs = Inputs.of(example_inputs)
     if not inputs.tensors or not all(t.numel() and _ordinary(t) for t in inputs.tensors):
-        raise InputError(
-            "to_onnx needs example_inputs of ordinary tensors (none that wrap others) that are not empty."
-        )
+        raise InputError("to_onnx needs example_inputs of ordinary tensors (none that wrap others) that are not empty.")
     with replacing(path) as partial:
-        with undisturbed(model), _said(f"writing {path.name}"):
+        with EXPORTING, undisturbed(model), _said(f"writing {path.name}"):
             # torch.export takes a batch of 1 for a constant
             _write(_plain(model), with_batch(inputs, batch or 2), partial, free=batch is None)
             sizes = (1, 3) if batch is None else (batch,)
@@ -204,8 +202,7 @@ def _silence() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     void = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(void), contextlib.redirect_stderr(void):
-            warnings.simplefilter("ignore")
+        with without_warnings(), contextlib.redirect_stdout(void), contextlib.redirect_stderr(void):
             yield
     finally:
         logging.disable(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Sequence
 from math import prod
 from typing import Any, cast
@@ -15,18 +14,16 @@ from torch.export.graph_signature import OutputKind
 from prunus.core.allowed import find
 from prunus.core.errors import TraceError
 from prunus.core.inputs import Inputs
+from prunus.core.process import EXPORTING, without_warnings
 from prunus.core.running import undisturbed
 from prunus.runtime import arithmetic, gating, resampling  # noqa: F401  register how their operators are read
 from prunus.runtime.bases import Factors, attach_factors, note_factors
 from prunus.runtime.fallback import may_call
-from prunus.runtime.forked import Lock
 from prunus.runtime.graph import Graph, Node, Ref, fuse
 from prunus.runtime.layout import FLOAT
 from prunus.runtime.limits import BYTES
 from prunus.runtime.operators import DROPOUTS, FREE, READERS, SAME, Call
 from prunus.runtime.structure import Structure, described
-
-EXPORTING = Lock()  # torch.export is for one thread at a time
 
 
 def capture(model: nn.Module, inputs: Inputs, images: int | None = None, shared: Sequence[int] = ()) -> Graph:
@@ -36,8 +33,7 @@ def capture(model: nn.Module, inputs: Inputs, images: int | None = None, shared:
     `shared`: the inputs, by position, that all samples have in common.
     """
     images = inputs.batch if images is None else images
-    with EXPORTING, undisturbed(model), gating.as_operators(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with EXPORTING, undisturbed(model), gating.as_operators(), without_warnings():
         try:
             program = torch.export.export(model, tuple(inputs.args), dict(inputs.kwargs))
             if not _renamable(program.graph):
@@ -58,8 +54,7 @@ def capture(model: nn.Module, inputs: Inputs, images: int | None = None, shared:
     table = torch.export.default_decompositions()
     composed = {item.target for item in program.graph.nodes if str(item.target) in _unlisted(graph)} & table.keys()
     if composed:
-        with EXPORTING, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with EXPORTING, without_warnings():
             program = program.run_decompositions({function: table[function] for function in composed})
         graph = fuse(_read(program, images, shared))
     graph.counted = any(map(_counted, program.graph.nodes))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import InputError
+from prunus.core.forked import Lock
 from prunus.runtime import channels, jit, kernels, memory, pack, transpose
 from prunus.runtime.choose import dense
-from prunus.runtime.forked import Lock
 from prunus.runtime.layout import FLOAT, Layout, pixels, places
 from prunus.runtime.walk import Workers
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunus.core.errors import InputError
+from prunus.core.forked import Lock
 from prunus.core.inputs import Inputs
 from prunus.runtime import jit, memory
 from prunus.runtime.build import Builder
-from prunus.runtime.forked import Lock
 from prunus.runtime.forms import At, Buffer, Step, Value
 from prunus.runtime.graph import Graph
 from prunus.runtime.structure import built

@@ -9,8 +9,8 @@ from functools import cache as once
 from typing import Any
 
 from prunus.core.errors import InputError, MissingExtraError
+from prunus.core.forked import Lock
 from prunus.runtime import cache
-from prunus.runtime.forked import Lock
 
 ENGINES: list[Any] = []  # what holds the machine code; never freed, as addresses of it are given away
 ADDRESSES: dict[str, int] = {}

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunus.core.errors import InputError
+from prunus.core.forked import Lock
 from prunus.runtime import fallback, gating, jit
 from prunus.runtime.check import check
 from prunus.runtime.engine import CompiledNetwork
-from prunus.runtime.forked import Lock
 from prunus.runtime.forms import Step
 from prunus.runtime.graph import INFINITY, Graph, Node
 

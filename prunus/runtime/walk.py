@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from prunus.core.errors import InputError
+from prunus.core.forked import renewed
 from prunus.runtime import jit, memory
 from prunus.runtime.emit import Emitter
-from prunus.runtime.forked import renewed
 
 PATIENCE = 4096  # looks at the gate, some microseconds, before a thread gives way: on a busy machine others have to run
 MOST = 256  # threads

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from prunus.core.process import without_warnings
 from prunus.train.history import Epoch
 
 
@@ -16,8 +17,7 @@ class Board:
     def __init__(self, folder: Path | None, stage: str, step: int) -> None:
         self._writer: Any = None
         if folder is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with without_warnings():
                 from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step or None)

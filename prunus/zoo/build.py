@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunus.core import FileError, InputError, UnknownNameError, did_you_mean
 from prunus.core.checks import a_path, check_arguments, optional
+from prunus.core.process import same_random
 from prunus.core.words import a_seed, some_classes
 from prunus.data.preprocess import Preprocess
 from prunus.zoo.registry import models
@@ -101,7 +102,7 @@ def _parse(spec: str) -> tuple[str, str]:
 def _seeded(factory: Callable[[], nn.Module], seed: int | None) -> nn.Module:
     if seed is None:
         return factory()
-    with torch.random.fork_rng(devices=[]):
+    with same_random():
         torch.manual_seed(seed)
         return factory()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from torch import nn
 import prunus
 from prunus.core.process import Shared, plain_attention
 from prunus.surgery.reference import observed
+from tests.forking import forked
 from tests.hand_built import batches, chain
 from tests.striking import world
 from tests.surgery.rewriting import Fixed
@@ -117,6 +119,45 @@ def test_a_setting_is_put_back_by_the_last_who_needs_it():
     with pytest.raises(ValueError, match="x"), setting():
         raise ValueError("x")
     assert value == ["user's"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("mine", [False, True])
+def test_what_other_threads_had_set_is_put_back_after_a_fork(mine):
+    value, inside, leave = ["user's"], threading.Event(), threading.Event()
+
+    def make(stack):
+        stack.callback(value.__setitem__, 0, value[0])
+        value[0] = "ours"
+
+    setting = Shared(make)
+
+    def other():
+        with setting(), setting(), setting._lock:
+            inside.set()
+            leave.wait(60)
+
+    def in_the_child() -> bool:
+        if not mine:
+            return value == ["user's"] and _again(setting, value)
+        return value == ["ours"]
+
+    thread = threading.Thread(target=other, daemon=True)
+    with setting() if mine else nullcontext():
+        thread.start()
+        assert inside.wait(60)
+        assert forked(in_the_child) == 0
+        leave.set()
+        thread.join(60)
+        assert value == ["ours" if mine else "user's"]
+    assert value == ["user's"]
+
+
+def _again(setting, value) -> bool:
+    with setting():
+        inside = value == ["ours"]
+    return inside and value == ["user's"]
 
 
 def test_what_the_user_had_set_stays_set():

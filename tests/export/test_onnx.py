@@ -1,8 +1,13 @@
 """ONNX files: equal outputs at any batch, one file, quiet, and nothing left behind when it fails."""
 
 import copy
+import logging
 import subprocess
 import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -204,3 +209,22 @@ def test_networks_that_cannot_leave_are_refused_by_their_kind(name, said, tmp_pa
     with pytest.raises(PrunusError, match=said):
         to_onnx(kind.model(), kind.example(), tmp_path / "out.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_networks_are_exported_by_several_threads_at_a_time(tmp_path):
+    x, filters, stdout = torch.randn(1, 3, 9, 9), list(warnings.filters), sys.stdout
+    models = [nn.Sequential(nn.Conv2d(3, 4 + i, 3), nn.ReLU(), nn.Conv2d(4 + i, 2, 3)) for i in range(4)]
+    first, inside = models[0].forward, threading.Event()
+
+    def slow(x):  # the second export begins while the first is inside of the exporter
+        inside.set()
+        time.sleep(0.3)
+        return first(x)
+
+    models[0].forward = slow
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(to_onnx, models[0], x, tmp_path / "0.onnx")]
+        assert inside.wait(60)
+        running += [pool.submit(to_onnx, m, x, tmp_path / f"{i}.onnx") for i, m in enumerate(models[1:], 1)]
+        assert all(job.result() < 1e-4 for job in running)
+    assert warnings.filters == filters and sys.stdout is stdout and logging.root.manager.disable == 0

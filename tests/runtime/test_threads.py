@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,6 +15,7 @@ pytest.importorskip("llvmlite", reason="the sparse engine's compiler is not inst
 
 from prunus.core.errors import InputError
 from prunus.runtime import DynamicConv2d, compile, jit, load, save
+from tests.forking import forked
 
 
 def layers(width: int = 8) -> nn.Module:
@@ -34,26 +33,6 @@ def test_a_number_of_threads_that_is_none_is_refused(threads, tmp_path) -> None:
     ):
         with pytest.raises(InputError, match="threads=.*a whole number"):
             call()
-
-
-def forked(work) -> int | None:
-    """How a child ends that does some work; None if it does not within a minute."""
-    child = os.fork()
-    if child == 0:
-        ended = 1
-        try:
-            ended = 0 if work() else 1
-        finally:
-            os._exit(ended)
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
