@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -89,6 +89,14 @@ class Seen:
     loss: Loss | None
     order: Order | None = None  # of rows; known when two samples were seen
     follow: Follow | None = None  # of the last forward, where weights are computed from parameters
+    done: int = 0  # samples of the batches that a pass has come to, the one that runs among them
+
+    @cached_property
+    def samples(self) -> int:
+        """How many samples there are in all batches; to be asked for before a pass, as it goes through them."""
+        if isinstance(self.loader, Iterator):
+            self.loader = list(each(self.loader))  # it is gone through again
+        return sum(inputs_of(batch).batch for batch in each(self.loader))
 
     def weights(self) -> Weights:
         """Finds layers, which know how their rows lie; to be asked for inside ``watch()``."""
@@ -113,11 +121,12 @@ class Seen:
         Raises: `InputError` when there is no batch, or one holds a number that is not finite.
         """
         place = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        seen = 0
+        seen, self.done = 0, 0
         for batch in each(progress(self.loader, "observing")):
             batch = tree_map_only(Tensor, lambda t: t.to(place), batch)
             check_finite(batch, seen)
             inputs = inputs_of(batch)
+            self.done += inputs.batch
             if self.order is None and inputs.batch > 1 and self.groups:
                 pair = next(pieces(batch, 2))
                 first, second = map(inputs_of, pieces(pair, 1))

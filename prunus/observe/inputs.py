@@ -9,8 +9,8 @@ from torch import Tensor
 
 from prunus.core import Slice
 from prunus.observe.base import Seen, collectors
-from prunus.observe.layers import Calls, Layer, as_parameter, sample_rows, transposed
-from prunus.observe.moments import LARGEST, PER_UNKNOWN, SAMPLES
+from prunus.observe.layers import Calls, Layer, as_parameter, transposed
+from prunus.observe.moments import LARGEST, Rows
 
 
 class Moment(NamedTuple):
@@ -50,16 +50,14 @@ def input_moments(seen: Seen) -> dict[str, dict[str, Moment]]:
     from all positions, 20 for every unknown where there are as many; float64.  Groups with a layer that was not called,
     or with more than 8,192 inputs a row, are absent.
     """
-    generator = torch.Generator().manual_seed(0)
+    rows = Rows(seen)
     sums: dict[str, list[Any]] = {}
     slices = _producing(seen)
 
     def before(layer: Layer) -> None:
         if layer.name not in slices or layer.fan > LARGEST:
             return
-        samples = layer.x.shape[0] if layer.stride else layer.rows
-        index = sample_rows(layer, -(-PER_UNKNOWN * (layer.fan + 1) * samples // SAMPLES), generator)
-        x = layer.inputs(index).detach().double()  # (groups, n, fan)
+        x = layer.inputs(rows(layer)).detach().double()  # (groups, n, fan)
         entry = sums.setdefault(
             layer.name, [0, 0.0, 0.0, layer.bias is not None, transposed(layer, slices[layer.name].tensor)]
         )

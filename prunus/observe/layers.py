@@ -161,10 +161,10 @@ class Weights:
 
 
 def sample_rows(layer: Layer, most: int, generator: torch.Generator) -> Tensor:
-    """Numbers of at most `most` rows, drawn without order over all samples and positions: ``(n,)``, sorted."""
+    """Numbers of so many rows (all, where there are no more), drawn over all samples and positions: ``(n,)``, sorted."""
     if layer.rows <= most:
         return torch.arange(layer.rows)
-    return torch.randint(layer.rows, (most,), generator=generator).unique()
+    return torch.randperm(layer.rows, generator=generator)[:most].sort().values
 
 
 def input_axis(groups: Groups, number: int) -> int | None:

@@ -15,7 +15,6 @@ from prunus.observe.base import Seen, collectors
 from prunus.observe.layers import Layer, input_axis, sample_rows
 
 PER_UNKNOWN = 20  # rows for every unknown, where there are so many
-SAMPLES = 256  # on how many samples at least those rows are counted
 LARGEST = 8192  # inputs of a row; a layer with more has a moment matrix of over half a gigabyte
 
 
@@ -67,7 +66,7 @@ def _covariances(seen: Seen) -> dict[int, tuple[Tensor, Tensor]]:
 
 def second_moments(seen: Seen) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
     """Per operator, the weight ``(out, fan)``, the mean of its input rows and that of their outer products."""
-    groups, generator = seen.groups, torch.Generator().manual_seed(0)
+    groups, rows = seen.groups, Rows(seen)
     sums: dict[int, list[Any]] = {}
 
     def watch() -> Replay:
@@ -77,7 +76,7 @@ def second_moments(seen: Seen) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
             layer = weights.layer(groups.operators[number], args)
             if layer is None or layer.groups > 1 or layer.fan > LARGEST or input_axis(groups, number) is None:
                 return
-            x = layer.inputs(_rows(layer, generator))[0].detach().double()  # (n, fan)
+            x = layer.inputs(rows(layer))[0].detach().double()  # (n, fan)
             if number not in sums:
                 sums[number] = [layer.weight.detach().flatten(1).double(), 0, 0.0, 0.0]
             entry = sums[number]
@@ -91,10 +90,21 @@ def second_moments(seen: Seen) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
     return {i: (w, m / n, h / n) for i, (w, n, m, h) in sums.items()}
 
 
-def _rows(layer: Layer, generator: torch.Generator) -> Tensor:
-    """Rows drawn from one batch, a share of what `SAMPLES` samples give together."""
-    samples = layer.x.shape[0] if layer.stride else layer.rows
-    return sample_rows(layer, -(-PER_UNKNOWN * (layer.fan + 1) * samples // SAMPLES), generator)
+class Rows:
+    """Draws rows of layers, batch after batch: of every call 20 an unknown in all, evenly over the samples."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen, self._samples = seen, seen.samples
+        self._generator = torch.Generator().manual_seed(0)
+        self._drawn: dict[tuple[str, int], int] = {}
+
+    def __call__(self, layer: Layer) -> Tensor:
+        """The numbers of those to be taken of the batch that runs ``(n,)``; all, where there are not as many."""
+        drawn = self._drawn.get(layer.key, 0)
+        most = -(-PER_UNKNOWN * (layer.fan + 1) * self._seen.done // self._samples)
+        index = sample_rows(layer, most - drawn, self._generator)
+        self._drawn[layer.key] = drawn + len(index)
+        return index
 
 
 def _curvatures(seen: Seen) -> dict[int, Tensor]:

@@ -53,7 +53,7 @@ def test_the_kernel_of_a_convolution_is_one_channel():
 
 
 def test_a_coupled_group_against_the_inputs_that_its_layers_really_get(monkeypatch):
-    monkeypatch.setattr(prunus.observe.moments, "SAMPLES", 1)  # every row
+    monkeypatch.setattr(prunus.observe.moments, "PER_UNKNOWN", 10**6)  # every row
     model, groups = residual()
     data = [x for x, _ in batches(2, 6)]
     found = score(groups, "flap", collect(model, groups, data, {"moments"}))

@@ -180,7 +180,7 @@ def test_wanda_by_hand_and_with_equal_norms():
     nn.Conv2d(4, 4, (3, 1), groups=4),
 ])  # fmt: skip
 def test_norms_and_moments_are_those_of_the_unfolded_input(layer, monkeypatch):
-    monkeypatch.setattr("prunus.observe.inputs.PER_UNKNOWN", 10**6)  # all rows
+    monkeypatch.setattr("prunus.observe.moments.PER_UNKNOWN", 10**6)  # all rows
     x = torch.randn(3, 4, *([11] * (layer.weight.dim() - 2)), generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(layer)
     groups = prunus.tensors(model)
