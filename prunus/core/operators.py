@@ -107,6 +107,7 @@ class Operator:
     contracted: tuple[int, ...] = ()
     operands: tuple[tuple[int | None, ...], ...] = ()
     decided: Any = None  # by looking at values: made again in runs that are compared
+    computed: bool = False  # whether it computes from parameters, buffers and constants alone
 
 
 @dataclass(frozen=True)

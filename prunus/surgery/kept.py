@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from prunus.core import Groups, Operator, VerificationError
 from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.running import laid_out_as
+from prunus.surgery.agreement import is_real
 from prunus.tracing.apply import with_scale
 from prunus.tracing.decisions import decided
 
@@ -22,7 +23,8 @@ class Kept(TorchDispatchMode):
     """Runs operators that compute over a labelled dimension (norms, softmax ...) on the kept units alone.
 
     Their silenced units would count in a mean or a sum of exponentials.  The results stand at the kept places of a
-    tensor of zeros.  `exact` stays True as long as that changes nothing: then silence alone has told the outcome.
+    tensor of zeros.  What forward computes from parameters is silenced as layers read it: a sigmoid of zero is none.
+    `exact` stays True as long as that changes nothing: then silence alone has told the outcome.
     """
 
     def __init__(self, groups: Groups, keep: Tensor) -> None:
@@ -33,6 +35,7 @@ class Kept(TorchDispatchMode):
         self.steps = [op for op in groups.operators if op.name not in SILENT]
         self.at = 0
         self.exact = True
+        self._filled: dict[int, set[int]] = {}  # of what was silenced again, the axes where that changed something
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -46,8 +49,10 @@ class Kept(TorchDispatchMode):
         op = self.steps[self.at]
         self.at += 1
         if any(map(self._cut, op.over)) or any(map(self._cut, op.contracted)):
-            return self._silent(op, self._on_kept(op, func, args, kwargs))
-        return self._silent(op, decided(op.decided, func, args, with_scale(op.name, args, kwargs)))
+            out = self._on_kept(op, func, args, kwargs)
+        else:
+            out = decided(op.decided, func, args, with_scale(op.name, args, kwargs))
+        return self._without_removed(op, out, func.is_view) if op.computed else self._silent(op, out)
 
     def _silent(self, op: Operator, out: Any) -> Any:
         """Where a removed unit's numbers are none (0 / 0 in a normalised weight), they are zero again."""
@@ -58,7 +63,23 @@ class Kept(TorchDispatchMode):
             if cut and leaf.is_floating_point() and 0 not in leaf.stride() and not _all_finite(leaf):
                 self.exact = False
                 for d, axis in cut:
-                    leaf.index_fill_(d, (~self.alive[axis]).nonzero().flatten().to(leaf.device), 0)
+                    leaf.index_fill_(d, self._gone(axis, leaf), 0)
+        return out
+
+    def _without_removed(self, op: Operator, out: Any, view: bool) -> Any:
+        """Of what is computed from parameters alone, removed units are zero whatever it makes of zeros.
+
+        That is silence, unless what was computed of it further has lost the axis: then it counted in another number.
+        """
+        before = set[int]().union(*(self._filled.get(n, ()) for n in op.reads))
+        self.exact = self.exact and all(before <= set(axes) for axes in op.axes)
+        leaves = (x for x in tree_leaves(out) if isinstance(x, Tensor))
+        for leaf, axes, number in zip(leaves, op.axes, op.writes):
+            self._filled[number] = filled = set(before)
+            for d, axis in enumerate(axes) if is_real(leaf) and not view else ():
+                if axis is not None and self._cut(axis) and bool(leaf.index_select(d, self._gone(axis, leaf)).any()):
+                    filled.add(axis)
+                    leaf.index_fill_(d, self._gone(axis, leaf), 0)
         return out
 
     def _cut(self, axis: int) -> bool:
@@ -83,6 +104,9 @@ class Kept(TorchDispatchMode):
     def _index(self, axis: int, tensor: Tensor) -> Tensor:
         return self.alive[axis].nonzero().flatten().to(tensor.device)
 
+    def _gone(self, axis: int, tensor: Tensor) -> Tensor:
+        return (~self.alive[axis]).nonzero().flatten().to(tensor.device)
+
     def _kept(self, tensor: Tensor, axes: tuple[int | None, ...], op: Operator) -> Tensor:
         """The kept units of what is computed over; zeros for the others of what products are summed over."""
         for d, axis in enumerate(axes):
@@ -91,8 +115,7 @@ class Kept(TorchDispatchMode):
             if axis in op.over:
                 tensor = tensor.index_select(d, self._index(axis, tensor))
             elif axis in op.contracted:
-                gone = (~self.alive[axis]).nonzero().flatten().to(tensor.device)
-                tensor = tensor.index_fill(d, gone, 0)
+                tensor = tensor.index_fill(d, self._gone(axis, tensor), 0)
         return tensor
 
     def _back(self, part: Tensor, whole: Tensor, axes: tuple[int | None, ...], op: Operator) -> Tensor:

@@ -237,6 +237,7 @@ def _operator(tracer: Tracer, i: int, axes: Axes, batch: int) -> Operator:
         tuple(dict.fromkeys(a for a in map(axes, call.contracted) if a is not None)),
         tuple(tuple(axes(dim) for dim in dims) for dims in call.operands),
         call.decided,
+        call.computed,
     )
 
 

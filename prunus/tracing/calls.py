@@ -78,6 +78,7 @@ class Call:
     contracted: list[Dim] = field(default_factory=list)  # dimensions of two activations over which products are summed
     operands: list[Dims] = field(default_factory=list)  # of every tensor that goes in, of such an operator
     decided: Any = None  # see `decisions`
+    computed: bool = False  # from parameters, buffers and constants alone
     numbers: list[tuple[Any, float]] = field(default_factory=list)  # arguments that are numbers and no sizes
     func: Any = None  # the overload, and its arguments with tensors replaced by `Ref`: only when they are kept
     args: tuple[Any, ...] = ()

@@ -186,7 +186,7 @@ class Tracer(TorchDispatchMode):
         self.call.decided = decision(func, args, out)
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.random[name] = self.modules.current
-        self.uses.computing = self.uses.numbering.see(func, args, kwargs, inputs, outs)
+        self.call.computed = self.uses.computing = self.uses.numbering.see(func, args, kwargs, inputs, outs)
         if self.keep_arguments:
             self.call.func, (self.call.args, self.call.kwargs) = func, kept
             self.made.update(self.call.writes)
