@@ -236,7 +236,7 @@ def _set(model: nn.Module, edits: Iterable[Edit]) -> None:
 
 
 # Attributes that torch's own layers print but never read in forward, and the weight's dimension they tell.
-_PRINTED = {"num_features": 0, "in_features": 1, "out_features": 0}
+_PRINTED = {"num_features": 0, "num_channels": 0, "in_features": 1, "out_features": 0, "embedding_dim": 1}
 
 
 def _cosmetic(model: nn.Module, plan: Plan) -> list[Edit]:
@@ -250,8 +250,9 @@ def _cosmetic(model: nn.Module, plan: Plan) -> list[Edit]:
             continue
         sizes = [len(cut.kept.get(d, range(n))) for d, n in enumerate(cut.shape)]
         for attribute, dim in _PRINTED.items():
-            if type(getattr(module, attribute, None)) is int and dim < len(sizes):
-                out.append(Edit(path, attribute, getattr(module, attribute), sizes[dim]))
+            value = getattr(module, attribute, None)
+            if type(value) is int and dim < len(sizes) and value == cut.shape[dim]:
+                out.append(Edit(path, attribute, value, sizes[dim]))
         if type(getattr(module, "in_channels", None)) is int and len(sizes) > 2:
             many = groups.get(path, getattr(module, "groups", 1))
             transposed = getattr(module, "transposed", False)

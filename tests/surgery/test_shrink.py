@@ -144,3 +144,17 @@ def test_a_loss_that_is_still_alive_does_not_hold_the_old_shapes():
     model(X).sum().backward()
     assert model.stem.weight.grad.shape == model.stem.weight.shape == (4, 3, 3, 3)
     assert loss.grad_fn is not None
+
+
+def test_what_layers_print_follows_and_other_numbers_of_these_names_stay():
+    class Own(nn.Linear):
+        num_features = 5
+
+        def forward(self, x):
+            return super().forward(x) * self.num_features
+
+    net = nn.Sequential(nn.Embedding(5, 8), nn.GroupNorm(1, 8), Own(8, 6), nn.Linear(6, 2))
+    groups = prunus.trace(net, torch.tensor([0, 3]))
+    prunus.shrink_(net, groups, groups.plan(torch.arange(groups.units) % 2 == 0))
+    assert (net[0].embedding_dim, net[1].num_channels) == (4, 4)
+    assert (net[2].in_features, net[2].out_features, net[2].num_features) == (4, 3, 5)
