@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from types import FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -14,21 +16,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import prunus
 from prunus.core.held import _HELD
 
+HOME = Path(prunus.__file__).parent
+Place = tuple[Any, tuple[tuple[str, int], ...]]  # an operator or None, and lines of prunus
 PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type)
 
 
 class Strike(TorchDispatchMode):
-    """Raises at the operator of number `at`, before or after it has run; counts all of them."""
+    """Raises at the operator of number `at`, before or after it has run; notes the places of all of them."""
 
     def __init__(self, at: int = -1, error: type[BaseException] = MemoryError, after: bool = False) -> None:
         super().__init__()
-        self.at, self.error, self.after, self.count = at, error, after, 0
+        self.at, self.error, self.after = at, error, after
+        self.places: list[Place] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        hit = self.count == self.at
-        self.count += 1
+        hit = len(self.places) == self.at
+        self.places.append((func, _lines(sys._getframe(1)) if self.at < 0 else ()))
         if hit and not self.after:
             raise self.error("put here by a test")
         out = func(*args, **(kwargs or {}))
@@ -41,23 +47,48 @@ class StrikeCall:
     """As `Strike`, at the calls of functions of prunus: what happens between operators."""
 
     def __init__(self, at: int = -1, error: type[BaseException] = KeyboardInterrupt) -> None:
-        self.at, self.error, self.count = at, error, 0
+        self.at, self.error = at, error
+        self.places: list[Place] = []
 
     def _called(self, frame: FrameType, event: str, arg: Any) -> None:
-        name = str(frame.f_globals.get("__name__"))
-        if event != "call" or not name.startswith("prunus.") or name == "prunus.core.undo":
+        if not _ours(frame.f_code.co_filename):
             return
-        hit = self.count == self.at
-        self.count += 1
+        hit = len(self.places) == self.at
+        self.places.append((None, _lines(frame) if self.at < 0 else ()))
         if hit:
             raise self.error("put here by a test")
 
     def __enter__(self) -> StrikeCall:
-        sys.setprofile(self._called)
+        sys.settrace(self._called)  # asks nothing but calls as long as it returns None
         return self
 
     def __exit__(self, *told: Any) -> None:
-        sys.setprofile(None)
+        sys.settrace(None)
+
+
+@cache
+def _ours(file: str) -> bool:
+    """Whether code is of prunus, and not of what puts things back."""
+    return HOME in Path(file).parents and Path(file) != HOME / "core" / "undo.py"
+
+
+def _lines(frame: FrameType | None, deep: int = 4) -> tuple[tuple[str, int], ...]:
+    """The innermost lines of prunus that are being run."""
+    found: list[tuple[str, int]] = []
+    while frame is not None and len(found) < deep:
+        if _ours(frame.f_code.co_filename):
+            found.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def first_and_last(places: Sequence[Place], known: set[Place]) -> list[int]:
+    """Where every place that is not `known` is met for the first and for the last time; they are known then."""
+    new = [(i, place) for i, place in enumerate(places) if place not in known]
+    known.update(place for _, place in new)
+    first = {place: i for i, place in reversed(new)}
+    last = {place: i for i, place in new}
+    return sorted({*first.values(), *last.values()})
 
 
 @dataclass(eq=False)
@@ -86,8 +117,8 @@ def world() -> list[Any]:
     """The settings of the process, and its random states."""
     return [
         ("torch's random state", torch.get_rng_state().numpy().tobytes()),
-        ("numpy's random state", repr(np.random.get_state())),
-        ("python's random state", random.getstate()),
+        ("numpy's random state", [np.asarray(part).tobytes() for part in np.random.get_state(legacy=True)]),
+        ("python's random state", repr(random.getstate())),
         ("default dtype", torch.get_default_dtype()),
         ("gradients", torch.is_grad_enabled()),
         ("fast attention", torch.backends.mha.get_fastpath_enabled()),
@@ -127,11 +158,13 @@ def _tensor(value: Tensor, held: list[Any], known: dict[int, int]) -> Any:
 
 
 def _differences(a: Any, b: Any, where: str) -> Iterator[str]:
+    if a == b:
+        return
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
         name = f"{where}/{a[0]}" if a and isinstance(a[0], str) and len(a[0]) < 40 else where
         for x, y in zip(a, b):
             yield from _differences(x, y, name)
-    elif a != b:
+    else:
         yield f"{where}: {str(a)[:80]} -> {str(b)[:80]}"
 
 
@@ -170,32 +203,42 @@ class Outcome:
     damage: list[str]
 
 
-def strike(make: Callable[[], Case], operators: int, calls: int) -> Outcome:
-    """Put failures into a verb at so many operators, and calls of functions, one at a time."""
+def strike(
+    make: Callable[[], Case], operators: int | None, calls: int | None, known: set[Place] | None = None
+) -> Outcome:
+    """Put failures into a verb, one at a time: at so many operators and so many calls of functions.
+
+    None is the first and the last time that each place is met, but for places that are `known`, which grows.
+    """
+    seen = set() if known is None else known
     make().call()  # what the first call alone does, and then remembers, is no part of the others
     case = make()
     with Strike() as every, StrikeCall() as each:
         case.call()
+
+    def chosen(places: Sequence[Place], many: int | None) -> list[int]:
+        return first_and_last(places, seen) if many is None else points(len(places), many)
+
     plans: list[Any] = []
-    for i, at in enumerate(points(every.count, operators)):
+    for i, at in enumerate(chosen(every.places, operators)):
         error = (MemoryError, KeyboardInterrupt)[i % 2]
-        plans.append((f"operator {at} of {every.count}", Strike(at, error, after=i % 4 > 1)))
-    plans += [(f"call {at} of {each.count}", StrikeCall(at)) for at in points(each.count, calls)]
-    case, fresh, raised, damage = make(), True, 0, list[str]()
+        plans.append((f"operator {at} of {len(every.places)}", Strike(at, error, after=i % 4 > 1)))
+    plans += [(f"call {at} of {len(each.places)}", StrikeCall(at)) for at in chosen(each.places, calls)]
+    whole, raised, damage = False, 0, list[str]()
     for told, mode in plans:
-        if not fresh:
-            case, fresh = make(), True
-        before = picture(case.subjects)
+        if not whole:
+            case = make()
+            before, whole = picture(case.subjects), True
         try:
             with mode:
                 case.call()
-            fresh = False  # the failure was taken for one of the network's own, and the verb went on
-            continue
         except BaseException as error:
             raised += 1
-            kind = type(error).__name__
-        found = before.differences(picture(case.subjects))
-        if found:
-            damage.append(f"{told} ({kind}): {'; '.join(found)}")
-            fresh = False
+            found = before.differences(picture(case.subjects))
+            if not isinstance(error, (mode.error, prunus.FileError)):  # safetensors makes an error of its own of any
+                found.append(f"came out as {error!r}"[:200])
+            damage += [f"{told} ({type(error).__name__}): {'; '.join(found)}"] * bool(found)
+            whole = not found
+        else:
+            whole = False  # the failure was taken for one of the network's own, and the verb went on
     return Outcome(len(plans), raised, damage)

@@ -16,6 +16,7 @@ from prunus.core.callbacks import forward
 from prunus.core.errors import InputError
 from prunus.core.inputs import Inputs
 from prunus.core.process import Shared, plain_attention, same_random
+from prunus.core.undo import all_or_nothing
 
 
 def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> Any:
@@ -44,6 +45,8 @@ def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the mode of every submodule and the random state are put back afterwards.
 
+    Where forward fails, or is interrupted, what it had noted in attributes and buffers goes too.
+
     Fused attention is off, as it is while tracing: it is other operators than those that forward calls with gradients.
 
     >>> model = nn.Dropout()
@@ -55,8 +58,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad(), without_autocast(), plain_attention(), same_random():
+        with all_or_nothing(model), torch.no_grad(), without_autocast(), plain_attention(), same_random():
+            model.eval()
             yield
     finally:
         for module, training in modes.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from prunus.core.errors import WriteError
+from prunus.core.writing import replacing
 
 VERSION = 1  #: of what is stored; an older file is not found under the new key
 
@@ -47,16 +49,11 @@ def read_cache(key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
 
 
 def write_cache(key: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Store tensors under `key`, whole or not at all; a folder that cannot be written to is a warning, no error."""
+    """Store tensors under `key`, whole or not at all; a disk that does not take them is a warning, no error."""
     from safetensors.torch import save_file
 
-    folder = cache_folder()
-    temporary = folder / f"{key}.{os.getpid()}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata)
-        os.replace(temporary, folder / f"{key}.safetensors")
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with replacing(cache_folder() / f"{key}.safetensors") as new:
+            save_file(tensors, new, metadata)
+    except WriteError as error:
         warnings.warn(f"decoded images are not kept ({error}); set PRUNUS_CACHE to a writable folder.", stacklevel=2)

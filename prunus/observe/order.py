@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Groups, Inputs
-from prunus.core.callbacks import forward
+from prunus.core.callbacks import OUT_OF_MEMORY, forward
 from prunus.core.running import undisturbed
 from prunus.observe.layers import Calls, Layer, Order, follow_of
 
@@ -29,6 +29,8 @@ def order_of(model: nn.Module, groups: Groups, pair: Inputs, ones: tuple[Inputs,
         return {}  # a row a sample
     try:
         both, first, second = (_rows(model, groups, inputs) for inputs in (pair, *ones))
+    except OUT_OF_MEMORY:
+        raise
     except (RuntimeError, ValueError, IndexError, TypeError):
         return {}
     found = {key: _together(both[key], first[key], second[key]) for key in both if key in first and key in second}

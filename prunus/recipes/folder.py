@@ -47,9 +47,9 @@ class Folder:
 
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file of the folder atomically."""
-        self.write_text(name, json.dumps(data, indent=1) + "\n")
+        self._write(name, json.dumps(data, indent=1) + "\n")
 
-    def write_text(self, name: str, content: str) -> None:
+    def _write(self, name: str, content: str) -> None:
         """Write a text file of the folder atomically."""
         if self.writes:
             write_text(self.path / name, content)
@@ -59,7 +59,7 @@ class Folder:
         new = not (self.path / "recipe.yaml").is_file()
         if new and self.writes:
             make_folder(self.path, "--out")
-            self.write_text("recipe.yaml", text.write(dump(recipe)))
+            self._write("recipe.yaml", text.write(dump(recipe)))
         return new
 
     def undo(self) -> None:

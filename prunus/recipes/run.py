@@ -129,7 +129,6 @@ def _keep(context: Context, index: int, name: str, model: nn.Module, facts: dict
 
     if context.folder.writes:
         path = context.folder.network(index, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         save(model, path, _metadata(context), compress=_masked(context))
         context.folder.finish(index, name, facts)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 import warnings
 from pathlib import Path
+
+from prunus.core.writing import write_atomically
 
 MOST = 1 << 26  # bytes of a file
 SUM = 32  # bytes of a checksum; the key's stand behind it
@@ -53,9 +54,7 @@ def store(key: str, code: bytes) -> None:
         folder().mkdir(parents=True, exist_ok=True, mode=0o700)
         if not _trusted():
             return
-        with tempfile.NamedTemporaryFile(dir=folder(), delete=False) as file:
-            file.write(_sum(key.encode(), code) + key.encode() + code)
-        os.replace(file.name, folder() / key)
+        write_atomically(folder() / key, lambda file: file.write(_sum(key.encode(), code) + key.encode() + code))
     except OSError:
         pass  # a disk that cannot be written to costs time, nothing else
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 
 from prunus.core.allowed import find
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.errors import TraceError
 from prunus.core.inputs import Inputs
 from prunus.core.process import EXPORTING, without_warnings
@@ -38,6 +39,8 @@ def capture(model: nn.Module, inputs: Inputs, images: int | None = None, shared:
             program = torch.export.export(model, tuple(inputs.args), dict(inputs.kwargs))
             if not _renamable(program.graph):
                 program = program.run_decompositions({})  # takes as long again, but leaves nothing that writes in place
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TraceError(

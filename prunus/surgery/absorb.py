@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core import Added, Groups, Inputs, Plan
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.checks import check_arguments
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.surgery.memory import remember_
@@ -125,6 +126,8 @@ def _two_runs(
         return [{}, {}]
     try:
         return [_observe(model, tensors, removed, given) for given in (inputs, other)]
+    except OUT_OF_MEMORY:
+        raise
     except Exception:  # noise that the network is not made for
         return [{}, {}]
 

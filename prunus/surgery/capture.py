@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core import Groups, Inputs, Operator, TensorPlan, TraceError
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.process import same_random, without_cudnn, without_onednn, without_warnings
 from prunus.surgery.graph import Follow, Given, Graph, Step, mapped
 from prunus.surgery.operators import name_of
@@ -65,6 +66,8 @@ def capture(model: nn.Module, inputs: Inputs, cuts: Cuts, training: bool) -> Cap
     with unchanged(model), _undisturbed(model, training), tracer.recording(), first:
         try:
             out = inputs(model)
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:  # the model's own code may raise anything
             mode = "training" if training else "evaluation"
             raise TraceError(f"forward failed in {mode} mode: {type(error).__name__}: {error}.") from error

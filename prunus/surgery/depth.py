@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunus.core import Dropped, Inputs, VerificationError, Verified
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.replay import Replay
 from prunus.core.undo import all_or_nothing
 from prunus.surgery.prove import prove
@@ -64,6 +65,8 @@ def drop_proven_(model: nn.Module, inputs: Inputs, found: Residual, gone: Sequen
                 return prove(model, references[0])
             except VerificationError:
                 return replace(prove(model, references[1]), exact=False)
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:  # the code around the blocks may raise anything
         raise VerificationError(
             f"without {', '.join(b.name for b in gone)} the network does not give what the original gives with these "

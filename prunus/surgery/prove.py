@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Group, Groups, VerificationError, Verified
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.surgery.agreement import flipped, is_real, relative_error, worst_error
 from prunus.surgery.reference import Reference, Run, Tensors, cast, folded, observed, reference
 from prunus.surgery.stand_ins import jittered, rescaled
@@ -79,6 +80,8 @@ def _fails(model: nn.Module, groups: Groups, keep: Tensor, bundles: list[tuple[s
         with edited(model, plan.edits):
             worst = _worst(model, tensors, ref)
         return not worst <= TOLERANCE[str(ref.dtype).removeprefix("torch.")]
+    except OUT_OF_MEMORY:
+        raise
     except Exception:  # any failure of forward marks the groups
         return True
 
@@ -148,6 +151,8 @@ def _apart(model: nn.Module, tensors: Tensors, run: Run, ref: Reference) -> bool
     """Whether real outputs are further from a run than ten times what a proof allows; None where it runs otherwise."""
     try:
         found = _again(model, tensors, run, ref)
+    except OUT_OF_MEMORY:
+        raise
     except Exception:  # what the model's code decides by values turned over
         return None
     if len(found.decided_from) != len(run.decided_from):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Groups, Inputs, Operator, Scaled, VerificationError
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.running import laid_out_as
 from prunus.surgery.agreement import Behind, is_real, says_something
 from prunus.surgery.kept import Kept
@@ -161,6 +162,8 @@ def runs_of(
             continue
         try:
             run = observed(model, {**silent, **values}, given, dtype, watch, runs[0].lower)
+        except OUT_OF_MEMORY:
+            raise
         except Exception:  # the network is not made for it, and its own code may raise anything
             continue
         if run.says_something:

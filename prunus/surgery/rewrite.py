@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Groups, InputError, Inputs, Plan, TraceError
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.checks import check_arguments
 from prunus.core.held import held, hold_weight_
 from prunus.core.process import same_random
@@ -176,6 +177,8 @@ def _check_shapes(module: RewrittenModule, graph: Graph, inputs: Inputs) -> None
             where = f"{step.op} in '{step.module}'" if step.module else step.op
             try:
                 store(env, step.outs, ready(env))
+            except OUT_OF_MEMORY:
+                raise
             except Exception as error:  # operators raise anything on sizes that do not fit
                 raise TraceError(f"{where} cannot follow the cut: {type(error).__name__}: {error}.") from error
             for number, shape in zip(step.outs, step.shapes):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunus.core import Edit, Groups, InputError, Plan, Report, Scaled, VerificationError, Verified
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.checks import check_arguments
 from prunus.core.places import set_place
 from prunus.core.running import has_values
@@ -184,6 +185,8 @@ def _proven(
         return prove(model, ref, unrounded)
     except VerificationError as error:
         message = str(error)
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:  # forward itself may fail on sizes it was not written for
         message = f"forward fails on the cut network: {type(error).__name__}: {error}"
     undo()

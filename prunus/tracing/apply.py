@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunus.core import Edit, Groups, Inputs, Operator, TensorPlan, VerificationError
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.nested import tensors_in
 from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.places import set_place
@@ -285,6 +286,8 @@ def trial(model: nn.Module, groups: Groups, keep: Tensor, found: Numbers | None 
                 found.update(checker.numbers)
     except _Found:
         return checker.misfit
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:  # the model's own code may raise anything when its sizes no longer fit
         call = checker.steps[min(checker.at, len(checker.steps) - 1)]
         return Misfit(call, (), f"{type(error).__name__}: {error}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Groups
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.tracing.apply import Checker, Numbers, named_tensors, run, trial
 from prunus.tracing.build import Built
 from prunus.tracing.calls import FACTORS, Call, Dim, Equation
@@ -76,6 +77,8 @@ def _of_values(model: nn.Module, groups: Groups, tracer: Tracer) -> set[Place]:
     checker = Checker(groups, torch.ones(groups.units, dtype=torch.bool))
     try:
         run(model, tensors, groups.inputs, checker)
+    except OUT_OF_MEMORY:
+        raise
     except Exception:  # what forward does depends on values: so may all its numbers
         return {(i, place) for i, call in enumerate(tracer.calls) for place, _ in call.numbers}
     return set(moved(tracer, [checker.numbers]))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from prunus.core.callbacks import OUT_OF_MEMORY
+
 if TYPE_CHECKING:
     from prunus.tracing.tracer import Dims, Tracer
 
@@ -22,6 +24,7 @@ DRAWS = 3  # of values: an operator may ignore some values by chance
 UNCHECKED = ("mkldnn", "_mkldnn", "cudnn", "_cudnn", "miopen", "_thnn")  # kernels that crash on sizes that do not fit
 
 Maps = dict[tuple[int, int], list[tuple[int, int, Tensor]]]  # (input, dim) -> (output, dim, source index of every row)
+
 
 
 def unknown_operator(t: Tracer, func: Any, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
@@ -71,6 +74,8 @@ def learn(func: Any, args: Any, kwargs: Any, places: list[tuple[int, int]]) -> M
         x = leaves[at[i]].detach()
         try:
             found = _map(call, i, x, d) if x.is_floating_point() else None
+        except OUT_OF_MEMORY:
+            raise
         except Exception:  # the operator does not take other values
             found = None
         if found:
@@ -125,6 +130,8 @@ def _believe(call: Any, leaves: list[Any], at: list[int], maps: Maps) -> None:
         n = leaves[at[together[0][0]]].shape[together[0][1]]
         try:
             same = all(_narrows(call, leaves, at, {p: maps[p] for p in together}, keep) for keep in _choices(n))
+        except OUT_OF_MEMORY:
+            raise
         except Exception:  # a size among the arguments, say
             same = False
         if not same:

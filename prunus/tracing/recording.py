@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Inputs, TraceError
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.process import same_random
 from prunus.core.running import has_values
 from prunus.tracing import rules, unvisited
@@ -44,6 +45,8 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
         try:
             with tracer.recording():
                 out = given(model)
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:  # the model's own code may raise anything
             shapes = [s["shape"] for s in inputs.signature()]
             told = str(error).strip().removesuffix(".")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunus.core import Inputs
+from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.process import same_random
 from prunus.core.running import with_batch
 from prunus.tracing.apply import PlainRecurrence, unchanged
@@ -61,6 +62,8 @@ def _recorded(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Tracer | None
     try:
         with training(model), second.recording():
             inputs.map(torch.clone)(model)
+    except OUT_OF_MEMORY:
+        raise
     except Exception:  # the model's own code may raise anything
         return None
     return second

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,25 @@ class Board:
             with without_warnings():
                 from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step or None)
+            with self._disk():
+                self._writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step or None)
 
     def add(self, row: Epoch) -> None:
         """The values of an epoch; a disk that is full ends the curves, not the training."""
         if self._writer is None:
             return
-        try:
+        with self._disk():
             for name in ("loss", "accuracy", "lr"):
                 value = getattr(row, name)
                 if value is not None:
                     self._writer.add_scalar(name, value, row.step)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            warnings.warn(f"TensorBoard's curves end here: {error}.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"TensorBoard's curves end here: {error}.", RuntimeWarning, stacklevel=4)
             self._writer = None
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """A failure in the middle of a verb, whichever and wherever, leaves everything to the bit.
 
-``PRUNUS_UNDO=all`` strikes at every operator and at every call of a function of prunus, which takes hours.
+``PRUNUS_UNDO=all`` strikes at every place, the first and the last time that it is met: an operator, or a call of a
+function of prunus, and the lines that made it.  That takes half an hour.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import defaultdict
 
 import pytest
 import torch
@@ -17,18 +19,19 @@ import prunus
 from prunus.core import undo
 from prunus.core.undo import all_or_nothing, keep_item, keep_values
 from tests.hand_built import batches, chain
-from tests.striking import Strike, contents, picture, points, strike
+from tests.striking import Place, Strike, contents, picture, points, strike
 from tests.surgery.rewriting import Fixed
 from tests.verbs import DATA, VERBS, X, entrance, halved
 
-MANY = 10**9 if os.environ.get("PRUNUS_UNDO") == "all" else None
+MANY = (None, None) if os.environ.get("PRUNUS_UNDO") == "all" else (10, 4)  # operators, calls
+KNOWN: dict[str, set[Place]] = defaultdict(set)  # what one `prune_` was struck at, another is not
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_failure_damages_nothing(verb):
-    found = strike(VERBS[verb], MANY or 10, MANY or 4)
+    found = strike(VERBS[verb], *MANY, known=KNOWN[verb.split()[0]])
     assert found.damage == []
-    assert found.raised >= found.struck * 0.7  # some are taken for failures of the network's own forward
+    assert found.raised >= found.struck - 1 - found.struck // 50  # Python drops one in a generator that is thrown away
 
 
 @pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("trace", "collect", "at_init", "sensitivity")])
@@ -38,7 +41,7 @@ def test_the_verb_works_when_it_is_called_again(verb):
     with Strike() as every:
         whole.call()
     torch.manual_seed(3)
-    for at in points(every.count, 3)[-2:]:
+    for at in points(len(every.places), 3)[-2:]:
         with pytest.raises(KeyboardInterrupt), Strike(at, KeyboardInterrupt):
             case.call()
     case.call()
