@@ -87,7 +87,7 @@ class RegularizerSpec(BaseModel):
             if argument not in known:
                 hint = did_you_mean(argument, known)
                 raise InputError(f"regularizer '{self.name}' has no '{argument}'.{hint} Known: {', '.join(known)}.")
-            if isinstance(value, str):
+            if not isinstance(value, (int, float)):
                 raise InputError(f"regularizer '{self.name}': {argument}={value!r} is not a number.")
         return factory(**given)
 

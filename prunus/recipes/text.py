@@ -14,6 +14,8 @@ Key = tuple[str | int, ...]
 
 
 MOST_TEXT, MOST_NODES, MOST_DEPTH = 1_000_000, 20_000, 24  # of a recipe; the longest one that comes along has 300 nodes
+MOST_DIGITS = 100  # of a number: reading a long one to the base of 60, and writing any, takes the square of its length
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,9 +32,12 @@ class _Loader(yaml.SafeLoader):
             what = f"{MOST_NODES} values" if self.nodes > MOST_NODES else f"{MOST_DEPTH} levels"
             raise _refused(event, f"there are more than {what} in it")
         try:
-            return super().compose_node(parent, index)
+            node = super().compose_node(parent, index)
         finally:
             self.depth -= 1
+        if isinstance(node, yaml.ScalarNode) and node.tag in NUMBERS and len(node.value) > MOST_DIGITS:
+            raise _refused(event, f"a number has at most {MOST_DIGITS} characters")
+        return node
 
     yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 

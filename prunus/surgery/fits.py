@@ -33,6 +33,10 @@ def check_fits(model: nn.Module, plan: Plan, path: str | Path) -> None:
             raise other(f"there is no block '{name}' to drop here.")
         if any(f"{name}.".startswith(f"{outer}.") for outer in gone if outer != name):
             raise FileError(f"{path}: the plan drops '{name}', which is inside of another block that it drops.")
+    changed = [*plan.tensors, *(a.name for a in plan.added), *(f"{e.module}." for e in plan.edits)]
+    for name in changed:
+        if any(name.startswith(f"{block}.") for block in gone):
+            raise FileError(f"{path}: the plan changes '{name.rstrip('.')}', which is inside of a block that it drops.")
     for entry in plan.added:
         _check_added(entry, plan, modules, tensors, other)
     known = {n: tuple(t.shape) for n, t in tensors.items()} | {a.name: a.shape for a in plan.added}

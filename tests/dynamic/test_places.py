@@ -156,7 +156,8 @@ def test_wrong_use_is_said() -> None:
         realised(net, [x])
     with pytest.raises(InputError, match=r"'manidp' has no 'kep'. Did you mean 'keep'"):
         dynamic_(net, x, kep=0.5)
-    for wrong in ({"keep": 0.0}, {"keep": 1.5}, {"floor": 0}, {"until": 0}, {"init": "zeros"}, {"share": 0}):
+    odd = [{"until": "x"}, {"keep": None}, {"similarity": None}, {"power": [1]}, {"init": 3}, {"floor": True}]
+    for wrong in ({"keep": 0.0}, {"keep": 1.5}, {"floor": 0}, {"until": 0}, {"init": "zeros"}, {"share": 0}, *odd):
         with pytest.raises(InputError, match="expected"):
             dynamic_(net, x, **wrong)
     dynamic_(net, x)

@@ -53,10 +53,15 @@ def signed(data: Any) -> bytes:
 def change(rng: random.Random, source: Path) -> bytes:
     data = json.loads(source.read_text())
     section = data["quantization_config"]
-    if rng.random() < 0.7:
-        texts = ("config.hidden_size", "num_attention_heads", "bert", "bert.encoder.layer.0.attention.self")
+    texts = ("config.hidden_size", "num_attention_heads", "bert", "bert.encoder.layer.0.attention.self")
+    kind = rng.random()
+    if kind < 0.5:
         prefer = rng.choice(("edits", "tensors", "ties", "added"))
         section["plan"] = dumped(mutated(rng, json.loads(section["plan"]), texts, (prefer,)))
+    elif kind < 0.75:
+        plan = json.loads(section["plan"])
+        plan["edits"] = mutated(rng, plan["edits"], (*texts, *data), ("module", "attribute", "old", "new"))
+        section["plan"] = dumped(plan)
     else:
         data["quantization_config"] = mutated(rng, section, ("num_hidden_layers", "hidden_size", "dtype"), ("before",))
     return signed(data)
