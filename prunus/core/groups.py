@@ -50,6 +50,7 @@ class Groups(Sequence[Group]):
     least: float = 0.01  # of a group's units stay by default
     effective: Effective | None = None  # weights that forward computes from parameters
     weights: bool = False  # whether units are single weights, or blocks of them, and not what a cut removes
+    starts: tuple[int, ...] = (0,)  # the first operator of every call of the network
 
     def __len__(self) -> int:
         return len(self.members)
@@ -87,6 +88,11 @@ class Groups(Sequence[Group]):
     def units(self) -> int:
         """The number of units of all groups: the length of a keep mask."""
         return sum(group.units for group in self.members)
+
+    def of_calls(self, calls: Iterable[int]) -> list[int]:
+        """The numbers of the operators of these calls of the network, in order."""
+        ends = (*self.starts[1:], len(self.operators))
+        return [number for call in calls for number in range(self.starts[call], ends[call])]
 
     # ---- what a plan costs, before it is cut -------------------------------------------------------------------
 

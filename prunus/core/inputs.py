@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from prunus.core.callbacks import own
 from prunus.core.errors import InputError
@@ -54,6 +55,11 @@ class Inputs:
     def __call__(self, model: nn.Module) -> Any:
         """Run `model` on these inputs: what it returns, or of several calls a tuple of that."""
         return self.each(lambda one: model(*one.args, **one.kwargs))
+
+    @property
+    def calls(self) -> tuple[Inputs, ...]:
+        """The inputs of every call."""
+        return (replace(self, more=()), *self.more)
 
     def each(self, call: Callable[[Inputs], Any]) -> Any:
         """`call` of these inputs, or of the inputs of every call, as a tuple."""
@@ -104,6 +110,19 @@ class Inputs:
     def signature(self) -> list[dict[str, Any]]:
         """Shape and type of every tensor: what a plan file keeps of the example."""
         return [{"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for t in self.tensors]
+
+
+def _parts(inputs: Inputs) -> tuple[list[Any], Any]:
+    return [inputs.args, dict(inputs.kwargs), inputs.more], inputs.outputs
+
+
+def _of_parts(parts: Iterable[Any], outputs: Any) -> Inputs:
+    args, kwargs, more = parts
+    return Inputs(args, kwargs, outputs, more)
+
+
+# so that batches may hold `Inputs` beside their labels
+register_pytree_node(Inputs, _parts, _of_parts)
 
 
 def is_cache(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,12 +26,20 @@ After = Callable[[int, Any, Any, Any], Any]  # ... and what it gave; what is ret
 class Replay(TorchDispatchMode):
     """Tells of every ATen call of a forward which of the traced `operators` it is.
 
-    `before` and `after` are called with the number of the operator; under them the mode is off.  What comes after the
+    `before` and `after` are called with the number of the operator; under them the mode is off.  `numbers` are those of
+    the operators that the forward runs, where it is not all of them (`Groups.of_calls`).  What comes after the
     last one (the loss, where a batch brings labels that the example had not) is passed over.  Raises `InputError` when
     forward does something else than it did when it was traced.
     """
 
-    def __init__(self, operators: Sequence[Named], *, before: Before | None = None, after: After | None = None):
+    def __init__(
+        self,
+        operators: Sequence[Named],
+        numbers: Iterable[int] | None = None,
+        *,
+        before: Before | None = None,
+        after: After | None = None,
+    ) -> None:
         super().__init__()
         if not operators:
             raise InputError(
@@ -39,7 +47,8 @@ class Replay(TorchDispatchMode):
                 "prunus.trace(model, example_inputs), or for weights a criterion such as 'l1', 'snip', 'wanda', 'obc'."
             )
         self.operators, self.before, self.after = operators, before, after
-        self.steps = [i for i, op in enumerate(operators) if op.name not in SILENT]
+        numbers = range(len(operators)) if numbers is None else numbers
+        self.steps = [i for i in numbers if operators[i].name not in SILENT]
         self.at = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

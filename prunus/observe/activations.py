@@ -50,16 +50,16 @@ def _read(seen: Seen, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
             layer, axis = weights.layer(groups.operators[number], args), input_axis(groups, number)
             if layer is not None and axis is not None:
                 of = groups.axes[axis]
-                values = reduce(maps(layer, groups.inputs.batch, groups.operators[number].shapes[0][0]))
+                values = reduce(maps(layer, seen.example.batch, groups.operators[number].shapes[0][0]))
                 total = total + onto_units(values.detach().cpu(), of, groups.units)
                 count.add_(onto_units(torch.ones(len(of)), of, groups.units))
 
-        return Replay(groups.operators, before=before)
+        return seen.replay(before=before)
 
     with torch.no_grad():
         for _, _, size in seen.forwards(watch):
-            found.append((total / count.clamp(min=1)).expand(size, -1))
-    return split_units(groups, torch.cat(found), count > 0)
+            found.append(((total / count.clamp(min=1)).expand(size, -1), count > 0))
+    return split_units(groups, found)
 
 
 def maps(layer: Layer, batch: int, rows: int) -> Tensor:

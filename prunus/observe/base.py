@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -19,8 +20,10 @@ from prunus.core.checks import check_arguments
 from prunus.core.effective import Follow
 from prunus.core.kinds import check_kind
 from prunus.core.progress import progress
+from prunus.core.replay import After, Before, Replay
 from prunus.core.running import undisturbed, without_checkpoints
 from prunus.core.undo import all_or_nothing
+from prunus.core.ways import call_of
 from prunus.observe.average import Handles, parameters_of
 from prunus.observe.layers import Order, Weights, follow_of
 from prunus.observe.order import order_of
@@ -87,20 +90,39 @@ class Seen:
     groups: Groups
     loader: Iterable[Any]
     loss: Loss | None
-    order: Order | None = None  # of rows; known when two samples were seen
+    orders: dict[int, Order] = field(default_factory=dict)  # of rows, by call; known when two samples were seen
     follow: Follow | None = None  # of the last forward, where weights are computed from parameters
-    done: int = 0  # samples of the batches that a pass has come to, the one that runs among them
+    call: int = 0  # of the network that the batch at hand is of
+    done: Counter[int] = field(default_factory=Counter)  # by call, samples of the batches that a pass has come to
+    one_call: str = ""  # the statistic that cannot be of batches of several calls
 
     @cached_property
-    def samples(self) -> int:
-        """How many samples there are in all batches; to be asked for before a pass, as it goes through them."""
+    def samples(self) -> Counter[int]:
+        """How many samples there are of each call; to be asked for before a pass, as it goes through all batches."""
         if isinstance(self.loader, Iterator):
             self.loader = list(each(self.loader))  # it is gone through again
-        return sum(inputs_of(batch).batch for batch in each(self.loader))
+        found: Counter[int] = Counter()
+        for number, batch in enumerate(each(self.loader)):
+            inputs = inputs_of(batch)
+            found[self.call_of(inputs, number)] += inputs.batch
+        return found
+
+    def call_of(self, inputs: Inputs, number: int) -> int:
+        """The call of the network that the inputs of the batch of this number are of."""
+        return 0 if self.groups is None else call_of(self.model, self.groups, inputs, f"batch {number} of the data")
+
+    @property
+    def example(self) -> Inputs:
+        """What the network was traced with, of the call at hand."""
+        return self.groups.inputs.calls[self.call]
 
     def weights(self) -> Weights:
         """Finds layers, which know how their rows lie; to be asked for inside ``watch()``."""
-        return Weights(self.model, self.order, self.follow)
+        return Weights(self.model, self.orders.get(self.call), self.follow)
+
+    def replay(self, *, before: Before | None = None, after: After | None = None) -> Replay:
+        """Tells `before` and `after` of the operators of the call at hand; to be made inside ``watch()``."""
+        return Replay(self.groups.operators, self.groups.of_calls((self.call,)), before=before, after=after)
 
     def run(self, inputs: Inputs, watch: Watch = nullcontext) -> Any:
         """The output of the network for `inputs`, run under ``watch()``."""
@@ -118,19 +140,27 @@ class Seen:
     def forwards(self, watch: Watch = nullcontext) -> Iterator[tuple[Any, Any, int]]:
         """Per batch, the output of the network (run under ``watch()``), the batch and the number of samples.
 
-        Raises: `InputError` when there is no batch, or one holds a number that is not finite.
+        Raises: `InputError` when there is no batch, one holds a number that is not finite, or one fits none of the
+            calls that the network was traced with.
         """
         place = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        seen, self.done = 0, 0
+        seen = 0
+        self.done.clear()
         for batch in each(progress(self.loader, "observing")):
             batch = tree_map_only(Tensor, lambda t: t.to(place), batch)
             check_finite(batch, seen)
             inputs = inputs_of(batch)
-            self.done += inputs.batch
-            if self.order is None and inputs.batch > 1 and self.groups:
+            self.call = self.call_of(inputs, seen)
+            self.done[self.call] += inputs.batch
+            if self.one_call and len(self.done) > 1:
+                raise InputError(
+                    f"the statistic '{self.one_call}' follows the network from end to end, and these batches are of "
+                    f"{len(self.done)} ways in which it is called: give batches of one of them."
+                )
+            if self.groups and self.call not in self.orders and inputs.batch > 1:
                 pair = next(pieces(batch, 2))
                 first, second = map(inputs_of, pieces(pair, 1))
-                self.order = order_of(self.model, self.groups, inputs_of(pair), (first, second))
+                self.orders[self.call] = order_of(self.model, self.groups, inputs_of(pair), (first, second))
             out = forward(self.model, inputs, f"batch {seen} of the data", call=partial(self.run, inputs, watch))
             seen += 1
             yield out, batch, inputs.batch
@@ -147,7 +177,8 @@ class Seen:
         return a_loss(own(self.loss or default_loss, "loss=")(out, batch), size)
 
 
-# a collector declares of="group" (its statistic is of units), labels=True (it reads the loss), data=False (no batches)
+# a collector declares of="group" (its statistic is of units), labels=True (it reads the loss), data=False (no batches),
+# one_call=True (batches of a network that is called in several ways must all be of one of them)
 collectors: Registry[Callable[[Seen], Mapping[str, Any]]] = Registry("statistic")
 
 
@@ -163,12 +194,15 @@ def collect(
     The network is left as it was: gradients, training mode, ``requires_grad``, random state and buffers.
 
     Args:
-        loader: batches: ``(x, y)``, a mapping of keyword inputs, or what forward takes; a tuple `x` is positional.
+        loader: batches: ``(x, y)``, a mapping of keyword inputs, or what forward takes; a tuple `x` is positional, and
+            it may be `Inputs`.  Of a network that was traced with several calls each batch is of the call that it fits
+            by the names of forward's arguments, their number and dimensions, words and truth values.
         needs: kinds of statistics, e.g. `prunus.criteria.needs("taylor")`.
         loss: ``(model output, batch) -> per-sample or scalar loss``; a scalar is taken for the mean over the batch.
             Default: ``output.loss``, else cross-entropy on ``(x, y)``.
 
-    Raises: `InputError` when the loader is empty, or no default loss fits; `UnknownNameError` for an unknown kind.
+    Raises: `InputError` when the loader is empty, no default loss fits, or a batch fits none of the calls that the
+        network was traced with, or several; `UnknownNameError` for an unknown kind.
     """
     check_arguments(locals())
     check_kind(model)
@@ -181,7 +215,10 @@ def collect(
     wanted = [collectors[need] for need in sorted(set(needs))]
     with all_or_nothing(model), untouched(model), without_checkpoints():
         seen = Seen(model, groups.seen(), loader, loss)
-        found = {entry.name: entry.call(seen) for entry in wanted}
+        found = {}
+        for entry in wanted:
+            seen.one_call = entry.name if entry.declares.get("one_call") else ""
+            found[entry.name] = entry.call(seen)
     units = {entry.name for entry in wanted if entry.declares.get("of") == "group"}
     return Stats(
         {kind: values for kind, values in found.items() if kind not in units},

@@ -40,7 +40,7 @@ class Head:
         return pooled(rows, self.mean, self.scale) @ self.weight.mT + self.bias
 
 
-@collectors.register("discriminated-moments", of="group", labels=True)
+@collectors.register("discriminated-moments", of="group", labels=True, one_call=True)
 def discriminated_moments(seen: Seen) -> dict[str, tuple[Consumer, ...]]:
     r"""As ``moments``, not centred, with slope and curvature of the next head's cross-entropy for every layer.
 
@@ -148,7 +148,7 @@ def _outputs(seen: Seen, places: list[int]) -> Iterator[tuple[Held, Any, int, An
             if layer is not None and number in wanted:
                 held[number] = layer, out
 
-        return Replay(seen.groups.operators, after=after)
+        return seen.replay(after=after)
 
     for out, batch, size in seen.forwards(watch):
         yield held, batch, size, out

@@ -24,9 +24,8 @@ def gate(seen: Seen) -> dict[str, Tensor]:
     """
     groups = seen.groups
     read = {i: axis for i, op in enumerate(groups.operators) if (axis := input_axis(groups, i)) is not None and op.macs}
-    found: list[Tensor] = []
+    found: list[tuple[Tensor, Tensor]] = []
     held: dict[int, tuple[Layer, Tensor]] = {}
-    reached = torch.zeros(groups.units, dtype=torch.bool)
 
     def watch() -> Replay:
         held.clear()
@@ -37,11 +36,11 @@ def gate(seen: Seen) -> dict[str, Tensor]:
             if layer is not None:
                 held[number] = layer, out
 
-        return Replay(groups.operators, after=after)
+        return seen.replay(after=after)
 
     for loss, size in seen.batches(watch):
         slopes = torch.autograd.grad(loss * size, [out for _, out in held.values()], allow_unused=True)
-        total = torch.zeros(size, groups.units)
+        total, reached = torch.zeros(size, groups.units), torch.zeros(groups.units, dtype=torch.bool)
         outputs = []
         for (number, (layer, out)), slope in zip(held.items(), slopes):
             if slope is None:
@@ -58,9 +57,8 @@ def gate(seen: Seen) -> dict[str, Tensor]:
             own = (rows < 0) | reached[rows.clamp(min=0)]
             total += onto_units(values, torch.where(own, -1, rows), groups.units).cpu()
             made_only[rows[~own]] = True
-        seen_now = reached | made_only
-        found.append(total)
-    return split_units(groups, torch.cat(found), seen_now)
+        found.append((total, reached | made_only))
+    return split_units(groups, found)
 
 
 def through(layer: Layer, slope: Tensor) -> Tensor:

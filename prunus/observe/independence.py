@@ -34,17 +34,18 @@ def independence(seen: Seen) -> dict[str, Tensor]:
         batches.append(found)
 
         def before(number: int, args: Any, kwargs: Any) -> None:
-            for axis, map in _read(groups, number, weights, args):  # map: (samples, channels, positions)
+            for axis, map in _read(seen, number, weights, args):  # map: (samples, channels, positions)
                 for id, rows in _members(groups, groups.axes[axis]):
                     found.setdefault(id, []).append(map[:, rows].flatten(2).detach())  # (samples, units, m * positions)
 
-        return Replay(groups.operators, before=before)
+        return seen.replay(before=before)
 
     kept: list[dict[str, Tensor]] = []
     with torch.no_grad():
         for _ in seen.forwards(watch):
             kept.append({id: _over_places(places) for id, places in batches.pop().items()})
-    return {id: torch.cat([batch[id] for batch in kept]) for id in kept[0]}
+    ids = dict.fromkeys(id for batch in kept for id in batch)
+    return {id: torch.cat([batch[id] for batch in kept if id in batch]) for id in ids}
 
 
 def lost_nuclear_norm(maps: Tensor) -> Tensor:
@@ -84,13 +85,13 @@ def _over_places(places: list[Tensor]) -> Tensor:
     return torch.stack([lost_nuclear_norm(map) for map in wide]).mean(0).cpu()
 
 
-def _read(groups: Groups, number: int, weights: Weights, args: Any) -> Iterator[tuple[int, Tensor]]:
+def _read(seen: Seen, number: int, weights: Weights, args: Any) -> Iterator[tuple[int, Tensor]]:
     """The axis and the maps ``(samples, channels, positions)`` that an operator reads, if a layer or a pooling does."""
-    op = groups.operators[number]
+    groups, op = seen.groups, seen.groups.operators[number]
     layer, axis = weights.layer(op, args), input_axis(groups, number)
     if layer is not None:
         if axis is not None:
-            yield axis, maps(layer, groups.inputs.batch, op.shapes[0][0])
+            yield axis, maps(layer, seen.example.batch, op.shapes[0][0])
         return
     axis = _pooled(groups, op)
     if axis is not None and isinstance(args[0], Tensor) and args[0].dim() > 2:

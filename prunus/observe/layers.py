@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,10 +197,18 @@ def onto_units(values: Tensor, axis: Tensor, units: int) -> Tensor:
     return out[..., :units]
 
 
-def split_units(groups: Groups, values: Tensor, seen: Tensor) -> dict[str, Tensor]:
-    """``(..., units of all groups)`` by group id, of the groups of which every unit was `seen`."""
-    found = ((g.id, slice(g.offset, g.offset + g.units)) for g in groups)
-    return {id: values[..., rows] for id, rows in found if bool(seen[rows].all())}
+def split_units(groups: Groups, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """``(samples, units)`` by group id, of batches of ``(samples, units of all groups)`` and which units each has met.
+
+    A batch says something of a group where it has met every unit; groups that no batch has met are absent.
+    """
+    found = {}
+    for group in groups:
+        rows = slice(group.offset, group.offset + group.units)
+        of = [values[:, rows] for values, met in batches if bool(met[rows].all())]
+        if of:
+            found[group.id] = torch.cat(of)
+    return found
 
 
 class Calls(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,7 @@ def second_moments(seen: Seen) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
             entry = sums[number]
             entry[1:] = [entry[1] + len(x), entry[2] + x.sum(0), entry[3] + x.mT @ x]
 
-        return Replay(groups.operators, before=before)
+        return seen.replay(before=before)
 
     with torch.no_grad():
         for _ in seen.forwards(watch):
@@ -96,14 +97,14 @@ class Rows:
     def __init__(self, seen: Seen) -> None:
         self._seen, self._samples = seen, seen.samples
         self._generator = torch.Generator().manual_seed(0)
-        self._drawn: dict[tuple[str, int], int] = {}
+        self._drawn: Counter[tuple[int, str, int]] = Counter()
 
     def __call__(self, layer: Layer) -> Tensor:
         """The numbers of those to be taken of the batch that runs ``(n,)``; all, where there are not as many."""
-        drawn = self._drawn.get(layer.key, 0)
-        most = -(-PER_UNKNOWN * (layer.fan + 1) * self._seen.done // self._samples)
-        index = sample_rows(layer, most - drawn, self._generator)
-        self._drawn[layer.key] = drawn + len(index)
+        call = self._seen.call
+        most = -(-PER_UNKNOWN * (layer.fan + 1) * self._seen.done[call] // self._samples[call])
+        index = sample_rows(layer, most - self._drawn[call, *layer.key], self._generator)
+        self._drawn[call, *layer.key] += len(index)
         return index
 
 
@@ -111,7 +112,7 @@ def _curvatures(seen: Seen) -> dict[int, Tensor]:
     groups, generator = seen.groups, torch.Generator().manual_seed(0)
     held: dict[int, Tensor] = {}
     sums: dict[int, Tensor] = {}
-    samples = 0
+    samples: Counter[int] = Counter()
 
     def watch() -> Replay:
         held.clear()
@@ -121,7 +122,7 @@ def _curvatures(seen: Seen) -> dict[int, Tensor]:
             if weights.layer(groups.operators[number], args) is not None and input_axis(groups, number) is not None:
                 held[number] = out
 
-        return Replay(groups.operators, after=after)
+        return seen.replay(after=after)
 
     for out, _, size in seen.forwards(watch):
         scores = out if isinstance(out, Tensor) else getattr(out, "logits", None)
@@ -136,8 +137,8 @@ def _curvatures(seen: Seen) -> dict[int, Tensor]:
             if slope is not None:
                 g = slope.flatten(2) if slope.dim() > 2 else slope.mT[None]  # (samples or 1, out, positions or rows)
                 sums[number] = sums.get(number, 0) + (g @ g.mT).sum(0, dtype=torch.float64)
-        samples += size
-    return {number: value / samples for number, value in sums.items()}
+        samples.update(dict.fromkeys(held, size))
+    return {number: value / samples[number] for number, value in sums.items()}
 
 
 def consumers(

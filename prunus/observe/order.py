@@ -25,7 +25,8 @@ def order_of(model: nn.Module, groups: Groups, pair: Inputs, ones: tuple[Inputs,
     of a network that does not take a sample alone.
     """
     linear = [op for op in groups.operators if op.name in ("mm", "addmm")]
-    if not any(op.shapes[0][0] > max(groups.inputs.batch, 1) for op in linear):
+    least = min(call.batch for call in groups.inputs.calls if call.tensors)
+    if not any(op.shapes[0][0] > max(least, 1) for op in linear):
         return {}  # a row a sample
     try:
         both, first, second = (_rows(model, groups, inputs) for inputs in (pair, *ones))

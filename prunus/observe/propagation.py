@@ -38,7 +38,7 @@ class Tape(Replay):
     """Keeps every call of a forward."""
 
     def __init__(self, seen: Seen) -> None:
-        super().__init__(seen.groups.operators)
+        super().__init__(seen.groups.operators, seen.groups.of_calls((seen.call,)))
         self.calls: list[Call] = []
         self._weights, self._traced = seen.weights(), seen.groups.operators
 
@@ -51,7 +51,7 @@ class Tape(Replay):
         return out
 
 
-@collectors.register("propagated", of="group")
+@collectors.register("propagated", of="group", one_call=True)
 def propagated(seen: Seen) -> dict[str, Tensor]:
     r"""Importance of every unit for the features that the last layer reads, ``(samples, units)``, with sum 1 a sample.
 
@@ -65,7 +65,7 @@ def propagated(seen: Seen) -> dict[str, Tensor]:
     groups = seen.groups
     ranked = infinite_selection(_features(seen))
     importance = ranked if bool(ranked.any()) else torch.ones_like(ranked)  # no feature varies: none tells more
-    found, reached, tape = [], torch.zeros(groups.units, dtype=torch.bool), Tape(seen)
+    found, tape = list[tuple[Tensor, Tensor]](), Tape(seen)
 
     def watch() -> Tape:
         nonlocal tape
@@ -83,9 +83,8 @@ def propagated(seen: Seen) -> dict[str, Tensor]:
                 total += values / values.sum(1, keepdim=True).clamp(min=1e-300)
                 of = groups.axes[axis]
                 count[of[of >= 0].unique()] += 1
-            reached |= count > 0
-            found.append(total / count.clamp(min=1))
-    return split_units(groups, torch.cat(found), reached)
+            found.append((total / count.clamp(min=1), count > 0))
+    return split_units(groups, found)
 
 
 def infinite_selection(features: Tensor, alpha: float = ALPHA) -> Tensor:
@@ -143,7 +142,7 @@ def _features(seen: Seen) -> Tensor:
             last = _last(tape.calls)
             rows = groups.operators[last.number or 0].shapes[0][0]
             if last.layer is not None:
-                found.append(maps(last.layer, groups.inputs.batch, rows).double().mean(2))
+                found.append(maps(last.layer, seen.example.batch, rows).double().mean(2))
     return torch.cat(found)
 
 

@@ -35,7 +35,7 @@ from prunus.core.replay import Replay
 from prunus.core.running import undisturbed
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.recovery.behind import residual
-from prunus.recovery.calibration import bytes_of_a_sample, first
+from prunus.recovery.calibration import bytes_of_a_sample, first, operators_of
 from prunus.recovery.repair import MEMORY
 
 STEPS = 240  # of Adam, a block
@@ -124,7 +124,7 @@ def block_targets(model: nn.Module, groups: Groups, plan: Plan, inputs: Inputs, 
         notes = (f"blocks looked at {most} of {inputs.batch} samples: more do not fit in memory={memory / 2**30:g} GB",)
         inputs = first(inputs, most)
     seen: dict[Block, list[tuple[Tensor, Operator]]] = {}
-    replay = Replay(ops)
+    replay = Replay(ops, operators_of(model, groups, inputs))
 
     def after(block: Block) -> Any:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
@@ -136,7 +136,8 @@ def block_targets(model: nn.Module, groups: Groups, plan: Plan, inputs: Inputs, 
 
     with undisturbed(model), _removed([after(block) for block in found]), replay:
         inputs.map(torch.clone)(model)
-    once = {block: calls[0] for block, calls in seen.items() if len(calls) == 1 and len(calls[0][0]) == inputs.batch}
+    sizes = {one.batch for one in inputs.calls}
+    once = {block: calls[0] for block, calls in seen.items() if len(calls) == 1 and len(calls[0][0]) in sizes}
     return Wanted(inputs, {block: _kept(*once[block], alive) for block in found if block in once}, notes)
 
 

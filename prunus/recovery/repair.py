@@ -29,7 +29,7 @@ from prunus.core.undo import all_or_nothing, keep_values
 from prunus.observe.layers import Layer, Weights, output_axis, sample_rows
 from prunus.observe.moments import LARGEST
 from prunus.recovery.behind import Sum, affine, mean_after, residual
-from prunus.recovery.calibration import bytes_of_a_sample, first, gather
+from prunus.recovery.calibration import bytes_of_a_sample, first, gather, operators_of
 
 PER_UNKNOWN = 20  # rows of a least-squares system for every unknown, where there are so many
 LEAST_ROWS = 8192
@@ -86,7 +86,7 @@ def targets(
     """
     check_arguments(locals())
     most = max(memory // max(bytes_of_a_sample(groups), 1), 1)
-    inputs = gather(batches, limit)
+    inputs = gather(batches, limit, len(groups.inputs.calls))
     notes: tuple[str, ...] = ()
     if inputs.batch > most:
         notes = (f"repair looked at {most} of {inputs.batch} samples: more do not fit in memory={memory / 2**30:g} GB",)
@@ -113,7 +113,8 @@ def targets(
             layer = open_.pop(number)
             values[layer.key] = _rows(layer, out, rows[layer.key])
 
-    with undisturbed(model), Replay(groups.operators, before=before, after=after):
+    ran = operators_of(model, groups, inputs)
+    with undisturbed(model), Replay(groups.operators, ran, before=before, after=after):
         forward(model, inputs.map(torch.clone), "the calibration data")
     return Targets(groups, inputs, rows, values, axes, frozenset(summed), notes)
 
@@ -225,7 +226,8 @@ def repair_(
                 live[tensor] = out
 
     with all_or_nothing(model):
-        with undisturbed(model), Replay(ops, before=before, after=after):
+        ran = operators_of(model, groups, wanted.inputs)
+        with undisturbed(model), Replay(ops, ran, before=before, after=after):
             wanted.inputs.map(torch.clone)(model)
         notes = wanted.notes
         if wide:

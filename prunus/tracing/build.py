@@ -128,6 +128,7 @@ def _build(tracer: Tracer, inputs: Inputs) -> Built:
         caches=tuple(sorted(tracer.caches)),
         counted=frozenset(axes.counted),
         effective=effective(tracer),
+        starts=tuple(tracer.starts),
     )
     return Built(groups, axes, np.concatenate([np.zeros(0, np.int64), *families]))
 

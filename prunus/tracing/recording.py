@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,7 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
         emptied = empty_caches(model)
         try:
             with tracer.recording():
-                out = given(model)
+                out = given.each(lambda one: _called(tracer, model, one))
         except OUT_OF_MEMORY:
             raise
         except Exception as error:  # the model's own code may raise anything
@@ -76,6 +78,11 @@ def record(model: nn.Module, inputs: Inputs, *, keep_arguments: bool = False) ->
     unvisited.settle(tracer, model, inputs)
     spread_roles(tracer)
     return tracer
+
+
+def _called(tracer: Tracer, model: nn.Module, inputs: Inputs) -> Any:
+    tracer.starts.append(len(tracer.calls))
+    return model(*inputs.args, **inputs.kwargs)
 
 
 def _moving(model: nn.Module, inputs: Inputs, changed: list[str]) -> str | None:

@@ -39,6 +39,7 @@ class Tracer(TorchDispatchMode):
         self.constants: dict[int, Tensor] = {}  # tensors that no call made: inputs, parameters, buffers, constants
         self.made: set[int] = set()
         self.calls: list[Call] = []
+        self.starts: list[int] = []  # the first of them of every call of the network
         self.equations: list[Equation] = []
         self.aligned = dict(ALIGNED)  # operator -> what the sizes that it is given are multiples of
         self.plain: set[int] = set()  # numbers of tensors made of constants that forward writes down
