@@ -161,7 +161,7 @@ class Weights:
 
 
 def sample_rows(layer: Layer, most: int, generator: torch.Generator) -> Tensor:
-    """Numbers of so many rows (all, where there are no more), drawn over all samples and positions: ``(n,)``, sorted."""
+    """Numbers of so many rows (all, where there are no more), drawn over samples and positions: ``(n,)``, sorted."""
     if layer.rows <= most:
         return torch.arange(layer.rows)
     return torch.randperm(layer.rows, generator=generator)[:most].sort().values

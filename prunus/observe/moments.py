@@ -102,9 +102,10 @@ class Rows:
     def __call__(self, layer: Layer) -> Tensor:
         """The numbers of those to be taken of the batch that runs ``(n,)``; all, where there are not as many."""
         call = self._seen.call
+        key = (call, *layer.key)
         most = -(-PER_UNKNOWN * (layer.fan + 1) * self._seen.done[call] // self._samples[call])
-        index = sample_rows(layer, most - self._drawn[call, *layer.key], self._generator)
-        self._drawn[call, *layer.key] += len(index)
+        index = sample_rows(layer, most - self._drawn[key], self._generator)
+        self._drawn[key] += len(index)
         return index
 
 
