@@ -145,24 +145,43 @@ def _together(plans: Sequence[Plan]) -> Plan:
     return first
 
 
-def still_to_do(plan: Plan, model: nn.Module, stored: Iterable[str]) -> Plan:
+def still_to_do(plan: Plan, model: nn.Module, stored: Mapping[str, Tensor]) -> Plan:
     """What is left of a plan for a network in which parts are as they are after it: new heads, made for what was left.
 
     Of a tensor that is `stored` with its numbers only the shape has to be right, so that one of a shape between is cut
-    to it, wherever.
+    to it, wherever; so is one that came beside a cut tensor since, such as an adapter, and was made here as the original
+    is.
     """
     known: dict[str, Any] = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
-    names, tensors = set(stored), dict(plan.tensors)
+    tensors = dict(plan.tensors)
     for name, cut in plan.tensors.items():
         shape = known.get(name, cut.shape)
         if shape == cut.left:
             del tensors[name]
-        elif shape != cut.shape and name in names and _between(shape, cut):
+        elif shape != cut.shape and name in stored and _between(shape, cut):
             tensors[name] = TensorPlan(shape, {d: tuple(range(n)) for d, n in enumerate(cut.left) if n < shape[d]})
+    for name, shape in known.items():
+        left = tuple(stored[name].shape) if name in stored else shape
+        if left != shape and (name not in tensors or tensors[name].shape != shape):
+            beside = _beside(name, shape, left, plan)
+            tensors |= {} if beside is None else {name: beside}
     modules = dict(model.named_modules())
     now = {path: dict(integers(modules[path])) for path in {e.module for e in plan.edits} if path in modules}
     edits = tuple(e for e in plan.edits if now.get(e.module, {}).get(e.attribute, e.old) != e.new)
     return replace(plan, tensors=tensors, edits=edits, added=tuple(a for a in plan.added if a.name not in known))
+
+
+def _beside(name: str, shape: tuple[int, ...], left: tuple[int, ...], plan: Plan) -> TensorPlan | None:
+    """How a tensor was made smaller with those beside it, in dimensions that have sizes of theirs, the nearest first."""
+    kept: dict[int, tuple[int, ...]] = {}
+    wanted = {d: pair for d, pair in enumerate(zip(shape, left)) if pair[0] != pair[1]}
+    path = name.rpartition(".")[0]
+    while path and len(kept) < len(wanted):
+        cuts = [cut for other, cut in plan.tensors.items() if other.startswith(f"{path}.")]
+        found = {(cut.shape[d], len(rows)): rows for cut in cuts for d, rows in cut.kept.items()}
+        kept = {d: found[pair] for d, pair in wanted.items() if pair in found} | kept
+        path = path.rpartition(".")[0]
+    return TensorPlan(shape, kept) if len(shape) == len(left) and len(kept) == len(wanted) else None
 
 
 def _between(shape: tuple[int, ...], cut: TensorPlan) -> bool:

@@ -131,6 +131,39 @@ def torch_masked(model):
     return model
 
 
+class Adapted(nn.Module):
+    """A layer as libraries of adapters wrap it: factors of low rank by name, and a scale of every output."""
+
+    def __init__(self, base_layer: nn.Module, rank: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        out, into, *kernel = base_layer.weight.shape
+        conv = bool(kernel)
+        make = nn.Conv2d if conv else nn.Linear
+        self.lora_a = nn.ModuleDict({"default": make(into, rank, *kernel[:1], padding=1) if conv else make(into, rank)})
+        self.lora_b = nn.ModuleDict({"default": make(rank, out, 1) if conv else make(rank, out)})
+        self.magnitude = nn.Parameter(torch.ones(out, *[1] * len(kernel)))
+
+    def forward(self, x):
+        return self.magnitude * (self.base_layer(x) + self.lora_b["default"](self.lora_a["default"](x)))
+
+
+def adapted(rank):
+    """Adapters that train beside their layers, not merged."""
+
+    def change(model):
+        torch.manual_seed(rank)
+        model.conv2, model.fc = Adapted(model.conv2, rank), Adapted(model.fc, rank)
+        return model
+
+    return change
+
+
+def low(model):
+    model.fc = Low(model.fc)
+    return model
+
+
 def without_bias(model):
     model.fc.bias = None
     return model
@@ -148,6 +181,9 @@ CHANGES = {
     "a layer under another name": (renamed, renamed),
     "a merged low-rank update": (merged, lambda m: m),
     "a low-rank update merged in place": (merged_in_place, lambda m: m),
+    "a low-rank update beside it": (low, low),
+    "adapters": (adapted(2), adapted(2)),
+    "adapters as wide as what is left": (adapted(5), adapted(5)),
     "a folded batch norm": (folded, folded),
     "weight norm": (normed, normed),
     "weight norm with hooks": (old_norm, old_norm),
@@ -267,3 +303,12 @@ def test_files_of_another_architecture_are_still_refused(tmp_path):
     for other in (lambda: chain(7, 8)[0], lambda: chain(6, 2)[0], lambda: head(4)(network(), 5)):
         with pytest.raises(prunus.FileError, match="another architecture"):
             prunus.load(tmp_path / "a", other)
+
+
+@pytest.mark.parametrize("other", [adapted(3), low, lambda m: m, lambda m: adapted(2)(chain(6, 9)[0])])
+def test_adapters_of_another_kind_or_network_are_refused(other, tmp_path):
+    model = network()
+    cut(model)
+    prunus.save(adapted(2)(model), tmp_path / "a")
+    with pytest.raises(prunus.FileError, match="of another architecture"):
+        prunus.load(tmp_path / "a", lambda: other(network()))
