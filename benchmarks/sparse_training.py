@@ -103,7 +103,7 @@ def attempt(asked: dict[str, Any], args: argparse.Namespace, data: Any, test: An
         criterion = options.pop("criterion")
         batches = data.train.batches(128, preprocess, seed=seed, train=True, augment="none")
         seen = [batch for batch, _ in zip(batches, range(2))]
-        settings = options | {"density": density, "seed": seed, "calibrate": method != "magnitude"}
+        settings = options | {"density": density, "seed": seed}
         plan = choose(net, groups, criterion, **settings, data=seen).plan
         found = collapse(net, groups, plan, [seen[0][0][:1]])
         mask_(net, groups, plan)

@@ -151,7 +151,6 @@ WORDS: dict[str, c.Kind] = {
     "new_biases": c.a_flag,
     "compress": c.a_flag,
     "invert": c.a_flag,
-    "calibrate": c.a_flag,
     "back": c.a_flag,
     "rows": c.a_flag,
     "unit": c.a_flag,

@@ -1,7 +1,7 @@
 """Weight-level sparsity: weights as units, masks of every rule, and what makes up for the weights that are gone."""
 
 from prunus.masks import during as _during  # noqa: F401  (every file registers its method)
-from prunus.masks.at_init import FAMOUS, Choice, at_init, choose
+from prunus.masks.at_init import FAMOUS, Choice, at_init, balanced, choose
 from prunus.masks.collapse import Collapse, collapse, safe_sparsity
 from prunus.masks.controls import redraw_, shuffle
 from prunus.masks.hold import hold_, release_
@@ -25,6 +25,7 @@ __all__ = [
     "Rule",
     "Tensors",
     "at_init",
+    "balanced",
     "choose",
     "collapse",
     "hold_",

@@ -11,29 +11,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from prunus.allocators import Problem, kept
 from prunus.core import Budget, InputError, Plan
 from prunus.core.callbacks import each
-from prunus.core.checks import anything, check_arguments, one_of
+from prunus.core.checks import a_positive_int, anything, check_arguments, one_of, optional
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.criteria import needed, of_data, score
 from prunus.masks.tensors import Tensors
 from prunus.observe import collect
-from prunus.observe.base import default_loss
+from prunus.observe.base import default_loss, pieces
 from prunus.recovery import recalibrate_
+from prunus.recovery.batchnorm import batch_statistics
 from prunus.schedules import exponential, linear
 
 SHAPES: dict[str, Callable[[float, float, int], Callable[[float], float]]] = {
     "exponential": exponential,
     "linear": linear,
 }
-# what the papers do: rounds, and whether weights may come back
+NORMS = ("batch", "data", "running")
+# what the papers do: rounds, whether weights may come back, what they look at
 FAMOUS: dict[str, dict[str, Any]] = {
-    "snip": {"criterion": "snip", "rounds": 1},
-    "iterative-snip": {"criterion": "snip", "rounds": 60},
-    "force": {"criterion": "snip", "rounds": 60, "back": True},
-    "grasp": {"criterion": "grasp", "rounds": 1, "temperature": 200.0},
+    "snip": {"criterion": "snip", "rounds": 1, "norms": "batch", "per_class": 10},
+    "iterative-snip": {"criterion": "snip", "rounds": 60, "norms": "batch"},
+    "force": {"criterion": "snip", "rounds": 60, "back": True, "norms": "batch"},
+    "grasp": {"criterion": "grasp", "rounds": 1, "temperature": 200.0, "norms": "batch", "per_class": 10},
     "synflow": {"criterion": "synflow", "rounds": 100},
     "random": {"criterion": "random", "rounds": 1, "allocator": "uniform"},
     "erk": {"criterion": "random", "rounds": 1, "allocator": "erk"},
@@ -83,7 +86,8 @@ def choose(
     allocator: str | Callable[[Problem], Tensor] = "global",
     invert: bool = False,
     temperature: float = 1.0,
-    calibrate: bool = True,
+    norms: str = "data",
+    per_class: int | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     seed: int = 0,
@@ -91,9 +95,7 @@ def choose(
     r"""The mask plan of a criterion asked `rounds` times, at densities $d^{k/n}$ (linear: $1 - (1 - d)\,k/n$).
 
     Round $k$ sees the network under the mask of round $k - 1$: statistics are taken at $w \odot m$, and scored with the
-    dense $w$.  Where a criterion looks at data, batch norms take the statistics of that data under the mask, as an
-    untrained network has none (`calibrate`); gradients do not go through them.  The network is left as it was: carry
-    the plan out by `prunus.mask_`, or start a `MaskPruner` from it.
+    dense $w$.  The network is left as it was: carry the plan out by `prunus.mask_`, or start a `MaskPruner` from it.
 
     Args:
         model, groups: an untrained network, and what `prunus.tensors` returned of it.
@@ -102,27 +104,33 @@ def choose(
         allocator: ``global`` in the papers; ``uniform`` and ``erk`` for random masks.
         invert: the least important stay: a control.
         temperature: what logits are divided by in the default loss (GraSP: 200).
-        calibrate: whether batch norms take the statistics of the data; not for a trained network.
+        norms: what batch norms divide by where a criterion looks at data: ``"batch"``: each batch's own statistics,
+            through which gradients go, as in training (SNIP, GraSP, FORCE); ``"data"``: the average of the data's under
+            the mask, as constants; ``"running"``: what a trained network has.
+        per_class: see one batch with so many samples of every class (SNIP, GraSP: 10), see `balanced`.
         data: batches, for criteria that look at them (the same ones in every round); SynFlow takes the shape of one.
         seed: for criteria that draw at random.
 
-    Raises: `InputError` for a criterion without its data or not of weights, `BudgetError` for a density out of reach.
+    Raises: `InputError` for a criterion without its data or not of weights, for labels that are no classes where
+    `per_class` is given; `BudgetError` for a density out of reach.
 
     Source: Lee et al., SNIP, ICLR 2019; Tanaka et al., SynFlow, NeurIPS 2020 (algorithm 1); de Jorge et al.,
     Progressive Skeletonization (iterative SNIP, FORCE), ICLR 2021 (algorithm 1).
     """
-    check_arguments(locals(), shape=one_of("exponential", "linear"))
+    check_arguments(locals(), shape=one_of(*SHAPES), norms=one_of(*NORMS), per_class=optional(a_positive_int))
     if loss is None and temperature != 1:
         loss = partial(_cooled, temperature)
     batches = None if data is None else list(each(data))
     needs, sees = needed(criterion, batches), bool(of_data(criterion))
+    if sees and per_class is not None:
+        batches = [balanced(batches or (), per_class)]
     densities = SHAPES[shape](1.0, float(density), rounds)
     keep = torch.ones(groups.units, dtype=torch.bool)
     for k in range(1, rounds + 1):
         stats = None
         if needs:
-            calibrating = batches if sees and calibrate else None
-            with all_or_nothing(model), masked(model, groups, keep, calibrating):
+            normed = _normed(model, norms if sees else "running", batches or ())
+            with all_or_nothing(model), masked(model, groups, keep), normed:
                 stats = collect(model, groups, batches or (), needs, loss)
         scores = score(groups, criterion, stats, seed=seed)
         scores = {id: -s for id, s in scores.items()} if invert else scores
@@ -147,23 +155,66 @@ def without(groups: Tensors, scores: dict[str, Tensor], keep: Tensor) -> dict[st
 
 
 @contextmanager
-def masked(model: nn.Module, groups: Tensors, keep: Tensor, batches: Iterable[Any] | None = None) -> Iterator[None]:
-    """The network under a keep mask ``(units,)``; with batches, its batch norms have their statistics."""
+def masked(model: nn.Module, groups: Tensors, keep: Tensor) -> Iterator[None]:
+    """The network under a keep mask ``(units,)``."""
     parameters = {g.id: g.slices[0].tensor for g in groups}
     before = {id: p.detach().clone() for id, p in parameters.items()}
-    buffers = [(b, b.clone()) for b in model.buffers()] if batches is not None else []
     try:
-        keep_values(*parameters.values(), *(b for b, _ in buffers))
+        keep_values(*parameters.values())
         with torch.no_grad():
             for g in groups:
                 kept = g.slices[0].scatter(keep[g.offset : g.offset + g.units, None])
                 parameters[g.id].masked_fill_(~kept.to(parameters[g.id].device), 0)
-            if batches is not None:
-                recalibrate_(model, batches, limit=None)
         yield
     finally:
         with torch.no_grad():
             for id, p in parameters.items():
                 p.copy_(before[id])
+
+
+@contextmanager
+def _normed(model: nn.Module, norms: str, batches: Iterable[Any]) -> Iterator[None]:
+    """Batch norms with the statistics that `choose` names; the running ones are put back."""
+    if norms == "batch":
+        with batch_statistics(model):
+            yield
+        return
+    buffers = [(b, b.clone()) for b in model.buffers()] if norms == "data" else []
+    try:
+        keep_values(*(b for b, _ in buffers))
+        if norms == "data":
+            recalibrate_(model, batches, limit=None)
+        yield
+    finally:
+        with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
+
+
+def balanced(batches: Iterable[Any], per_class: int) -> Any:
+    """One batch of the first so many samples of every class, fewer of each where one class has fewer; classes in turns.
+
+    Args: batches: ``(x, y)`` with one class a sample in `y`; all of them are looked through.
+
+    Raises: `InputError` for labels that are no classes.
+
+    >>> x, y = torch.arange(6.0), torch.tensor([1, 0, 0, 1, 0, 1])
+    >>> balanced([(x[:3], y[:3]), (x[3:], y[3:])], 2)
+    (tensor([1., 0., 2., 3.]), tensor([0, 1, 0, 1]))
+    """
+    check_arguments(locals(), per_class=a_positive_int)
+    taken: dict[int, list[Any]] = {}
+    for batch in each(batches):
+        y = batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
+        if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
+            raise InputError("per_class= takes batches (x, y) with one class a sample in y; give these, or None.")
+        for label, one in zip(y.tolist(), pieces(batch, 1)):
+            if len(taken.setdefault(label, [])) < per_class:
+                taken[label].append(one)
+    least = min(map(len, taken.values()), default=0)
+    rows = [taken[label][k] for k in range(least) for label in sorted(taken)]
+    if not rows:
+        raise InputError("there is no batch, so nothing can be seen. Give data= at least one batch.")
+    return tree_map(
+        lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].dim() else parts[0], *rows
+    )

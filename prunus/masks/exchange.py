@@ -57,14 +57,18 @@ def smallest(fraction: Callable[[int], float], score: Grow = Moment.magnitude) -
 def in_proportion(weight: Callable[[Moment, str, Tensor], float]) -> Share:
     """Share what was dropped in proportion to a weight of every group, given which of its units stay.
 
-    What a group has no room for goes to the others.
+    A group of which none stays gets one first, for in proportion to what is left of it, it would never come back.  What
+    a group has no room for goes to the others.
     """
 
     def share(m: Moment, gone: Mapping[str, Tensor], room: Mapping[str, Tensor]) -> dict[str, int]:
-        ids = list(m.keep)
-        wanted = torch.tensor([weight(m, id, m.keep[id] & ~gone[id]) for id in ids], dtype=torch.float64)
-        free = torch.tensor([int(room[id].sum()) for id in ids])
-        return dict(zip(ids, spread(sum(int(g.sum()) for g in gone.values()), wanted, free).tolist()))
+        stay = {id: kept & ~gone[id] for id, kept in m.keep.items()}
+        total = sum(int(g.sum()) for g in gone.values())
+        wanted = torch.tensor([weight(m, id, left) for id, left in stay.items()], dtype=torch.float64)
+        free = torch.tensor([int(room[id].sum()) for id in stay])
+        empty = torch.tensor([not bool(left.any()) for left in stay.values()]) & (free > 0)
+        first = (empty & (empty.cumsum(0) <= total)).long()
+        return dict(zip(stay, (first + spread(total - int(first.sum()), wanted, free - first)).tolist()))
 
     return share
 
@@ -72,18 +76,23 @@ def in_proportion(weight: Callable[[Moment, str, Tensor], float]) -> Share:
 def spread(total: int, weights: Tensor, room: Tensor) -> Tensor:
     """Whole numbers in proportion to the weights ``(n,)``, none above its `room`, that make up `total` if they can.
 
+    What is left over goes to the largest remainders.
+
     >>> spread(10, torch.tensor([1.0, 1.0, 2.0]), torch.tensor([9, 9, 2]))
     tensor([4, 4, 2])
+    >>> spread(6, torch.tensor([0.87, 0.13]), torch.tensor([9, 9]))  # 5.2 and 0.8
+    tensor([5, 1])
     """
     left = min(total, int(room.sum()))
     out = torch.zeros_like(room)
     while left:
-        open_ = (out < room).double()
-        pull = weights * open_ if bool((weights * open_ > 0).any()) else open_
+        free = room - out
+        pull = weights * (free > 0) if bool((weights * (free > 0)).any()) else (free > 0).double()
         exact = left * pull / pull.sum()
-        more = torch.minimum(exact.floor().long(), room - out)
-        if not bool(more.any()):  # the largest remainders, one each
-            first = torch.where(open_.bool(), exact, -torch.inf).argsort(descending=True, stable=True)
-            more[first[: min(left, int(open_.sum()))]] = 1
+        more = exact.floor().long()
+        if not bool((more > free).any()):
+            order = (exact - more).masked_fill(free == 0, -1).argsort(descending=True, stable=True)
+            more[order[: left - int(more.sum())]] += 1
+        more = torch.minimum(more, free)
         out, left = out + more, left - int(more.sum())
     return out

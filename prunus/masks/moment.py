@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prunus.core import Registry
+from prunus.core import InputError, Registry
 from prunus.masks.rules import RULES, Rule
 from prunus.masks.tensors import Tensors
 
@@ -53,6 +53,8 @@ class Moment:
         return torch.rand(self.groups[id].units, generator=generator)
 
 
+LEAST = 5  # steps between updates by default: what has grown is to train before it is judged
+
 Update = Callable[[Moment], Mapping[str, Tensor]]  # which units stay, (units,) by group
 
 
@@ -90,13 +92,39 @@ class Method:
 methods: Registry[Callable[..., Method]] = Registry("method of sparse training")
 
 
-def often(every: int | None, steps: int, most: int = 100) -> int:
+def often(every: int | None, steps: int, most: int = 100, least: int = 1) -> int:
     """How many steps lie between updates: `every` if it is given, else `most`, less where training is short.
 
-    >>> often(None, 32000), often(None, 400), often(7, 400)
-    (100, 20, 7)
+    >>> often(None, 32000), often(None, 400), often(None, 9), often(7, 400)
+    (100, 20, 1, 7)
     """
-    return max(min(most, steps // 20), 1) if every is None else every
+    return max(min(most, steps // 20), least) if every is None else every
+
+
+def moving(every: int | None, steps: int, stop: float, *, apart: int = 1) -> Callable[[int], bool]:
+    """When masks move at a constant density: every so many steps, until before `stop`, a fraction of the `steps`.
+
+    By default a twentieth of the steps apart, between 5 (what has grown is to train before it is judged) and 100; less
+    where no update would come before the end.
+
+    Raises: `InputError` where none does, or updates are fewer than `apart` steps apart.
+
+    >>> [[t for t in range(n) if moving(None, n, 0.75)(t)] for n in (4, 12, 30)]
+    [[2], [5], [5, 10, 15, 20]]
+    """
+    end = int(stop * steps)
+    chosen = min(often(every, steps, least=LEAST), max(-(-end // 2), apart) if every is None else every)
+    if chosen < apart:
+        raise InputError(
+            f"every={chosen}: no weight is changed in a step that moves masks, so that none would be in any; give "
+            f"every={apart} or more."
+        )
+    if not any(step % chosen == 0 for step in range(1, end)):
+        raise InputError(
+            f"masks that move every {chosen} steps, in the first {stop:.0%} of {steps} steps, never move. Give more "
+            "steps, or a smaller every=; masks that stay are made by prunus.mask_."
+        )
+    return periodic(chosen, end)
 
 
 def periodic(every: int, stop: float, start: int = 1) -> Callable[[int], bool]:

@@ -60,7 +60,7 @@ def mask(context: Context, stage: Mask, model: nn.Module) -> tuple[nn.Module, Fa
     groups, seed = weights_of(model, stage), context.recipe.seed
     earlier = context.recipe.stages[: context.recipe.stages.index(stage)]
     trained = context.recipe.weights is not None or any(isinstance(s, Training) for s in earlier)
-    asked = stage.asked
+    asked = stage.asked | ({"norms": "running"} if trained else {})
     data = None
     if stage.looks_at_data or asked["criterion"] == "synflow":
         size = min(64, stage.samples)
@@ -71,7 +71,6 @@ def mask(context: Context, stage: Mask, model: nn.Module) -> tuple[nn.Module, Fa
         **asked,
         density=stage.density,
         invert=stage.control == "invert",
-        calibrate=not trained,
         data=data,
         loss=context.loss,
         seed=seed,

@@ -66,7 +66,8 @@ class Mask(Weights, Stage):
     """Choose which weights stay, by a criterion asked once or in rounds, and set the others to zero.
 
     `criterion` is a criterion of weights, or one of the names of papers: ``iterative-snip``, ``force``, ``erk``,
-    ``magnitude`` ...; what is left out (`rounds`, `back`, `shape`, `allocator`, `temperature`) is then as in the paper.
+    ``magnitude`` ...; what is left out (`rounds`, `back`, `shape`, `allocator`, `temperature`, `norms`, `per_class`) is
+    then as in the paper.  A network that was trained keeps its batch norms' statistics, whatever `norms` says.
     """
 
     do: Literal["mask"]
@@ -76,6 +77,8 @@ class Mask(Weights, Stage):
     back: bool | None = None
     shape: Literal["exponential", "linear"] | None = None
     temperature: float | None = Field(None, gt=0)
+    norms: Literal["batch", "data", "running"] | None = None
+    per_class: int | None = Field(None, ge=1)
     control: Literal["none", "shuffle", "redraw", "invert"] = "none"
     repair: bool | str = False
     samples: int = Field(256, ge=1)
@@ -105,7 +108,7 @@ class Mask(Weights, Stage):
     @property
     def asked(self) -> dict[str, Any]:
         """The arguments of `prunus.masks.at_init`: those of the paper, and over them what the recipe says."""
-        own = ("allocator", "rounds", "back", "shape", "temperature")
+        own = ("allocator", "rounds", "back", "shape", "temperature", "norms", "per_class")
         given = {key: getattr(self, key) for key in own if getattr(self, key) is not None}
         return {**FAMOUS.get(self.criterion, {"criterion": self.criterion}), **given}
 

@@ -67,6 +67,30 @@ def recalibrate_(model: nn.Module, batches: Iterable[Any], limit: int | None = 2
         return Recalibrated(len(layers), seen)
 
 
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """While it is open, batch norms normalise every batch by its own statistics, in evaluation mode too.
+
+    Gradients go through those; the running statistics are as before afterwards, and dropout stays as the mode says.
+
+    >>> bn = nn.BatchNorm1d(1, affine=False).eval()
+    >>> with batch_statistics(bn):
+    ...     bn(torch.tensor([[0.], [4.]])).flatten().round()
+    tensor([-1.,  1.])
+    >>> bn.running_mean
+    tensor([0.])
+    """
+    check_arguments(locals())
+    kept = [(m, m.running_mean, m.running_var) for m in model.modules() if isinstance(m, _BatchNorm)]
+    try:
+        for layer, *_ in kept:
+            layer.running_mean = layer.running_var = None
+        yield
+    finally:
+        for layer, mean, variance in kept:
+            layer.running_mean, layer.running_var = mean, variance
+
+
 def _accumulate(model: nn.Module, layers: list[_BatchNorm], batches: Iterable[Any]) -> int:
     """Run `batches` through the network with fresh cumulative statistics; how many there were."""
     seen = 0

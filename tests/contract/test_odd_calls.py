@@ -93,8 +93,8 @@ class World:
         self.made |= {"teacher_logits": torch.randn(2, 3), "y": torch.tensor([0, 1]), "sharing": "fine", "lr": 0.1}
         self.made |= {"calls": {"a": lambda: None}, "models": {"a": self.model}, "folder": folder, "epochs": 1}
         self.made |= {"folders": [folder], "given": "bn-gamma", "periods": 1, "preprocess": prunus.data.Preprocess()}
-        self.made |= {"keep": torch.ones(10, dtype=torch.bool), "regularizer": "bn-gamma"}
-        self.made |= {"optimizer": torch.optim.SGD(self.model.parameters(), lr=0.1), "calibrate": False}
+        self.made |= {"keep": torch.ones(10, dtype=torch.bool), "regularizer": "bn-gamma", "per_class": 1}
+        self.made |= {"optimizer": torch.optim.SGD(self.model.parameters(), lr=0.1)}
         self.made |= {"loader": self.made["data"], "batches": self.made["data"], "limit": 2, "counts": [1]}
         self.made |= {"seconds": 0.01, "trained": lambda t: 0.1, "total": 10, "name": "odd", "roles": ["out"]}
         if verb == "prunus.criteria.base.criterion":
@@ -146,7 +146,7 @@ def calls_of(verb: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in inspect.signature(verb).parameters.items() if p.kind in both}
 
 
-ALWAYS = ("seconds", "n", "density", "calibrate", "seed", "quiet", "progress", "schedule", "optimizer", "criterion")
+ALWAYS = ("seconds", "n", "density", "seed", "quiet", "progress", "schedule", "optimizer", "criterion")
 
 
 def arguments(verb: Callable[..., Any], world: World) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from torch import nn
 
 import prunus
 from prunus.core import BudgetError, InputError, Mask
-from prunus.masks import FAMOUS, at_init, collapse, redraw_, safe_sparsity, shuffle
-from prunus.masks.at_init import masked
+from prunus.masks import FAMOUS, at_init, balanced, collapse, redraw_, safe_sparsity, shuffle
+from prunus.recovery.batchnorm import batch_statistics
 
 
 def mlp(seed: int = 0, bias: bool = False, widths=(6, 16, 12, 4)) -> nn.Module:
@@ -96,13 +96,22 @@ def test_the_network_is_left_as_it_was():
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
 
 
-def test_criteria_of_data_see_batch_norms_of_that_data():
-    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).double()
-    groups, batches = prunus.tensors(model), data(1)
-    with masked(model, groups, torch.ones(groups.units).bool(), batches):
-        expected = model[0](batches[0][0]).mean(0)
-        assert torch.allclose(model[1].running_mean, expected)
+def test_the_average_of_the_data_is_a_constant_and_a_batch_of_its_own_is_not():
+    """With one batch both normalise alike; the gradients of the first layer differ by what goes through the mean."""
+    model, batches = normed(), labelled()[:1]
+    groups = prunus.tensors(model)
+    data, own = (at_init(model, groups, "snip", density=0.3, data=batches, norms=norms) for norms in ("data", "batch"))
+    frozen = normed()
+    prunus.recovery.recalibrate_(frozen, batches)
+    assert data == at_init(
+        frozen, groups_of := prunus.tensors(frozen), "snip", density=0.3, data=batches, norms="running"
+    )
+    assert own != data and len(groups_of) == 2
     assert (model[1].running_mean == 0).all() and model[1].num_batches_tracked == 0
+    with batch_statistics(model):
+        x = batches[0][0]
+        assert torch.allclose(model.eval()[:2](x).mean((0, 2, 3)), torch.zeros(8).double(), atol=1e-12)
+    assert (model[1].running_var == 1).all()
 
 
 def test_random_masks_keep_exact_counts():
@@ -178,3 +187,102 @@ def test_bad_input_says_what_is_wrong():
         at_init(model, groups, "l1", density=0.5, rounds=0)
     with pytest.raises(BudgetError):
         at_init(model, groups, "l1", density=1e-9)
+
+
+def labelled(n: int = 40, classes: int = 4) -> list:
+    g = torch.Generator().manual_seed(3)
+    x, y = 1 + 2 * torch.randn(n, 2, 5, 5, generator=g).double(), torch.randint(0, classes, (n,), generator=g)
+    return [(x[: n // 2], y[: n // 2]), (x[n // 2 :], y[n // 2 :])]
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4)
+    return nn.Sequential(*layers).double()
+
+
+def by_hand(model, batch, sees, temperature: float = 1.0, masked_by=None) -> torch.Tensor:
+    """The scores of the papers, in training mode: |w g| (SNIP), or w times the Hessian's product with g (GraSP)."""
+    twin = normed().train()
+    twin.load_state_dict(model.state_dict())
+    own = [twin[0].weight, twin[4].weight]
+    dense = [w.detach().clone() for w in own]
+    with torch.no_grad():
+        for w, m in zip(own, masked_by or []):
+            w.mul_(m)
+    x, y = batch
+    loss = nn.functional.cross_entropy(twin(x) / temperature, y)
+    first = torch.autograd.grad(loss, own, create_graph=True)
+    if sees == "snip":
+        return torch.cat([(w * g).abs().flatten() for w, g in zip(dense, first)]).detach()
+    again = torch.autograd.grad(sum((g * g.detach()).sum() for g in first), own)
+    return torch.cat([(w * hg).flatten() for w, hg in zip(dense, again)])
+
+
+def best(scores: torch.Tensor, count: int) -> torch.Tensor:
+    keep = torch.zeros(len(scores), dtype=torch.bool)
+    keep[scores.argsort(descending=True)[:count]] = True
+    return keep
+
+
+@pytest.mark.parametrize(("name", "temperature"), [("snip", 1.0), ("grasp", 200.0)])
+def test_snip_and_grasp_are_those_of_the_papers_in_training_mode(name, temperature):
+    """One batch of as many samples of every class, its own statistics, through which gradients go; logits / 200."""
+    model, batches = normed(), labelled()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    groups = prunus.tensors(model)
+    plan = at_init(model, groups, **FAMOUS[name], density=0.1, data=batches)
+    count = int(0.1 * groups.units)
+    x, y = (torch.cat(part) for part in zip(*batches))
+    taken = [[i for i, label in enumerate(y.tolist()) if label == c][:10] for c in range(4)]
+    least = min(map(len, taken))
+    rows = [i for of in taken for i in of[:least]]
+    kept = torch.cat([m.flatten() for m in masks(plan).values()])
+    assert 4 <= least < 10 and torch.equal(kept, best(by_hand(model, (x[rows], y[rows]), name, temperature), count))
+    for other in ({"norms": "data"}, {"norms": "running"}, {"per_class": None}, {"temperature": 1.0}):
+        if other.get("temperature") != temperature:
+            changed = at_init(model, groups, **(FAMOUS[name] | other), density=0.1, data=batches)
+            assert changed != plan, other
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items()) and model.training
+
+
+@pytest.mark.parametrize("name", ["iterative-snip", "force"])
+def test_iterative_snip_and_force_ask_sixty_times_in_training_mode(name):
+    """Densities d^(k/60); FORCE ranks all weights anew, by the dense weight times the gradient under the mask."""
+    model, (batch, _) = normed(), labelled()
+    groups = prunus.tensors(model)
+    plan = at_init(model, groups, **FAMOUS[name], density=0.05, data=[batch])
+    keep, returned = torch.ones(groups.units, dtype=torch.bool), 0
+    for k in range(1, 61):
+        parts = [m.view_as(p) for m, p in zip(keep.split([144, 288]), (model[0].weight, model[4].weight))]
+        scores = by_hand(model, batch, "snip", masked_by=parts)
+        scores = scores if name == "force" else scores.masked_fill(~keep, -1)
+        new = best(scores, int(0.05 ** (k / 60) * groups.units + 1e-9))
+        returned, keep = returned + int((new & ~keep).sum()), new
+    assert torch.equal(torch.cat([m.flatten() for m in masks(plan).values()]), keep)
+    assert bool(returned) == (name == "force")
+
+
+def test_what_the_papers_ask():
+    """SynFlow 100 rounds, GraSP logits over 200, SNIP once, iterative SNIP and FORCE 60 times; 10 samples a class."""
+    found = {name: (of["rounds"], of.get("temperature", 1.0), of.get("back", False)) for name, of in FAMOUS.items()}
+    assert found == {
+        **dict.fromkeys(("snip", "random", "erk", "magnitude"), (1, 1.0, False)),
+        "iterative-snip": (60, 1.0, False),
+        "force": (60, 1.0, True),
+        "grasp": (1, 200.0, False),
+        "synflow": (100, 1.0, False),
+    }
+    assert {name: of["per_class"] for name, of in FAMOUS.items() if "per_class" in of} == {"snip": 10, "grasp": 10}
+
+
+def test_samples_of_every_class_in_turns():
+    x, y = torch.arange(7.0)[:, None], torch.tensor([2, 0, 2, 0, 2, 2, 0])
+    both = balanced([(x[:2], y[:2]), (x[2:], y[2:])], 2)
+    assert both[0].flatten().tolist() == [1, 0, 3, 2] and both[1].tolist() == [0, 2, 0, 2]
+    assert balanced([(x, y)], 9)[1].tolist() == [0, 2] * 3, "as many as the rarest has"
+    for bad in ([x], [(x, x)], [(x, y.float())]):
+        with pytest.raises(InputError, match="one class a sample"):
+            balanced(bad, 2)
+    with pytest.raises(InputError, match="no batch"):
+        balanced([], 2)

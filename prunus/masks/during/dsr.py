@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunus.masks.exchange import Drop, exchange, in_proportion
-from prunus.masks.moment import Method, Moment, methods, often, periodic
+from prunus.masks.moment import Method, Moment, methods, moving
 
 HIGH, LOW = 1.1, 0.9  # of the wanted number: what changes the threshold
 
@@ -45,10 +45,11 @@ def dsr(
 ) -> Method:
     """DSR: one threshold for the whole network, which adapts; what goes is grown at random.
 
-    A tensor gets as many of the new weights as it has survivors, in proportion; none where one was just dropped.
+    A tensor gets a share of the new weights in proportion to its survivors (section 3), none where one was just
+    dropped; one without survivors gets one weight first, where the authors' rule would give it none for ever.
 
     Args:
         fraction: of the kept weights that is wanted to go; threshold: the first one; every: so many steps.
     """
     update = exchange(below_threshold(fraction, threshold), Moment.draw, in_proportion(survivors), back=False)
-    return Method(start=start, when=periodic(often(every, steps), stop * steps), update=update)
+    return Method(start=start, when=moving(every, steps, stop), update=update)

@@ -24,7 +24,7 @@ class Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         size = ctx.saved_tensors[0].abs()
-        slope = torch.where(size <= 0.4, 2 - 4 * size, torch.where(size <= 1, 0.4, 0.0))
+        slope = torch.where(size <= 0.4, 2 - 4 * size, 0.4 * (size <= 1).to(size))
         return grads[0] * slope
 
 

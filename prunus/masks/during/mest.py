@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import Tensor
 
-from prunus.masks.exchange import exchange, smallest
-from prunus.masks.moment import Method, Moment, methods, often, periodic
-from prunus.schedules import multi_step
+from prunus.core import InputError
+from prunus.masks.exchange import best, exchange
+from prunus.masks.moment import Method, Moment, methods, moving
 
 
 @methods.register("mest", paper="Yuan et al., MEST: Accurate and Fast Memory-Economic Sparse Training, NeurIPS 2021")
@@ -14,27 +16,55 @@ def mest(
     density: float,
     steps: int,
     *,
-    fraction: float = 0.2,
+    fractions: Sequence[float] = (0.2, 0.1, 0.0),
+    milestones: Sequence[float] = (9 / 16, 3 / 4),
     slope: float = 0.0,
+    soft: bool = False,
     every: int | None = None,
-    stop: float = 0.75,
     start: str = "erk",
 ) -> Method:
-    r"""MEST with elastic mutation: drop the smallest $|w| + \lambda |\partial L/\partial w|$, grow as many at random.
+    r"""MEST with elastic mutation: prune a tensor to $n_l (1 - f_t)$ weights, grow it to $n_l$ at random.
 
-    The fraction that moves halves at a third and at two thirds of the way, and is 0 after `stop`.
+    $n_l$ is what it has at first; the highest $|w| + \lambda |\partial L/\partial w|$ stay.  The fraction $f_t$ falls
+    at the milestones: at a density of 10 % to 92, 91 and 90 % of zeros, and back to 90.  With `soft` (EM&S, for a soft
+    bound of memory) prune to $n_l$ and grow to $n_l (1 + f_t)$: above the budget until the last milestone, where it is
+    met.
 
     Args:
-        fraction: of the kept weights that moves at first; slope: $\lambda$; every: so many steps.
+        fractions: $f_t$ before the first milestone, from it, from the second ...; milestones: fractions of the steps
+            (the authors' code: epochs 90 and 120 of 160).  After the last, masks stay where the last fraction is 0.
+        slope: $\lambda$; every: so many steps (the authors' code: 5 epochs of 160).
     """
+    if len(fractions) != len(milestones) + 1 or not all(0 <= f < 1 for f in fractions):
+        raise InputError(
+            f"fractions={list(fractions)}: expected one in [0, 1) before each of the {len(milestones)} milestones and "
+            "one after the last, e.g. fractions=(0.2, 0.1, 0.0), milestones=(0.5, 0.75)."
+        )
+    reached = [int(milestone * steps) for milestone in milestones]
+    stop = milestones[-1] if milestones and fractions[-1] == 0 else 1.0
+    periodically = moving(every, steps, stop)
 
-    def score(m: Moment, id: str) -> Tensor:
-        return m.magnitude(id) + slope * m.slope(id)
+    def fraction(step: int) -> float:
+        return fractions[sum(step >= milestone for milestone in reached)]
 
-    end = int(stop * steps)
-    mutation = multi_step(fraction, (end // 3, 2 * end // 3), 0.5)
+    def budget(m: Moment, id: str) -> int:
+        return int(m.memory.setdefault(f"budget {id}", m.keep[id].sum()))
+
+    def pruned(m: Moment) -> dict[str, Tensor]:
+        stays = {}
+        for id, kept in m.keep.items():
+            n = budget(m, id)
+            score = m.magnitude(id) + slope * m.slope(id)
+            stays[id] = best(score, n if soft else n - int(fraction(m.step) * n), kept)
+        return {id: kept & ~stays[id] for id, kept in m.keep.items()}
+
+    def grown(m: Moment, gone: Mapping[str, Tensor], room: Mapping[str, Tensor]) -> dict[str, int]:
+        aims = {id: budget(m, id) for id in gone}
+        aims = {id: n + int(fraction(m.step) * n) if soft else n for id, n in aims.items()}
+        return {id: n - int((m.keep[id] & ~gone[id]).sum()) for id, n in aims.items()}
+
     return Method(
         start=start,
-        when=periodic(often(every, steps), end),
-        update=exchange(smallest(mutation, score), Moment.draw, back=False),
+        when=lambda step: periodically(step) or (soft and step == int(stop * steps)),
+        update=exchange(pruned, Moment.draw, grown, back=False),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunus.masks.exchange import exchange, smallest
-from prunus.masks.moment import Method, Moment, methods, often, periodic
+from prunus.masks.moment import Method, Moment, methods, moving
 from prunus.schedules import cosine
 
 
@@ -28,4 +28,4 @@ def rigl(
     """
     end = int(stop * steps)
     update = exchange(smallest(cosine(fraction, 0.0, end)), Moment.slope)
-    return Method(start=start, when=periodic(often(every, steps), end), update=update, skip=True)
+    return Method(start=start, when=moving(every, steps, stop, apart=2), update=update, skip=True)

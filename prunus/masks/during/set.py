@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunus.masks.exchange import exchange, smallest
-from prunus.masks.moment import Method, Moment, methods, often, periodic
+from prunus.masks.moment import Method, Moment, methods, moving
 from prunus.schedules import constant
 
 
@@ -24,4 +24,4 @@ def sparse_evolution(
         stop: after which fraction of the steps masks stay as they are.
     """
     update = exchange(smallest(constant(fraction)), Moment.draw, back=False)
-    return Method(start=start, when=periodic(often(every, steps), stop * steps), update=update)
+    return Method(start=start, when=moving(every, steps, stop), update=update)

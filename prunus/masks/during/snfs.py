@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunus.masks.exchange import exchange, in_proportion, smallest
-from prunus.masks.moment import Method, Moment, methods, often, periodic
+from prunus.masks.moment import Method, Moment, methods, moving
 from prunus.schedules import cosine
 
 PAPER = "Dettmers & Zettlemoyer, Sparse Networks from Scratch: Faster Training without Losing Performance, 2019"
@@ -35,7 +35,8 @@ def snfs(
     r"""Sparse momentum: drop the smallest of every tensor, share by mean momentum, grow where it is largest.
 
     The momentum $v \leftarrow \mu v + \partial L/\partial w$ of all weights, masked ones too, is the method's own,
-    whatever the optimizer.  A tensor without room gives what it would get to the others.
+    whatever the optimizer.  A tensor without room gives what it would get to the others; one of which nothing stays
+    gets one weight first.
 
     Args:
         fraction: that goes at first; it falls to 0 as a cosine; every: so many steps; smoothing: $\mu$.
@@ -50,4 +51,4 @@ def snfs(
 
     end = int(stop * steps)
     update = exchange(smallest(cosine(fraction, 0.0, end)), momentum, in_proportion(mean_momentum))
-    return Method(start=start, when=periodic(often(every, steps), end), update=update, watch=watch)
+    return Method(start=start, when=moving(every, steps, stop), update=update, watch=watch)
