@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from prunus.allocators import Problem, allocate
 from prunus.allocators.base import Floor
-from prunus.core import Budget, InputError, Plan, Report
+from prunus.core import Budget, Groups, InputError, Plan, Report
 from prunus.core.callbacks import own
 from prunus.core.checks import a_portion, batches_again, check_arguments, optional, shown, state_with
+from prunus.core.held import give_back_, take_
 from prunus.core.inputs import Outputs
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.undo import all_or_nothing
@@ -109,7 +110,8 @@ class Pruner:
         """Hook into the steps of the optimizer, or of all that together train the network; the loop stays as it is.
 
         Raises: `InputError` when it is attached or finished already, when a trainable parameter that may be cut is in
-        none of the optimizers (it says which), or when the network was cut, replaced or sharded since.
+        none of the optimizers (it says which), when the network was cut, replaced or sharded since, or while another
+        pruner moves masks of its weights.
         """
         check_arguments(locals())
         if self._optimizers or self.report is not None:
@@ -120,6 +122,7 @@ class Pruner:
         groups = self.groups.bind(self.model)
         check_holds(optimizers, self.model, dict.fromkeys(s.name for g in groups for s in g.slices))
         with all_or_nothing(self, *optimizers):
+            take_(parameters_in(groups), self)
             if self._regularizer is not None:
                 self._pressing = attach_where(self._regularizer, groups, optimizers)
                 self._handles += self._pressing
@@ -134,6 +137,7 @@ class Pruner:
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizers = [], ()
+        give_back_(parameters_in(self.groups).values(), self)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         return after_gradients(args, kwargs, lambda: silence_gradients_(self._holes))
@@ -225,3 +229,8 @@ class Pruner:
         self._pressure = list(state.get("regularizer", ()))
         self._restore_pressure()
         self._holes = gaps(self.groups, self.keep)
+
+
+def parameters_in(groups: Groups) -> dict[str, Tensor]:
+    """The parameters that a cut of the groups slices, by name."""
+    return {s.name: s.tensor for g in groups for s in g.slices if isinstance(s.tensor, nn.Parameter)}

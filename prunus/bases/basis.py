@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunus.core.checks import check_arguments
-from prunus.core.held import let_go_
+from prunus.core.held import check_free, let_go_
 from prunus.core.undo import all_or_nothing, keep_values
 
 SUFFIX = "_basis"  # of the child that holds the basis of a parameter: `weight_basis`
@@ -101,6 +101,8 @@ def fold_(model: nn.Module) -> tuple[str, ...]:
     coefficients at zero are let go of, since the weights that these make are dense; other masks stay.  What an
     optimizer remembers of the coefficients means nothing to the weights: make a new one.
 
+    Raises: `InputError` while a pruner moves the masks of coefficients.
+
     >>> import prunus
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3))
     >>> keys = list(net.state_dict())
@@ -110,6 +112,7 @@ def fold_(model: nn.Module) -> tuple[str, ...]:
     """
     check_arguments(locals())
     layers = list(interspaced(model))
+    check_free({name: coefficients(module, leaf) for name, module, leaf, _ in layers})
     weights = {id(p): (p, getattr(m, leaf)) for _, m, leaf, _ in layers for p in [coefficients(m, leaf)]}
     with all_or_nothing(model):
         for module in {id(m): m for _, m, _, _ in layers}.values():

@@ -16,7 +16,7 @@ from prunus.core import Fixed, InputError, UnknownNameError
 from prunus.core.callbacks import own
 from prunus.core.checks import a_named_function, anything, check_arguments, ints, not_negative, optional, shown
 from prunus.core.errors import did_you_mean
-from prunus.core.held import let_go_
+from prunus.core.held import check_free, let_go_
 from prunus.core.slices import under
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.core.wrappers import unwrapped
@@ -74,8 +74,8 @@ def interspace_(
 
     Masks of the weights that were held are let go of: choose the coefficients' anew.
 
-    Raises: `InputError` when there is nothing to represent so, for a network that has bases already, sharded
-    parameters, or a distributed wrapper; `UnknownNameError`.  The network is then as it was.
+    Raises: `InputError` when there is nothing to represent so, for a network that has bases already, while a pruner
+    moves masks, for sharded parameters, or a distributed wrapper; `UnknownNameError`.  The network is then as it was.
 
     Source: Wimmer, Mehnert, Condurache, "Interspace Pruning: Using Adaptive Filter Representations to Improve Training
     of Sparse CNNs", CVPR 2022.
@@ -98,6 +98,7 @@ def interspace_(
         raise InputError(f"'{found}' is in a basis already: prunus.fold_(model) first.")
     if block is not None and (not isinstance(block, int) or block < 2):
         raise InputError(f"block={block!r}: expected a whole number of inputs, 2 or more.")
+    check_free(dict(network.named_parameters()))
     places, left = _places(network, block, (skip,) if isinstance(skip, str) else tuple(skip))
     if not places:
         raise InputError(

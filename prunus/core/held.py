@@ -76,29 +76,29 @@ def let_go_(parameter: Tensor) -> bool:
     return _HELD.pop(parameter, None) is not None
 
 
-def take_(parameters: Mapping[str, Tensor], owner: object) -> tuple[str, ...]:
-    """Parameters whose masks `owner` moves from now on; those that were held before, and are so no more.
+def take_(parameters: Mapping[str, Tensor], owner: object) -> None:
+    """Parameters whose masks `owner` moves from now on.
 
     Raises: `InputError` when something else moves the mask of one.
     """
-    check_free(parameters)
+    check_free(parameters, owner)
     for p in parameters.values():
         keep_item(_TAKEN, p)
         _TAKEN[p] = weakref.ref(owner)
-    return tuple(name for name, p in parameters.items() if let_go_(p))
 
 
-def give_back_(parameters: Iterable[Tensor]) -> None:
-    """The end of `take_`."""
+def give_back_(parameters: Iterable[Tensor], owner: object) -> None:
+    """The end of `take_`, of what is still the owner's."""
     for p in parameters:
-        keep_item(_TAKEN, p)
-        _TAKEN.pop(p, None)
+        if p in _TAKEN and _TAKEN[p]() in (owner, None):
+            keep_item(_TAKEN, p)
+            del _TAKEN[p]
 
 
-def check_free(parameters: Mapping[str, Tensor]) -> None:
-    """Raise `InputError` where something moves the mask of a parameter while it trains."""
+def check_free(parameters: Mapping[str, Tensor], but: object = None) -> None:
+    """Raise `InputError` where something, `but` for this, moves the mask of a parameter while it trains."""
     for name, p in parameters.items():
-        if p in _TAKEN and (owner := _TAKEN[p]()) is not None:
+        if p in _TAKEN and (owner := _TAKEN[p]()) is not None and owner is not but:
             raise InputError(
                 f"a {type(owner).__name__} moves the mask of '{name}' while it trains: finish_() or detach() it first."
             )

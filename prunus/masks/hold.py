@@ -58,8 +58,12 @@ def hold_(model: nn.Module, plan: Plan | None = None) -> tuple[str, ...]:
 
 
 def release_(model: nn.Module) -> None:
-    """Let every weight of a network train again; those that are zero start from zero."""
+    """Let every weight of a network train again; those that are zero start from zero.
+
+    Raises: `InputError` while a pruner moves the masks of one.
+    """
     check_arguments(locals())
+    check_free(dict(model.named_parameters()))
     with all_or_nothing():
         for parameter in model.parameters():
             let_go_(parameter)

@@ -13,6 +13,7 @@ from prunus.allocators import Problem, allocate
 from prunus.core import Budget, InputError
 from prunus.core.callbacks import own
 from prunus.core.checks import a_function, a_positive_int, check_arguments, one_of, optional
+from prunus.core.held import check_free
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.criteria import of_data, score
 from prunus.masks.at_init import without
@@ -63,7 +64,8 @@ def lottery_(
 
     Masks are held in training and only shrink.  Returns: what `prunus.mask_` returns of the last masks.
 
-    Raises: `InputError` for a criterion that looks at data, or a control without rewinding; `BudgetError`.
+    Raises: `InputError` for a criterion that looks at data, a control without rewinding, or while a pruner moves the
+    masks; `BudgetError`.
 
     Source: Frankle & Carbin, The Lottery Ticket Hypothesis, ICLR 2019; Frankle et al., Linear Mode Connectivity, ICML
     2020 (rewinding to step k); Renda et al., Comparing Rewinding and Fine-tuning, ICLR 2020 (learning rates).
@@ -92,6 +94,7 @@ def lottery_(
         raise InputError("control='redraw' draws the weights that are rewound to: it needs rewind='weights'.")
     if of_data(criterion):
         raise InputError(f"criterion {criterion!r} looks at data; between rounds, choose one of weights, e.g. 'l1'.")
+    check_free({g.id: g.slices[0].tensor for g in groups})  # here, not after hours
     with all_or_nothing(model):  # it may take hours, and users interrupt
         keep_values(*model.parameters())
         if early is not None:

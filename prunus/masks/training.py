@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from prunus.allocators import allocate
 from prunus.core import Budget, FileError, InputError, Mask, Plan
 from prunus.core.checks import anything, check_arguments, instance, optional, state_with
-from prunus.core.held import give_back_, take_
+from prunus.core.held import check_free, give_back_, let_go_, take_
 from prunus.core.stepping import after_gradients, plain_optimizers, skipped
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.core.words import a_plan
@@ -124,7 +124,8 @@ class MaskPruner:
                 "the optimizer made from this very model's parameters, or set requires_grad_(False) on the others."
             )
         with self._whole(optimizers):
-            if released := take_(self.covered.parameters, self):
+            take_(self.covered.parameters, self)
+            if released := [name for name, p in self.covered.parameters.items() if let_go_(p)]:
                 more = f" and {len(released) - 1} more" if len(released) > 1 else ""
                 self.notes += (f"the masks that held '{released[0]}'{more} at zero before are let go of.",)
             self._begin()
@@ -154,7 +155,7 @@ class MaskPruner:
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizers = [], ()
-        give_back_(self.covered.parameters.values())
+        give_back_(self.covered.parameters.values(), self)
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -220,7 +221,10 @@ class MaskPruner:
         """Hold the masks for good, whatever trains the network next; where too many weights are left, the least go.
 
         Returns: what `prunus.mask_` returns.  The optimizer goes on with what is left.
+
+        Raises: `InputError` where another pruner, attached since, moves the masks of these weights.
         """
+        check_free(self.covered.parameters, self)
         with self._whole(self._optimizers):
             self._begin()
             self.detach()
@@ -271,11 +275,13 @@ class MaskPruner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, before or after `attach`; load the network's own state as well.
 
-        Raises: `InputError` for masks of another network; `FileError` when the state is damaged.
+        Raises: `InputError` for masks of another network, or while another pruner moves those of these weights;
+        `FileError` when the state is damaged.
         """
         check_arguments(
             locals(), state=state_with(step=int, masks=str, frozen=bool, dense=dict, thresholds=dict, memory=dict)
         )
+        check_free(self.covered.parameters, self)
         keep = self.groups.mask(Plan.from_json(state["masks"]))
         with self._whole(self._optimizers):
             self._begin()
