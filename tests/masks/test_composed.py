@@ -100,7 +100,7 @@ def test_compiled_and_wrapped_networks_are_their_inside(name):
     model = network()
     wrapped = nn.DataParallel(model)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
-    pruner = MaskPruner(wrapped, prunus.tensors(model), name, density=0.3, steps=4, every=1)
+    pruner = MaskPruner(wrapped, prunus.tensors(model), name, density=0.3, steps=4, every=2)
     pruner.attach(optimizer)
     train(model, optimizer, 4)
     assert pruner.finish_().model is model

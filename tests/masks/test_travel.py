@@ -156,7 +156,7 @@ def test_a_pruner_that_attaches_takes_the_masks_over_and_says_so():
     model = masked()
     first = held(model)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    pruner = MaskPruner(model, prunus.tensors(model), "rigl", density=0.3, steps=9, every=1)
+    pruner = MaskPruner(model, prunus.tensors(model), "rigl", density=0.3, steps=9, every=2)
     pruner.attach(optimizer)
     assert held(model) == {} and "let go of" in pruner.notes[0]
     for x, y in batches(3):
