@@ -25,7 +25,7 @@ def order_of(model: nn.Module, groups: Groups, pair: Inputs, ones: tuple[Inputs,
     of a network that does not take a sample alone.
     """
     linear = [op for op in groups.operators if op.name in ("mm", "addmm")]
-    least = min(call.batch for call in groups.inputs.calls if call.tensors)
+    least = min((call.batch for call in groups.inputs.calls if call.tensors), default=1)  # weights know no calls
     if not any(op.shapes[0][0] > max(least, 1) for op in linear):
         return {}  # a row a sample
     try:
