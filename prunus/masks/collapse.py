@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def collapse(model: nn.Module, groups: Tensors, plan: Plan, data: Iterable[Any] 
     r"""Which tensors a mask plan cuts off: those with $\sum_w |w|\, m\, \partial R / \partial |w| = 0$.
 
     $R$ is the sum of the outputs for inputs of ones with absolute masked weights, as in SynFlow; a sum of a tensor is
-    what flows through it.  Nothing is repaired.
+    what flows through it.  Where nothing flows without the mask (behind a scale that starts at zero), the mask is not
+    the cause.  Nothing is repaired.
 
     Args: data: a batch, for the shape of the inputs, where the groups know none.
 
@@ -53,17 +55,20 @@ def collapse(model: nn.Module, groups: Tensors, plan: Plan, data: Iterable[Any] 
     ('0.weight',)
     """
     check_arguments(locals())
-    keep = groups.mask(plan)
+    keep, batch = groups.mask(plan), [*islice(data or (), 1)]
+    whole = _flows(model, groups, torch.ones_like(keep), batch)
+    left = _flows(model, groups, keep, batch)
+    dead = tuple(id for id in left if whole[id] and not left[id])
+    return Collapse(dead, emptied(groups, keep))
+
+
+def _flows(model: nn.Module, groups: Tensors, keep: Tensor, batch: list[Any]) -> dict[str, bool]:
+    """Whether anything flows through each tensor of the network under a keep mask ``(units,)``."""
     weights = {g.id: g.slices[0].weight.double().abs() for g in groups}
     with masked(model, groups, keep):
-        flow = collect(model, groups, data or (), {"flow"}).kinds["flow"]
-    dead = []
-    for g in groups:
-        kept = keep[g.offset : g.offset + g.units]
-        through = weights[g.id] * g.slices[0].view(flow[g.id])
-        if not bool((through.sum(1).cpu() * kept).sum() > 0):
-            dead.append(g.id)
-    return Collapse(tuple(dead), emptied(groups, keep))
+        flow = collect(model, groups, batch, {"flow"}).kinds["flow"]
+    through = {g.id: (weights[g.id] * g.slices[0].view(flow[g.id])).sum(1).cpu() for g in groups}
+    return {g.id: bool((through[g.id] * keep[g.offset : g.offset + g.units]).sum() > 0) for g in groups}
 
 
 def lost(groups: Tensors, keep: Tensor) -> tuple[str, ...]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from prunus.core import InputError
+from prunus.core import Groups, InputError
+from prunus.core.operators import SILENT, plain_name
 from prunus.core.replay import Replay
 from prunus.observe.activations import maps
 from prunus.observe.base import Seen, collectors
 from prunus.observe.gate import per_sample
-from prunus.observe.layers import Layer, onto_units, output_axis, split_units
+from prunus.observe.layers import Layer, input_axis, onto_units, output_axis, split_units
+from prunus.observe.unsigned import identity, norm_factor
 
 ALPHA = 0.5  # of the spread of features, the rest is how little they go together
 DECAY = 0.9  # of the largest factor with which paths of any length still have a finite sum
+NORMS = {"native_layer_norm": 2, "native_group_norm": 1}  # by their own statistics; which argument is the weight
 LARGEST = 1e100  # importances are divided by the largest above it
 
 
@@ -32,6 +36,7 @@ class Call:
     out: Any
     number: int | None  # of the traced operator
     layer: Layer | None
+    place: tuple[int, int] | None  # of what a layer reads: its memory, and how often that had been written to
 
 
 class Tape(Replay):
@@ -44,27 +49,31 @@ class Tape(Replay):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         at = self.at
-        out = super().__torch_dispatch__(func, types, args, kwargs)
-        number = self.steps[at] if self.at > at else None
+        number = self.steps[at] if at < len(self.steps) and plain_name(func) not in SILENT else None
         layer = None if number is None else self._weights.layer(self._traced[number], args)
-        self.calls.append(Call(func, args, kwargs or {}, out, number, layer))
+        place = None if layer is None else (layer.x.untyped_storage().data_ptr(), layer.x._version)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        self.calls.append(Call(func, args, kwargs or {}, out, number, layer, place))
         return out
 
 
 @collectors.register("propagated", of="group", one_call=True)
 def propagated(seen: Seen) -> dict[str, Tensor]:
-    r"""Importance of every unit for the features that the last layer reads, ``(samples, units)``, with sum 1 a sample.
+    r"""Importance of every unit for the features that the last layer reads, ``(samples, units)``; 1 a group in sum.
 
     .. math:: s_l = |W_{l+1}|^T s_{l+1}
 
-    at the outputs of the layers that make the unit (the mean over those layers), from the ranking of the features by
-    `infinite_selection`.  One step back through every operator that was run: layers, batch norms and products by their
-    absolute factors, activations as the identity, a maximum to where it was taken, an average evenly, a sum to all of
-    its parts.  Source: Yu et al., "NISP", CVPR 2018, eq. 17-20.
+    where layers read the unit, behind norm and activation: what comes back through all layers that read the same, then
+    the mean over the places where the unit is read.  Of units that no layer reads (queries, keys) at the outputs of the
+    layers that make them.  It starts with the ranking of the last features by `infinite_selection`, and goes one step
+    back through every operator that was run: layers, batch norms and products by their absolute factors, activations as
+    the identity, a maximum to where it was taken, an average evenly, a sum to all of its parts.
+    Source: Yu et al., "NISP", CVPR 2018, eq. 17-20.
     """
     groups = seen.groups
     ranked = infinite_selection(_features(seen))
     importance = ranked if bool(ranked.any()) else torch.ones_like(ranked)  # no feature varies: none tells more
+    read = {i: groups.axes[a] for i in range(len(groups.operators)) if (a := input_axis(groups, i)) is not None}
     found, tape = list[tuple[Tensor, Tensor]](), Tape(seen)
 
     def watch() -> Tape:
@@ -74,17 +83,45 @@ def propagated(seen: Seen) -> dict[str, Tensor]:
 
     with torch.no_grad():
         for _, _, size in seen.forwards(watch):
-            total, count = torch.zeros(size, groups.units, dtype=torch.float64), torch.zeros(groups.units)
-            for layer, number, slope in _back(tape.calls, importance, seen.model):
-                axis = output_axis(groups, number)
-                if axis is None:
-                    continue
-                values = onto_units(per_sample(layer, slope, size).cpu(), groups.axes[axis], groups.units)
-                total += values / values.sum(1, keepdim=True).clamp(min=1e-300)
-                of = groups.axes[axis]
-                count[of[of >= 0].unique()] += 1
-            found.append((total / count.clamp(min=1), count > 0))
+            places: dict[Any, Place] = {}
+            for step in _back(tape.calls, importance, seen.model):
+                of, axis = read.get(step.number), output_axis(groups, step.number)
+                if of is not None and step.given is not None:
+                    values = onto_units(per_sample(step.layer, step.given, size).cpu(), of, groups.units)
+                    places[step.place] = Place(values, of, step.size).and_(places.get(step.place))
+                if axis is not None and step.gave is not None:
+                    of = groups.axes[axis]
+                    values = onto_units(per_sample(step.layer, step.gave, size).cpu(), of, groups.units)
+                    places[step.number] = Place(values, of, step.size)
+            shares, known = _shares(groups, [p for at, p in places.items() if isinstance(at, tuple)], size)
+            others, made = _shares(groups, [p for at, p in places.items() if isinstance(at, int)], size)
+            found.append((torch.where(known, shares, others), known | made))
     return split_units(groups, found)
+
+
+class Place(NamedTuple):
+    """Importance ``(samples, units)`` where units `of` an axis are read or made, divided by ``exp(size)``."""
+
+    values: Tensor
+    of: Tensor
+    size: float
+
+    def and_(self, other: Place | None) -> Place:
+        """What comes back to a place by two ways."""
+        if other is None:
+            return self
+        return self._replace(values=self.values + other.values * math.exp(other.size - self.size))
+
+
+def _shares(groups: Groups, places: list[Place], size: int) -> tuple[Tensor, Tensor]:
+    """The mean over `places` of the shares ``(size, units)`` that units have in their group, and which have any."""
+    family = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([g.units for g in groups]))
+    total, count = torch.zeros(size, groups.units, dtype=torch.float64), torch.zeros(groups.units)
+    for values, of, _ in places:
+        sums = values.new_zeros(size, len(groups)).index_add_(1, family, values)
+        total += values / sums[:, family].clamp(min=1e-300)
+        count[of[of >= 0].unique()] += 1
+    return total / count.clamp(min=1), count > 0
 
 
 def infinite_selection(features: Tensor, alpha: float = ALPHA) -> Tensor:
@@ -154,14 +191,26 @@ def _last(calls: list[Call]) -> Call:
     return last
 
 
-def _back(calls: list[Call], importance: Tensor, model: nn.Module) -> Iterable[tuple[Layer, int, Tensor]]:
-    """Per layer before the last one, from the last to the first, the importance of its output."""
-    last = _last(calls)
-    assert last.layer is not None
+class Step(NamedTuple):
+    """A layer that importance comes back through, and what it was given and gave, divided by ``exp(size)``."""
+
+    layer: Layer
+    number: int
+    place: tuple[int, int] | None
+    given: Tensor | None  # of what goes in, by this layer alone; None where that is no function of the inputs
+    gave: Tensor | None  # of what comes out; None of the last layer
+    size: float
+
+
+def _back(calls: list[Call], importance: Tensor, model: nn.Module) -> Iterable[Step]:
+    """Per layer, from the last to the first, the importance of its input and of its output."""
+    last, size = _last(calls), 0.0
+    assert last.layer is not None and last.number is not None
     fixed = _of_weights(calls, model)
     x = last.layer.x
-    start = importance.to(x.device).reshape(-1, *[1] * (x.dim() - 2)).expand(x.shape).double()
-    pending = {id(x): start.contiguous()}
+    start = importance.to(x.device).reshape(-1, *[1] * (x.dim() - 2)).expand(x.shape).double().contiguous()
+    yield Step(last.layer, last.number, last.place, start, None, size)
+    pending = {id(x): start}
     for call in reversed(calls[: calls.index(last)]):
         outs = [t for t in tree_leaves(call.out) if isinstance(t, Tensor) and id(t) in pending]
         if not outs:
@@ -170,9 +219,12 @@ def _back(calls: list[Call], importance: Tensor, model: nn.Module) -> Iterable[t
         most = max(float(s.max()) for s in slopes.values())
         if most > LARGEST:
             slopes, pending = ({k: s / most for k, s in some.items()} for some in (slopes, pending))
+            size += math.log(most)
+        before = _step(call, slopes, fixed)
         if call.layer is not None and call.number is not None:
-            yield call.layer, call.number, slopes[id(outs[0])]
-        for tensor, slope in _step(call, slopes, fixed):
+            given = next((slope for t, slope in before if t is call.layer.x), None)
+            yield Step(call.layer, call.number, call.place, given, slopes[id(outs[0])], size)
+        for tensor, slope in before:
             pending[id(tensor)] = pending[id(tensor)] + slope if id(tensor) in pending else slope
 
 
@@ -196,26 +248,13 @@ def _step(call: Call, slopes: dict[int, Tensor], fixed: set[int]) -> list[tuple[
     if not moving:
         return []
     outs = [t for t in tree_leaves(call.out) if isinstance(t, Tensor)]
-    if _identity(call, name) and len(operands) == 1 and outs[0].shape == moving[0].shape:
+    if identity(call.function, name) and len(operands) == 1 and outs[0].shape == moving[0].shape:
         return [(moving[0], slopes[id(outs[0])])]
-    if name in ("native_layer_norm", "native_group_norm"):  # its statistics taken as given, as those of a batch norm
-        x, out, scale = moving[0], outs[0], outs[2]
-        weight = call.args[2 if name == "native_layer_norm" else 1]
-        if name == "native_group_norm":
-            shape = (x.shape[0], scale.shape[1], *[1] * (x.dim() - 1))
-            wide = slopes[id(out)].reshape(x.shape[0], scale.shape[1], -1, *x.shape[2:])
-            slope = (wide * scale.double().reshape(shape)).reshape(x.shape)
-            weight = None if weight is None else weight.reshape(-1, *[1] * (x.dim() - 2))
-        else:
-            slope = slopes[id(out)] * scale.double()
-        return [(x, slope if weight is None else slope * weight.detach().abs())]
+    if name in NORMS:  # its statistics taken as given, as those of a batch norm
+        weight = call.args[NORMS[name]]
+        factor = norm_factor(name, moving[0], outs[2], None if weight is None else weight.detach())
+        return [(moving[0], slopes[id(outs[0])] * factor)]
     return _pullback(call, name, moving, slopes)
-
-
-def _identity(call: Call, name: str) -> bool:
-    """Whether a call is an activation, taken as the identity, or only copies."""
-    pointwise = torch.Tag.pointwise in call.function.tags and name not in ("mul", "div")
-    return pointwise or name in ("_softmax", "_log_softmax", "hardswish", "_to_copy", "contiguous", "detach", "alias")
 
 
 def _pullback(call: Call, name: str, moving: list[Tensor], slopes: dict[int, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -86,8 +86,53 @@ def nisp_of(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_importance_goes_back_through_absolute_weights():
     calls = _linear_calls(torch.tensor([[1.0, -2.0], [-3.0, 4.0]]))
-    back = [(layer.name, slope.tolist()) for layer, _, slope in _back(*calls)]
-    assert back == [("2.weight", [[1, 0]] * 2), ("0.weight", [[1, 2]] * 2)]
+    steps = list(_back(*calls))
+    first = calls[2][0].weight.detach().double().abs()
+    given = {step.layer.name: step.given for step in steps}
+    assert list(given) == ["3.weight", "2.weight", "0.weight"]
+    for name, expected in zip(given, (double(1, 0), double(1, 2), double(1, 2) @ first)):
+        torch.testing.assert_close(given[name], expected.expand(2, 2))
+    assert steps[0].gave is None and [step.gave.tolist() for step in steps[1:]] == [[[1, 0]] * 2, [[1, 2]] * 2]
+
+
+def test_importance_is_read_behind_the_norm():
+    """A scale of a norm counts, and so does what it divides by: units are compared where the next layer reads them."""
+    norm = nn.BatchNorm1d(3).eval()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([5.0, 1.0, -0.1]))
+        norm.running_var.copy_(torch.tensor([1.0, 4.0, 9.0]))
+    net = nn.Sequential(nn.Linear(2, 3), norm, nn.ReLU(), nn.Linear(3, 2, bias=False), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        net[3].weight.copy_(torch.tensor([[1.0, -2.0, 3.0], [-3.0, 2.0, 1.0]]))
+    x = torch.randn(16, 2)
+    with torch.no_grad():
+        s = infinite_selection(net[:4](x))
+    found, expected = nisp_of(net, x), net[3].weight.detach().double().abs().T @ s
+    torch.testing.assert_close(found["0"], expected / expected.sum())
+    torch.testing.assert_close(found["3"], s / s.sum())  # the features themselves are read by the last layer
+
+
+def test_layers_that_read_the_same_add_up_and_places_are_averaged():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.c, self.last = nn.Linear(3, 3, bias=False), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.stem(x).relu()
+            y = y + (self.a(y) + self.b(y.flatten(1))).relu()  # a, b: the same place
+            return self.last(self.c(y).relu())
+
+    torch.manual_seed(0)
+    net, x = Two(), torch.randn(16, 2)
+    with torch.no_grad():
+        y = net.stem(x).relu()
+        s = infinite_selection(net.c(y + (net.a(y) + net.b(y)).relu()).relu())
+    a, b, c = (layer.weight.detach().double().abs() for layer in (net.a, net.b, net.c))
+    second = c.T @ s
+    first = (a + b).T @ second
+    torch.testing.assert_close(nisp_of(net, x)["stem"], (first / first.sum() + second / second.sum()) / 2)
 
 
 def _linear_calls(weight: torch.Tensor):
@@ -133,20 +178,27 @@ def test_importance_is_the_slope_of_the_network_of_absolute_weights():
     found = nisp_of(net, x)
     copy = Everything().double().eval()
     copy.load_state_dict({k: v.abs() for k, v in net.state_dict().items()})
-    outs = {n: m for n, m in copy.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     held = {}
-    for name, module in outs.items():
-        module.register_forward_hook(lambda m, a, out, name=name: held.__setitem__(name, out))
+
+    def hold(name: str):
+        def before(module: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:  # by this layer alone
+            return held.setdefault(name, args[0].clone())
+
+        return before
+
+    for name in ("a", "dw", "b", "fc1"):
+        getattr(copy, name).register_forward_pre_hook(hold(name))
     y = copy.bn(copy.stem(torch.ones(1, 3, 6, 6).double()))
     y = y + copy.dw(copy.a(y))
     y = nn.functional.avg_pool2d(torch.cat([y, copy.b(y)], 1), 2)
-    slopes = torch.autograd.grad((copy.fc1(y.flatten(1)) * s).sum(), list(held.values()))
-    share = {n: g.transpose(0, 1).flatten(1).sum(1) for n, g in zip(held, slopes)}
-    share = {n: v / v.sum() for n, v in share.items()}
-    torch.testing.assert_close(found["b"], share["b"], rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(found["fc1"], share["fc1"], rtol=1e-5, atol=1e-8)
-    both = (share["stem"] + share["a"] + share["dw"]) / 3  # three layers make the units of the stream
-    torch.testing.assert_close(found["stem"], both, rtol=1e-5, atol=1e-8)
+    out = copy.fc1(y.flatten(1))
+    slopes = dict(zip(held, torch.autograd.grad((out * s).sum(), list(held.values()))))
+    parts = slopes.pop("fc1").reshape(7, 9).sum(1)
+    share = {n: g.transpose(0, 1).flatten(1).sum(1) for n, g in slopes.items()} | {"fc1": parts[:4]}
+    stream = torch.stack([share[n] / share[n].sum() for n in ("a", "dw", "b", "fc1")]).mean(0)  # four places
+    torch.testing.assert_close(found["stem"], stream, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(found["b"], parts[4:] / parts[4:].sum(), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(found["fc1"], s / s.sum(), rtol=1e-5, atol=1e-8)
 
 
 def test_a_maximum_goes_to_where_it_was_taken_and_depth_does_not_overflow():
@@ -165,17 +217,18 @@ def test_a_maximum_goes_to_where_it_was_taken_and_depth_does_not_overflow():
 def test_norms_of_a_sample_take_part_with_their_scale_and_attention_is_gone_through():
     torch.manual_seed(0)
     for norm, x in ((nn.GroupNorm(2, 6), torch.randn(5, 3, 4, 4)), (nn.LayerNorm(6), torch.randn(5, 4, 3))):
-        first = nn.Conv2d(3, 6, 1) if x.dim() == 4 else nn.Linear(3, 6)
+        layer = (lambda i, o: nn.Conv2d(i, o, 1)) if x.dim() == 4 else nn.Linear
+        first, same, last = layer(3, 6), layer(6, 6), layer(6, 4)
         with torch.no_grad():
             norm.weight.copy_(torch.tensor([0.0, 1, 1, 1, -2, 1]))
-            first.weight[1:].copy_(first.weight[1].clone())
-            first.bias.copy_(torch.arange(6.0))
-        last = nn.Conv2d(6, 4, 1) if x.dim() == 4 else nn.Linear(6, 4)
-        nn.init.ones_(last.weight)
-        pool = nn.Flatten() if x.dim() == 4 else nn.Flatten(1)
-        net = nn.Sequential(first, norm, last, pool, nn.Linear(64 if x.dim() == 4 else 16, 2))
-        found = nisp_of(net, x)["0/group_width" if x.dim() == 4 else "0"]
-        assert found[0] == 0 and found[4].item() == pytest.approx(2 * found[5].item(), rel=1e-4)
+            same.weight.copy_(torch.eye(6).reshape(same.weight.shape))  # reads the units before the norm
+            last.weight.fill_(1)
+        flat = nn.Flatten()
+        net = nn.Sequential(first, same, norm, last, flat, nn.Linear(64 if x.dim() == 4 else 16, 2))
+        found = nisp_of(net, x)
+        assert found["0"][0] == 0 and found["0"][4].item() == pytest.approx(2 * found["0"][5].item(), rel=1e-4)
+        behind = found["1/group_width" if x.dim() == 4 else "1"]
+        assert behind.tolist() == pytest.approx([1 / len(behind)] * len(behind))  # all are read alike
     net = attention()
     assert set(nisp_of(net, torch.randn(3, 4, 8))) == {"q", "v", "out"}
 
