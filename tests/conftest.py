@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("prunus", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("prunus")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -43,10 +43,10 @@ def bomb(levels: int) -> str:
 )
 def test_a_small_file_stays_small(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(text)
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(InputError, match=says):
         load(tmp_path / "r.yaml")
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
