@@ -15,6 +15,7 @@ from prunus.surgery.agreement import relative_error, worst_error
 from prunus.surgery.prove import prove
 from prunus.surgery.reference import reference
 from prunus.surgery.shrink import apply_
+from prunus.tracing.apply import Decided
 from tests.keeping import random_keep
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -221,3 +222,42 @@ def test_errors_look_at_the_numbers_and_at_where_there_are_none():
     assert relative_error(z, z) == 0.0 and relative_error(torch.tensor([3 + 8j, NONE]), z) == 1.0
     assert relative_error(torch.tensor([1.0, NONE]), torch.complex(torch.ones(2), torch.zeros(2))) == INF
     assert worst_error([a, a[1:2]], [a, a[1:2]]) == 0.0 and worst_error([a], [a, a]) == INF
+
+
+class Deciding(nn.Module):
+    """Two orders, one of which takes from the other, behind a product that torch does otherwise at a size of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.w, self.head = nn.Linear(6, 8), nn.Parameter(torch.randn(8, 6)), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.head(torch.einsum("bi,io->bo", self.a(x).sigmoid(), self.w).sigmoid())
+        best, _ = y.topk(3)
+        return best, (-y).topk(2)[0]
+
+
+@pytest.mark.parametrize("left", [1, 2])
+def test_decisions_are_made_again_whatever_else_torch_calls(left):
+    model = Deciding()
+    groups = prunus.trace(model, X)
+    keep = torch.zeros(groups.units, dtype=torch.bool)
+    for group in groups:
+        keep[group.offset : group.offset + left] = True
+    assert [op.name for op in groups.operators].count("bmm") == 1 and len(groups) == 2
+    verified = prunus.shrink_(model, groups, groups.plan(keep)).verified
+    assert verified.max_relative_error < 1e-7 and verified.sensitive
+
+
+def test_each_decision_is_that_of_its_own_call():
+    model = Deciding()
+    operators = prunus.trace(model, X).operators
+    made = [op.decided[1] for op in operators if op.decided is not None]
+    with torch.no_grad(), Decided(operators):
+        y = torch.arange(20.0).reshape(4, 5).sin()
+        best, order = torch.mul(y, 1).topk(3)
+        assert torch.equal(order, made[0]) and torch.equal(best, y.gather(1, made[0]))
+        assert torch.equal(y.topk(2)[1], made[1]) and not torch.equal(made[0][:, :2], made[1])
+        with pytest.raises(prunus.VerificationError, match="topk where it had not"):
+            y.topk(2)
