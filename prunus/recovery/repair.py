@@ -136,7 +136,8 @@ def repair_(
 
     One forward of all calibration samples: a layer is solved when it is reached, so that those behind it see what it
     gives now, and make up for what is left of its error.  Convolutions of any kernel, stride, padding, dilation and
-    groups (depthwise as well), and linear layers; a weight that several calls share is left alone.
+    groups (depthwise as well), and linear layers; a weight that several calls share is left alone, and so is one that
+    forward computes from parameters (a note says which).
 
     Args:
         model: the cut network, changed in place.
@@ -168,10 +169,18 @@ def repair_(
     live: dict[int, Tensor] = {}
     shared = {name for name, call in wanted.rows if call}
     solved, thin, wide = 0, list[str](), list[str]()
+    made = {tensor for op in ops if op.computed for tensor in op.writes}  # of parameters
+    memory = {p.untyped_storage().data_ptr() for p in parameters.values()}
+    computed = dict[str, None]()
 
     def before(number: int, args: Any, kwargs: Any) -> None:
         nonlocal solved
         layer = weights.layer(ops[number], args)
+        bias = None if layer is None else layer.bias
+        own_bias = bias is None or bias.untyped_storage().data_ptr() in memory
+        if not own_bias or (layer is None and ops[number].macs is not None and made.intersection(ops[number].reads)):
+            computed[ops[number].module or ops[number].name] = None
+            return
         if layer is None or layer.key not in wanted.values or layer.name in shared:
             return
         if skip is not None and own(skip, "skip=")(layer.name):
@@ -233,6 +242,11 @@ def repair_(
         if wide:
             notes += (
                 f"{len(wide)} layers (first: '{wide[0]}') have over {LARGEST} inputs, and stay as they were cut.",
+            )
+        if computed:
+            notes += (
+                f"{len(computed)} layers (first: '{next(iter(computed))}') read weights or biases that forward computes "
+                "from parameters, and stay as they were cut.",
             )
         if thin:
             notes += (

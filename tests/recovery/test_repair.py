@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import prunus
 from prunus.core import Budget, InputError
@@ -156,3 +157,34 @@ def test_layers_that_are_too_wide_for_a_system_stay_and_are_said(monkeypatch):
     net, x = block(), torch.randn(40, 3, 12, 12)
     _, done = cut(net, x, without("a", [0, 1]))
     assert any("'stem.weight') have over 20 inputs, and stay" in note for note in done.notes) and done.layers == 2
+
+
+def weight_normed(net):
+    parametrizations.weight_norm(net.b)
+
+
+def masked(net):
+    prune.random_unstructured(net.b, "weight", 0.2)
+
+
+def masked_bias(net):
+    prune.random_unstructured(net.dw, "bias", 0.2)
+
+
+@pytest.mark.parametrize(("change", "left"), [(weight_normed, "b"), (masked, "b"), (masked_bias, "dw")])
+def test_layers_with_computed_weights_stay_and_are_named(change, left):
+    def changed():
+        net = block()
+        change(net)
+        return net
+
+    whole, plain, x = changed(), changed(), torch.randn(64, 3, 8, 8)
+    model, done = cut(changed(), x, without("a", [1, 5, 7]))
+    stays = dict(model.get_submodule(left).named_parameters())
+    groups = prunus.trace(plain, x[:1])
+    prunus.shrink_(plain, groups, groups.plan(without("a", [1, 5, 7])(groups)))
+    assert stays and all(torch.equal(p, plain.get_submodule(left).get_parameter(n)) for n, p in stays.items())
+    assert any(f"1 layers (first: '{left}') read weights or biases that forward computes" in n for n in done.notes)
+    assert done.layers == 4
+    aim = whole(x)
+    assert (model(x) - aim).square().mean() < (plain(x) - aim).square().mean()
