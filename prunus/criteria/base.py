@@ -136,10 +136,11 @@ def score(
         criterion: a name, or the decorated function itself.
         stats: what `prunus.observe.collect` returned, for a criterion that needs it.
         seed: for criteria that draw at random.
-        normalize: ``none``, ``mean``, ``max``, ``rank`` or any function ``(units,) -> (units,)``; None: as the
-            criterion declares.  Norms of weights declare ``max`` (layers of another fan-in are not comparable raw).
-        per: ``macs`` or ``params``: divide by what the network saves of them without the unit; None: as the criterion
-            declares.
+        normalize: ``none``, ``mean``, ``max``, ``l2``, ``sum``, ``rank``, ``isomorphic`` or any function
+            ``(units,) -> (units,)``; None: as the criterion declares.  Norms of weights declare ``max`` (layers of
+            another fan-in are not comparable raw).
+        per: ``macs`` or ``params``: divide by what the network saves of them without the unit, before a ranking of
+            groups together; None: as the criterion declares.
 
     Raises: `UnknownNameError`; `InputError` when statistics are missing or of another network, when no group has a
     slice of the right role, or when a score is not finite.
@@ -153,21 +154,25 @@ def score(
             f"criterion '{entry.name}' compares units as wholes (channels, heads); the units here are weights of "
             "prunus.tensors. Choose one of weights, e.g. 'l1', 'wanda', 'obc', or groups = prunus.trace(model, ...)."
         )
-    finish = _normalizer(entry, normalize, groups.weights)
     scores = {}
     for group in progress(groups, f"scoring by {entry.name}", efforts=[_effort(group) for group in groups]):
         seen = _slices_of(group, entry, stats)
         if seen.slices:
             found = _raw(entry, seen, seed)
             if found is not None:
-                scores[group.id] = _checked(finish(found), entry, group)
+                scores[group.id] = _checked(found, entry, group)
     if not scores and len(groups):
         raise InputError(
             f"criterion '{entry.name}' scores none of the {len(groups)} groups, e.g. '{groups[0].id}': "
             f"{unscored(groups, scores, criterion)[0].why}. Choose another criterion, e.g. 'l2'."
         )
     kind = entry.declares["per"] if per is None else per
-    return {id: values / savings(groups, groups[id], kind) for id, values in scores.items()} if kind else scores
+    worth = {id: savings(groups, groups[id], kind) if kind else 1 for id in scores}
+    name = entry.declares["weights" if groups.weights else "normalize"] if normalize is None else normalize
+    if isinstance(name, str) and normalizers[name].declares.get("of") == "network":
+        return dict(normalizers[name].call(groups, {id: values / worth[id] for id, values in scores.items()}))
+    finish = normalizers[name].call if isinstance(name, str) else own(name, "normalize=")
+    return {id: _checked(finish(values), entry, groups[id]) / worth[id] for id, values in scores.items()}
 
 
 def savings(groups: Groups, group: Group, kind: str) -> int:
@@ -277,13 +282,6 @@ def _check_values(entry: Entry[Callable[..., Tensor]], groups: Groups) -> None:
             f"criterion '{entry.name}' reads weights, and '{bare}' has none (it is on the meta device, or fake). Score "
             "with criterion='random', or write the plan by hand."
         )
-
-
-def _normalizer(
-    entry: Entry[Callable[..., Tensor]], given: str | Callable[[Tensor], Tensor] | None, weights: bool
-) -> Callable[[Tensor], Tensor]:
-    name = entry.declares["weights" if weights else "normalize"] if given is None else given
-    return normalizers[name].call if isinstance(name, str) else own(name, "normalize=")
 
 
 def _checked(scores: Tensor, entry: Entry[Callable[..., Tensor]], group: Group) -> Tensor:

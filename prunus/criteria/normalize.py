@@ -1,15 +1,19 @@
-"""What makes the scores of one group comparable with those of another: small functions ``(units,) -> (units,)``."""
+"""What makes the scores of one group comparable with those of another: small functions ``(units,) -> (units,)``.
+
+One that has to see all groups together declares ``of="network"`` and takes groups and scores (`isomorphic`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunus.core import Registry
 
-normalizers: Registry[Callable[[Tensor], Tensor]] = Registry("normalizer")
+normalizers: Registry[Callable[..., Any]] = Registry("normalizer")
 
 
 @normalizers.register("none")
