@@ -26,14 +26,15 @@ def agglomerative(group: Group) -> Tensor:
     return of_parts(group, joins)
 
 
-@criterion("kmeans", kind="group", roles=MAKES, normalize="max", paper=KMEANS)
+@criterion("kmeans", kind="group", roles=MAKES, normalize="rank", paper=KMEANS)
 def kmeans(group: Group) -> Tensor:
     r"""Whether a unit represents its cluster when k-means halves the group, again and again.
 
     At half of the units (a quarter, ...) those that stay are one of each of $k = \lceil n/2 \rceil$ clusters
     ($\lceil k/2 \rceil$, ...), the one of the largest norm; between, those nearest to their centroid go first.
     Without a draw: the first centroids are the filter farthest from the mean and then, one after the other, those
-    farthest from all chosen.  Filters of zeros score 0.  Rank within a group: allocate with ``uniform``.
+    farthest from all chosen.  Filters of zeros score 0.  It ranks within a group: whatever the
+    allocator, each group loses the same fraction (``rank``).
     """
     return of_parts(group, halvings)
 

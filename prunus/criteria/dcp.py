@@ -14,14 +14,15 @@ from prunus.observe.moments import Consumer
 PAPER = "Zhuang et al., Discrimination-aware Channel Pruning for Deep Neural Networks, NeurIPS 2018"
 
 
-@criterion("dcp", kind="group", roles=ROLES, needs={"discriminated-moments"}, normalize="sum", paper=PAPER)
+@criterion("dcp", kind="group", roles=ROLES, needs={"discriminated-moments"}, normalize="rank", paper=PAPER)
 def dcp(group: Group) -> Tensor:
     r"""How much a channel lowers reconstruction and classification loss when channels are added greedily.
 
     From none, the channel with the largest $\lVert \partial L / \partial W_c \rVert_F$ is added, summed over the layers
     that read the units, and the weights of those chosen are fitted again (algorithm 2);
     $L = \frac{1}{2Q} \lVert O^b - O \rVert^2 + \lambda L_S$ with $\lambda = 1$ (eq. 4).  The score is by how much the
-    loss then fell, over the whole fall: what DCP-Adapt compares with its tolerance (eq. 8).
+    loss then fell: what DCP-Adapt compares with its tolerance (eq. 8).  It ranks within a group, as the paper keeps the
+    same share of every layer: whatever the allocator, each group loses the same fraction (``rank``).
 
     $L_S$, the cross-entropy of the next of up to three heads inside the network, is taken to second order at the
     original weights, so that the fit is exact and not some steps of gradient descent.  Left to fine-tuning: the paper

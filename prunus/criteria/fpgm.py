@@ -25,6 +25,7 @@ def fpgm_greedy(group: Group) -> Tensor:
     r"""Place in the order in which filters go when the distances (eq. 4) are summed anew after each: 1/n, 2/n ... 1.
 
     Of filters that are all the same one stays longest.  The last two are as far from each other: both score 1.
+    It ranks within a group: a global ranking takes the same fraction of every group.
     """
     apart = distances(group)
     left, place = apart.sum(1), torch.ones(group.units, dtype=torch.float64)

@@ -35,7 +35,7 @@ def isomorphic(groups: Groups, scores: Mapping[str, Tensor]) -> dict[str, Tensor
     for group, kind in zip(groups, signatures(groups)):
         if group.id in scores:
             kinds.setdefault(kind, []).append(group.id)
-    ranked = {}
+    ranked: dict[str, Tensor] = {}
     for ids in kinds.values():
         sizes = [len(scores[id]) for id in ids]
         ranked.update(zip(ids, rank(torch.cat([scores[id] for id in ids])).split(sizes)))

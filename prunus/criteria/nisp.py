@@ -9,12 +9,13 @@ from prunus.criteria.base import criterion
 PAPER = "Yu et al., NISP: Pruning Networks using Neuron Importance Score Propagation, CVPR 2018"
 
 
-@criterion("nisp", kind="group", roles=ROLES, needs={"propagated"}, normalize="max", paper=PAPER)
+@criterion("nisp", kind="group", roles=ROLES, needs={"propagated"}, normalize="rank", paper=PAPER)
 def nisp(group: Group) -> Tensor:
     r"""Importance propagated from the last features, $s_l = |W_{l+1}|^T s_{l+1}$ (eq. 17-20), without labels.
 
     The features that the last layer reads are ranked by Inf-FS; the sum over positions, then the mean over images.
-    Scores rank the units of one group (they sum to 1 in every layer): allocate with ``uniform``, as the paper does.
+    It is read where layers read the unit.  Scores sum to 1 in every layer, so that they rank within a group: whatever
+    the allocator, each group loses the same fraction (``rank``), as in the paper.
     """
     scores: Tensor = group.statistic("propagated").mean(0)
     return scores

@@ -19,13 +19,13 @@ RIDGE = 1e-3  # of the mean diagonal of H
 BLOCK = 32  # units after which the inverse and the weights are brought up to date
 
 
-@criterion("obs", kind="group", roles=ROLES, needs={"moments"}, normalize="sum", paper=OBC)
+@criterion("obs", kind="group", roles=ROLES, needs={"moments"}, normalize="mean", paper=OBC)
 def obs(group: Group) -> Tensor:
     r"""Error that layers make without a unit once their other weights make up for it, removed one by one.
 
     $\rho_S = \tfrac12 \mathrm{tr}(W_S ([H^{-1}]_{SS})^{-1} W_S^T)$ with the columns $S$ of a unit in every layer that
     reads it; the unit with the least goes, $W \leftarrow W - W_S([H^{-1}]_{SS})^{-1}[H^{-1}]_{S:}$, and so on.  A
-    score is the error that the removal added.  Layers of different groups are not comparable: divided by their sum.
+    score is the error that the removal added.  Layers of different groups are not comparable: divided by their mean.
     """
     return removal_scores(group.statistic("moments"))
 

@@ -15,7 +15,7 @@ LASSO = "He et al., Channel Pruning for Accelerating Very Deep Neural Networks, 
 RIDGE = 1e-3  # of the mean diagonal, where inputs are collinear
 
 
-@criterion("thinet", kind="group", roles=ROLES, needs={"moments"}, normalize="sum", paper=THINET)
+@criterion("thinet", kind="group", roles=ROLES, needs={"moments"}, normalize="mean", paper=THINET)
 def thinet(group: Group) -> Tensor:
     r"""Error of the next layers without a unit and those gone before it, chosen greedily (eq. 6).
 
@@ -25,7 +25,7 @@ def thinet(group: Group) -> Tensor:
     return rising(*greedy(gram(group.statistic("moments"))))
 
 
-@criterion("thinet-omp", kind="group", roles=ROLES, needs={"moments"}, normalize="sum", paper=f"{THINET}; TPAMI 2018")
+@criterion("thinet-omp", kind="group", roles=ROLES, needs={"moments"}, normalize="mean", paper=f"{THINET}; TPAMI 2018")
 def omp(group: Group) -> Tensor:
     r"""Error of the next layers without a unit, where those that explain the output best are chosen first.
 
@@ -35,7 +35,7 @@ def omp(group: Group) -> Tensor:
     return rising(*pursuit(gram(group.statistic("moments"))))
 
 
-@criterion("lasso", kind="group", roles=ROLES, needs={"moments"}, normalize="max", paper=LASSO)
+@criterion("lasso", kind="group", roles=ROLES, needs={"moments"}, normalize="mean", paper=LASSO)
 def lasso(group: Group) -> Tensor:
     r"""Largest penalty at which a unit is still used to rebuild the output of the next layers.
 
