@@ -7,6 +7,7 @@ from prunus.core import Group
 from prunus.criteria.base import criterion
 
 PAPER = "He et al., Filter Pruning via Geometric Median for Deep CNNs Acceleration, CVPR 2019"
+BY_NORM = 0.1  # of the filters of a layer
 
 
 @criterion("fpgm", kind="group", roles={"out", "depthwise"}, normalize="max", paper=PAPER)
@@ -37,10 +38,33 @@ def fpgm_greedy(group: Group) -> Tensor:
     return place
 
 
+@criterion("fpgm-mix", kind="group", roles={"out", "depthwise"}, paper=PAPER)
+def fpgm_mix(group: Group) -> Tensor:
+    r"""Place in the order in which filters go: first the tenth with the smallest norms, then by distance: 1/n ... 1.
+
+    The distances (eq. 4) are summed over the filters that are left of the first step.  A cut of 40 % of a layer takes
+    10 % by norm and 30 % by distance, as in the paper (FPGM-mix, section 4.2).
+    """
+    filters = rows_of(group)
+    first = filters.norm(dim=1).argsort(stable=True)[: int(BY_NORM * group.units)]
+    left = torch.ones(group.units, dtype=torch.bool)
+    left[first] = False
+    rest = left.nonzero().flatten()
+    order = torch.cat([first, rest[distances(group)[rest][:, rest].sum(1).argsort(stable=True)]])
+    place = torch.empty(group.units, dtype=torch.float64)
+    place[order] = torch.arange(1, group.units + 1, dtype=torch.float64) / group.units
+    return place
+
+
 def distances(group: Group) -> Tensor:
     """The distances between all filters of a group: ``(units, units)`` in float64."""
+    filters = rows_of(group)
+    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def rows_of(group: Group) -> Tensor:
+    """The filter of every unit ``(units, fan)``, each layer's divided by its mean norm where there are several."""
     rows = [s.weight.double() for s in group.slices]  # (units, fan) each
     if len(rows) > 1:
         rows = [r / r.norm(dim=1).mean().clamp(min=torch.finfo(r.dtype).tiny) for r in rows]
-    joined = torch.cat([r.cpu() for r in rows], 1)
-    return torch.cdist(joined, joined, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cat([r.cpu() for r in rows], 1)

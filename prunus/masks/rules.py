@@ -135,11 +135,16 @@ class Feedback(Rule):
 class Reset(Rule):
     r"""Weights are set to zero when the masks are chosen, and train freely until the next choice.
 
+    The gradients of filters that are zero as a whole are kept as short as the others are (`Covered.calm_`).
+
     Source: He et al., Soft Filter Pruning, IJCAI 2018.
     """
 
     def begin_(self, w: Covered) -> None:
         w.clear_()
+
+    def reveal_(self, w: Covered) -> None:
+        w.calm_()
 
     def mask_(self, w: Covered) -> None:
         w.clear_()

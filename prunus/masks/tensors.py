@@ -111,8 +111,8 @@ def tensors(
     Args:
         model: any network.
         grain: ``"element"``: every weight is a unit; ``(r, c)``: blocks of `r` outputs by `c` inputs, at every kernel
-            position; ``"kernel"``: all weights between one input and one output; ``"2:4"`` (any N:M): elements, of
-            which a tensor keeps N of every M along its inputs, or all.
+            position; ``"kernel"``: all weights between one input and one output; ``"filter"``: all weights of one
+            output; ``"2:4"`` (any N:M): elements, of which a tensor keeps N of every M along its inputs, or all.
         example_inputs: what forward takes: a tensor, a tuple of positional inputs, or `Inputs`.
         rows: whether every output row keeps as many units (what Wanda asks for); not with N:M.
         only, skip: names or globs of the weights that are in, or out: ``skip=["conv1", "fc"]``.
@@ -193,6 +193,8 @@ def _units(numbers: Tensor, grain: Grain) -> tuple[Tensor, int, int] | None:
         return numbers.reshape(-1, 1), 1, 1
     if grain == "kernel":
         return numbers.reshape(-1, kernel), 1, 1
+    if grain == "filter":
+        return numbers.reshape(outs, -1), 1, 1
     n, m = (0, 1) if isinstance(grain, tuple) else map(int, grain.split(":"))
     r, c = grain if isinstance(grain, tuple) else (1, m)
     if outs % r or ins % c:
@@ -211,10 +213,10 @@ def check_grain(grain: Grain, rows: bool = False) -> tuple[int, int] | None:
     else:
         matched = re.fullmatch(r"(\d+):(\d+)", str(grain))
         n, m = map(int, matched.groups()) if matched else (0, 0)
-        good = 0 < n < m or grain in ("element", "kernel")
+        good = 0 < n < m or grain in ("element", "kernel", "filter")
     if not good:
         raise InputError(
-            f"grain={grain!r}: expected 'element', 'kernel', a block such as (4, 1), or N:M such as '2:4'."
+            f"grain={grain!r}: expected 'element', 'kernel', 'filter', a block such as (4, 1), or N:M such as '2:4'."
         )
     if rows and m:
         raise InputError(f"rows=True goes with elements, kernels and blocks; '{grain}' keeps {n} of every {m} already.")

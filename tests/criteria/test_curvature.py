@@ -8,9 +8,9 @@ from torch import nn
 
 import prunus
 from prunus.core import Budget, Group, InputError, Slice
-from prunus.criteria import needs, of_data, score
-from prunus.criteria.fpgm import fpgm, fpgm_greedy
-from prunus.criteria.woodfisher import DAMPING, unit_saliency
+from prunus.criteria import needs, of_data, score, woodfisher
+from prunus.criteria.fpgm import fpgm, fpgm_greedy, fpgm_mix
+from prunus.criteria.woodfisher import BLOCK, DAMPING, block_saliency, unit_saliency
 from prunus.observe import Stats, collect
 from tests.traced import batches, chain, residual
 
@@ -86,8 +86,38 @@ def test_woodfisher_of_single_weights():
 def test_woodfisher_of_units_is_that_of_the_explicit_inverse(damping, samples):
     torch.manual_seed(0)
     weight, gradients = torch.randn(5, 4, dtype=torch.float64), torch.randn(samples, 5, 4, dtype=torch.float64)
-    found = unit_saliency(weight, gradients, damping)
-    torch.testing.assert_close(found, explicit(weight, gradients, damping), rtol=1e-5, atol=0)
+    for saliency in (unit_saliency, block_saliency):
+        found = saliency(weight, gradients, damping)
+        torch.testing.assert_close(found, explicit(weight, gradients, damping), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("grain", "units", "fan"), [("element", 7, 1), ("kernel", 2, 9)])
+def test_woodfisher_of_weights_has_blocks_of_a_tensor_and_masked_ones_make_up_for_nothing(
+    grain, units, fan, monkeypatch
+):
+    """w_q^2 / (2 [F^-1]_qq) of single weights; F in blocks of weights that follow each other, damped by 1e-5."""
+    assert BLOCK == 2000 and DAMPING == 1e-5
+    monkeypatch.setattr(woodfisher, "BLOCK", units * fan)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)).double()
+    groups = prunus.tensors(model, grain, only="0.weight")
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 2, 4, 4).double(), torch.arange(8) % 3)]
+    with torch.no_grad():
+        model[0].weight[1, 0] = 0
+    rows = [
+        torch.autograd.grad(nn.functional.cross_entropy(model(x[None]), y[None]), model[0].weight)[0].flatten()
+        for x, y in zip(*data[0])
+    ]
+    weight = model[0].weight.detach().flatten()
+    gradients = torch.stack(rows) * (weight != 0)
+    parts = zip(weight.view(-1, fan).split(units), gradients.view(8, -1, fan).split(units, 1))
+    expected = torch.cat([explicit(w, g, DAMPING) for w, g in parts])
+    found = score(groups, "woodfisher", collect(model, groups, data, {"sample-grad"}))["0.weight"]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+    if fan == 1:
+        first = gradients[:, :7]
+        inverse = torch.linalg.inv(1e-5 * torch.eye(7).double() + first.T @ first / 8)
+        torch.testing.assert_close(found[:7], weight[:7].square() / (2 * inverse.diagonal()), rtol=1e-6, atol=0)
 
 
 def test_woodfisher_takes_two_units_that_stand_in_for_each_other_for_little():
@@ -204,7 +234,7 @@ def test_ls_says_what_they_look_at():
     from prunus.cli.ls import _criteria
 
     found = {row["name"]: row["looks at"] for row in _criteria()}
-    assert found["synflow"] == found["fpgm-greedy"] == "weights"
+    assert found["synflow"] == found["fpgm-greedy"] == found["fpgm-mix"] == "weights"
     assert found["obd-mc"] == found["obd-gauss-newton"] == "unlabelled data"
     assert {found[n] for n in ("obd", "obd-hutchinson", "woodfisher", "taylor-second", "grasp")} == {"labelled data"}
 
@@ -233,3 +263,16 @@ def test_fpgm_greedy_keeps_one_of_equal_filters():
     group = filters(0.0, 0.0, 0.0, 5.0, -5.0)
     assert fpgm(group).argsort()[:3].sort().values.tolist() == [0, 1, 2]  # would all go at once
     assert (fpgm_greedy(group) * 5).round().tolist()[:2] == [1, 2] and fpgm_greedy(group)[2] > 0.5
+
+
+def test_fpgm_mix_takes_a_tenth_by_norm_and_the_others_by_distance():
+    """Of twenty the two nearest to zero go first; the distances of the others are summed without them."""
+    values = [-9.0, 0.3, 8.0, -0.2, *(1.0 + k / 16 for k in range(8)), *(5.0 + k * k / 8 for k in range(8))]
+    place = (fpgm_mix(filters(*values)) * 20).round().tolist()
+    left = [v for k, v in enumerate(values) if k not in (1, 3)]
+    sums = {k: sum(abs(values[k] - other) for other in left) for k in range(20) if k not in (1, 3)}
+    expected = [3, 1, *sorted(sums, key=sums.get)]
+    assert [k for _, k in sorted(zip(place, range(20)))] == expected and sorted(place) == list(range(1, 21))
+    whole = fpgm(filters(*values)).argsort(stable=True).tolist()
+    assert expected[:2] != whole[:2], "by distance alone others would go first"
+    assert fpgm_mix(filters(3.0, 0.0, 1.0)).argmin() != 1, "a tenth of three is none"

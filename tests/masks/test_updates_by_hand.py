@@ -30,7 +30,7 @@ KEPT_OF_ALL = sum(map(len, KEPT.values()))
 class OneStep:
     """A pruner about to make step `step`, of `steps`, at the weights, masks and gradients above."""
 
-    def __init__(self, name, step=10, steps=40, *, density=KEPT_OF_ALL / COUNT, kept=KEPT, momentum=0.0, **options):
+    def __init__(self, name, step=10, steps=40, *, density=KEPT_OF_ALL / COUNT, kept=KEPT, sgd_decay=0.0, **options):
         self.model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 4, bias=False)).double()
         own = dict(self.model.named_parameters())
         with torch.no_grad():
@@ -42,7 +42,7 @@ class OneStep:
         plan = Plan(masks={n: Mask.of(m.view_as(own[n])) for n, m in masks.items()})
         options = {"density": density, "steps": steps, "plan": plan, **options}
         self.pruner = MaskPruner(self.model, prunus.tensors(self.model), name, **options)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LR, momentum=momentum)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LR, weight_decay=sgd_decay)
         self.pruner.attach(self.optimizer)
         self.pruner.step = step
 
@@ -267,6 +267,23 @@ def test_surgery_between_the_thresholds_depends_on_the_mask():
         assert (3 in inside) == (3 in KEPT[n]) and (3 in other.go().kept[n]) != (3 in inside)
 
 
+@pytest.mark.parametrize(("value", "stays", "comes"), [(0.91, 1, 0), (0.9, 0, 0), (1.1, 1, 0), (1.11, 1, 1)])
+def test_surgery_has_its_two_thresholds_at_nine_and_eleven_tenths(value, stays, comes):
+    for kept, expected in (([0, 1], stays), ([1], comes)):
+        one = OneStep("dns", 0, rate=0.0, kept={**KEPT, "0.weight": kept})
+        one.pruner.memory["threshold 0.weight"] = torch.tensor(1.0, dtype=torch.float64)
+        one.pruner.covered.dense["0.weight"].view(-1)[:2] = torch.tensor([value, 2.0], dtype=torch.float64)
+        assert (0 in one.go().kept["0.weight"]) == bool(expected)
+
+
+def test_surgery_without_a_rate_starts_from_the_density():
+    """t is the quantile of |w| that leaves 0.75, so that a quarter of the weights, and those near it, go."""
+    one = OneStep("dns", 0, density=0.75).go()
+    for n, of in sizes(WEIGHTS).items():
+        t = sorted(of)[int(0.25 * (len(of) - 1))]
+        assert one.pruner.memory[f"threshold {n}"].item() == t
+
+
 def test_surgery_comes_ever_more_rarely():
     """At step t with probability (1 + gamma t)^-power, until three quarters of the steps."""
     steps = 4000
@@ -290,6 +307,8 @@ def test_gmp_removes_the_smallest_of_each_tensor_by_the_cubic_and_none_comes_bac
         assert one.weights(name) == pytest.approx(expected, abs=1e-15)
     method = one.pruner.method
     assert [t for t in range(41) if method.when(t)] == [5, 10, 15, 20, 25, 30]
+    early = OneStep("gmp", 5, density=0.25, every=5).go()  # the schedule would leave more than there are
+    assert early.kept == KEPT
 
 
 def test_dpf_keeps_the_largest_of_the_network_and_trains_what_is_masked():
@@ -306,6 +325,46 @@ def test_dpf_keeps_the_largest_of_the_network_and_trains_what_is_masked():
         assert one.weights(n) == pytest.approx([w if i in expected[n] else 0 for i, w in enumerate(dense)], abs=1e-15)
     method = OneStep("dpf", steps=400).pruner.method
     assert [t for t in range(400) if method.when(t)][:3] == [16, 32, 48], "every 16 steps"
+
+
+@pytest.mark.parametrize(("asymptotic", "gone"), [(False, 3), (True, 2)])
+def test_soft_filters_are_zero_when_chosen_and_train_on(asymptotic, gone):
+    """Three quarters of the filters of every tensor, those with the smallest norms; ASFP a half of that as yet."""
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 4, bias=False)).double()
+    for n, p in model.named_parameters():
+        p.data = torch.tensor(WEIGHTS[n], dtype=torch.float64).view_as(p)
+    groups = prunus.tensors(model, "filter")
+    assert [(g.units, g.slices[0].index.shape[1]) for g in groups] == [(4, 3), (4, 4)]
+    pruner = MaskPruner(model, groups, "sfp", density=0.25, steps=80, every=5, asymptotic=asymptotic)
+    assert [t for t in range(81) if pruner.method.when(t)] == [*range(5, 80, 5), 79]
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    pruner.attach(optimizer)
+    pruner.step = 5
+    norms = {n: [sum(w * w for w in row) for row in p.tolist()] for n, p in model.named_parameters()}
+    out = {n: smallest(of, range(4), gone) for n, of in norms.items()}
+    for turn in range(2):
+        for n, p in model.named_parameters():
+            p.grad = torch.tensor(GRADS[n], dtype=torch.float64).view_as(p)
+        optimizer.step()
+        for n, p in model.named_parameters():
+            assert [bool(p[i].any()) for i in range(4)] == [i not in out[n] or turn == 1 for i in range(4)]
+    for n, p in model.named_parameters():
+        gradient = torch.tensor(GRADS[n], dtype=torch.float64).view_as(p)
+        lengths = gradient.norm(dim=1)
+        usual = lengths[[i for i in range(4) if i not in out[n]]].mean()
+        for i in out[n]:
+            expected = -LR * gradient[i] * min(1.0, float(usual / lengths[i]))
+            assert torch.allclose(p[i], expected, atol=1e-15), "no longer than the others on average"
+
+
+def test_asymptotic_soft_filters_follow_the_curve_of_the_paper():
+    """P = 0.3: 0.225, 0.2813 and 0.2988 after an eighth, a quarter and half of the way."""
+    model = nn.Sequential(nn.Linear(1, 10000, bias=False))
+    options = {"density": 0.7, "steps": 200, "asymptotic": True}
+    pruner = MaskPruner(model, prunus.tensors(model, "filter"), "sfp", **options)
+    for pruner.step, share in ((25, 0.225), (50, 0.2813), (100, 0.2988), (200, 0.3)):
+        kept = pruner.method.update(pruner.moment())["0.weight"]
+        assert 1 - float(kept.double().mean()) == pytest.approx(share, abs=1.1e-4)
 
 
 def sigmoid(x):
@@ -360,7 +419,10 @@ def test_dst_moves_weights_and_thresholds_by_its_slope_of_a_step():
         assert one.pruner.covered.thresholds[n].tolist() == pytest.approx(thresholds, abs=1e-14)
         shown = [w if abs(w) > thresholds[i // width] else 0.0 for i, w in enumerate(dense)]
         assert one.weights(n) == pytest.approx(shown, abs=1e-14)
-    assert one.optimizer.param_groups[-1]["weight_decay"] == 0
+    usual = OneStep("dst", 0, kept=everything, sgd_decay=0.1).go({n: [0.0] * len(of) for n, of in WEIGHTS.items()})
+    moved = [float(t) for s in usual.pruner.covered.thresholds.values() for t in s.detach()]
+    assert moved == pytest.approx([LR * 1e-6] * 8, rel=1e-9), "alpha = 1e-6 alone pushes"
+    assert usual.optimizer.param_groups[-1]["weight_decay"] == 0
 
 
 @pytest.mark.parametrize("name", ["rigl", "set", "snfs", "dsr", "mest"])
