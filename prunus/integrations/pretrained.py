@@ -12,6 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import wraps
 from importlib.abc import MetaPathFinder
 from typing import Any
 
@@ -70,6 +71,7 @@ def note_(model: nn.Module, plan: Plan) -> None:
     library = sys.modules.get("transformers.modeling_utils")
     if library is None:
         return
+    _note_at_save(library.PreTrainedModel)
     inside: list[str] = []
     for name, module in model.named_modules():
         if not isinstance(module, library.PreTrainedModel) or any(name.startswith(f"{p}.") or not p for p in inside):
@@ -81,6 +83,23 @@ def note_(model: nn.Module, plan: Plan) -> None:
             module.config.quantization_config = content(module, part)
         elif getattr(module.config, "quantization_config", {}).get("quant_method") == METHOD:
             del module.config.quantization_config
+
+
+def _note_at_save(kind: Any) -> None:
+    """Let `save_pretrained` write what a network is then: parts may have been replaced since the cut."""
+    original = kind.save_pretrained
+    if hasattr(original, METHOD):
+        return
+
+    @wraps(original)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = memory.plan_with_replaced(self)
+        if plan is not None:
+            note_(self, plan)
+        return original(self, *args, **kwargs)
+
+    setattr(save_pretrained, METHOD, True)
+    kind.save_pretrained = save_pretrained
 
 
 def content(model: Any, plan: Plan) -> dict[str, Any]:

@@ -245,8 +245,8 @@ def repair_(
             )
         if computed:
             notes += (
-                f"{len(computed)} layers (first: '{next(iter(computed))}') read weights or biases that forward computes "
-                "from parameters, and stay as they were cut.",
+                f"{len(computed)} layers (first: '{next(iter(computed))}') read weights or biases that forward "
+                "computes from parameters, and stay as they were cut.",
             )
         if thin:
             notes += (

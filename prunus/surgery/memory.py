@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from prunus.core import Plan
+from prunus.core import Plan, TensorPlan
 from prunus.core.checks import check_arguments
 from prunus.surgery.restate import Memory, remembered
 
@@ -27,7 +27,17 @@ def plan_of(model: nn.Module) -> Plan | None:
     return _recall(model)[0]
 
 
-def _recall(model: nn.Module) -> tuple[Plan | None, tuple[str, ...]]:
+def plan_with_replaced(model: nn.Module) -> Plan | None:
+    """As `plan_of`, for who builds the network of the present sizes and cuts it: new parts are as if they had been cut.
+
+    A head that was made for what is left is one of the original's width in the dimensions that were cut.
+    """
+    plan, lost = _recall(model)
+    instead = {name: entry for found in lost.values() for name, entry in found.items()}
+    return None if plan is None else replace(plan, tensors={**plan.tensors, **instead})
+
+
+def _recall(model: nn.Module) -> tuple[Plan | None, dict[str, dict[str, TensorPlan]]]:
     return remembered(model, {path: vars(module).get(_ATTRIBUTE) for path, module in model.named_modules()})
 
 
@@ -36,9 +46,9 @@ def check_memory(model: nn.Module) -> None:
     _, lost = _recall(model)
     if lost:
         warnings.warn(
-            f"of {len(lost)} tensors that were cut (first: '{lost[0]}') nothing is known any more: others are in their "
-            "places. A file of this network is read onto one that is changed alike: prunus.load(path, a function that "
-            "builds the original and replaces the same parts).",
+            f"of {len(lost)} tensors that were cut (first: '{next(iter(lost))}') nothing is known any more: others are in "
+            "their places. A file of this network is read onto one that is changed alike: prunus.load(path, a function "
+            "that builds the original and replaces the same parts).",
             stacklevel=3,
         )
 

@@ -22,20 +22,23 @@ class Memory:
 Links = Mapping[str, tuple[Memory, str] | None]  # a module's name now -> the memory, and its name in that plan
 
 
-def remembered(model: nn.Module, links: Links) -> tuple[Plan | None, tuple[str, ...]]:
-    """The plan of a network by what its modules remember; and the tensors, of those that it should have, left out."""
+def remembered(model: nn.Module, links: Links) -> tuple[Plan | None, dict[str, dict[str, TensorPlan]]]:
+    """The plan of a network by what its modules remember; and the tensors, of those that it should have, left out.
+
+    Of these, what stands in their places, as if it had been cut as they were (see `_Places.lost`).
+    """
     memories = {id(link[0]): link[0] for link in links.values() if link is not None}
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    root, plans, lost = links[""], [], list[str]()
+    root, plans, lost = links[""], [], dict[str, dict[str, TensorPlan]]()
     for memory in memories.values():
         places = _Places(memory, links, model, tensors)
         plans.append(places.plan())
         if root is not None and root[0] is memory:
-            lost = [n for n in places.lost if n.startswith(f"{root[1]}." if root[1] else "")]
+            lost = {n: e for n, e in places.lost.items() if n.startswith(f"{root[1]}." if root[1] else "")}
     whole = root is not None and root[1] == ""
     plans = [p for p in plans if whole or p.tensors or p.edits or p.added or p.dropped]
     plan = _together(plans) if plans else None
-    return plan, tuple(n for n in lost if plan is None or n not in plan.tensors)
+    return plan, {n: e for n, e in lost.items() if plan is None or n not in plan.tensors}
 
 
 class _Places:
@@ -48,7 +51,7 @@ class _Places:
             if link is not None and link[0] is memory:
                 self.now.setdefault(link[1], []).append(new)
         self.had = {*memory.plan.tensors, *(a.name for a in memory.plan.added)}
-        self.lost: list[str] = []
+        self.lost: dict[str, dict[str, TensorPlan]] = {}  # cut once, nothing is known; and what stands there now
 
     def of(self, path: str) -> Sequence[str]:
         """The names now of a module; of one that was replaced, what stands in its place."""
@@ -71,7 +74,8 @@ class _Places:
             found = [e for place in self.tensor(name) for e in _entries(place, cut, self.tensors)]
             tensors.update(found)
             tensors.update(e for new, _ in found if (e := self._bias(name, new, cut)) is not None)
-            self.lost += [] if found else [name]
+            if not found:
+                self.lost[name] = self._instead(name, cut)
         if all([old] == new for old, new in self.now.items()) and tensors == plan.tensors:
             return plan
         return replace(
@@ -88,6 +92,16 @@ class _Places:
             dropped=tuple(replace(d, module=p) for d in plan.dropped for p in self.now.get(d.module, ())),
             ties=tuple(t for t in (tuple(n for old in tie for n in self.tensor(old)) for tie in plan.ties) if t),
         )
+
+    def _instead(self, name: str, cut: TensorPlan) -> dict[str, TensorPlan]:
+        """What stands in the place of a tensor, made for what was left of others: as wide in the dimensions cut."""
+        out = {}
+        for place in self.tensor(name):
+            shape = tuple(self.tensors[place].shape) if place in self.tensors else ()
+            if len(shape) == len(cut.shape) and all(shape[d] == len(kept) for d, kept in cut.kept.items()):
+                whole = tuple(cut.shape[d] if d in cut.kept else n for d, n in enumerate(shape))
+                out[place] = TensorPlan(whole, cut.kept)
+        return out
 
     def _bias(self, name: str, new: str, cut: TensorPlan) -> tuple[str, TensorPlan] | None:
         """The entry of a bias that a layer was given since: a batch norm folded into it."""
@@ -149,8 +163,8 @@ def still_to_do(plan: Plan, model: nn.Module, stored: Mapping[str, Tensor]) -> P
     """What is left of a plan for a network in which parts are as they are after it: new heads, made for what was left.
 
     Of a tensor that is `stored` with its numbers only the shape has to be right, so that one of a shape between is cut
-    to it, wherever; so is one that came beside a cut tensor since, such as an adapter, and was made here as the original
-    is.
+    to it, wherever; so is one that came beside a cut tensor since, such as an adapter, and was made here for the
+    original.
     """
     known: dict[str, Any] = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
     tensors = dict(plan.tensors)
@@ -172,7 +186,7 @@ def still_to_do(plan: Plan, model: nn.Module, stored: Mapping[str, Tensor]) -> P
 
 
 def _beside(name: str, shape: tuple[int, ...], left: tuple[int, ...], plan: Plan) -> TensorPlan | None:
-    """How a tensor was made smaller with those beside it, in dimensions that have sizes of theirs, the nearest first."""
+    """How a tensor was made smaller with those beside it, in dimensions that have their sizes, the nearest first."""
     kept: dict[int, tuple[int, ...]] = {}
     wanted = {d: pair for d, pair in enumerate(zip(shape, left)) if pair[0] != pair[1]}
     path = name.rpartition(".")[0]

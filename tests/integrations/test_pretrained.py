@@ -237,3 +237,31 @@ def test_an_uncut_network_is_saved_as_ever(transformers, tmp_path):
     prunus.prune_(model, example(model), budget=prunus.Budget(params=1.0))
     model.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_a_head_that_was_replaced_after_the_cut_is_in_the_configuration(transformers, tmp_path, classes):
+    model = build(transformers, "BertForSequenceClassification")
+    cut(model)
+    width = model.classifier.in_features
+    assert width < 32
+    model.classifier = nn.Linear(width, classes)
+    model.config.num_labels = classes
+    for folder in ("a", "b"):  # what was loaded is saved again
+        model.save_pretrained(tmp_path / folder)
+        written = json.loads((tmp_path / folder / "config.json").read_text())
+        plan = prunus.Plan.from_json(written["quantization_config"]["plan"])
+        assert plan.tensors["classifier.weight"].shape == (classes, 32)
+        again = transformers.BertForSequenceClassification.from_pretrained(tmp_path / folder)
+        with torch.no_grad():
+            assert torch.equal(again(IDS).logits, model(IDS).logits) and again(IDS).logits.shape == (2, classes)
+        model = again
+
+
+def test_a_head_that_the_configuration_does_not_tell_of_is_a_clear_error(transformers, tmp_path):
+    model = build(transformers, "BertForSequenceClassification")
+    cut(model)
+    model.classifier = nn.Linear(model.classifier.in_features, 5)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(prunus.FileError, match=r"it cuts 'classifier.weight' of shape \(5, 32\)"):
+        transformers.BertForSequenceClassification.from_pretrained(tmp_path)
