@@ -46,6 +46,7 @@ def save(
     ``NAME#gaps`` instead of ``NAME``.
 
     Raises: `WriteError`, an `OSError`, when the disk does not take it; what was there before is then still whole.
+    `InputError` for sparse tensors, which safetensors does not know.
     """
     check_arguments(locals())
     path = Path(path)
@@ -178,6 +179,11 @@ def _stored(model: nn.Module, detach: bool = True) -> dict[str, Tensor]:
         if not detach:
             out[name] = tensor
             continue
+        if tensor.layout is not torch.strided:
+            raise InputError(
+                f"'{name}' is a sparse tensor ({tensor.layout}), which a safetensors file cannot hold: register it "
+                "with persistent=False and let the network build it, or keep it dense."
+            )
         whole = tensor.detach().contiguous().cpu()
         shared = whole.untyped_storage().data_ptr() in stored  # two tensors over one memory
         out[name] = whole.clone() if shared else whole

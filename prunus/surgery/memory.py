@@ -45,8 +45,9 @@ def check_memory(model: nn.Module) -> None:
     """Warn of tensors that were cut and of which nothing can be said any more, because others are in their places."""
     _, lost = _recall(model)
     if lost:
+        first = next(iter(lost))
         warnings.warn(
-            f"of {len(lost)} tensors that were cut (first: '{next(iter(lost))}') nothing is known any more: others are in "
+            f"of {len(lost)} tensors that were cut (first: '{first}') nothing is known any more: others are in "
             "their places. A file of this network is read onto one that is changed alike: prunus.load(path, a function "
             "that builds the original and replaces the same parts).",
             stacklevel=3,

@@ -156,3 +156,25 @@ def test_a_crafted_plan_is_refused(cut, tmp_path, what):
     prunus.save(model, tmp_path / "bad.safetensors")
     with pytest.raises(prunus.FileError, match="bad.safetensors: .*(99 is outside|no place here)"):
         prunus.load(tmp_path / "bad.safetensors", resnet20)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_a_sparse_tensor_is_named_or_built_by_the_network(layout, tmp_path):
+    class Graph(torch.nn.Module):
+        def __init__(self, persistent):
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)
+            edges = torch.eye(4).roll(1, 0).to_sparse(layout=layout)
+            self.register_buffer("edges", edges, persistent=persistent)
+
+        def forward(self, x):
+            return self.two(self.edges @ self.one(x).relu())
+
+    x = torch.randn(4, 3)
+    with pytest.raises(prunus.InputError, match="'edges' is a sparse tensor .*persistent=False"):
+        prunus.save(Graph(True), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    model = Graph(False)
+    prunus.prune_(model, x, budget=prunus.Budget(params=0.7))
+    prunus.save(model, tmp_path / "b")
+    assert torch.equal(prunus.load(tmp_path / "b", lambda: Graph(False))(x), model(x))
