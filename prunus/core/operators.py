@@ -91,7 +91,8 @@ class Operator:
     parameters and buffers among the operands; `axes` holds, per output, the axis of every dimension.  An operator that
     computes `over` an axis (a norm, a softmax) gives something else for the kept units alone than for the silenced
     whole; one that sums products of two activations over a `contracted` axis does so where the silenced are not zero.
-    For those `operands` holds the axes of every tensor that goes in.
+    For those `operands` holds the axes of every tensor that goes in.  One that is not `computed` from parameters
+    alone reads `weights`: parameters and buffers in any layout, and effective weights, by name.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Operator:
     operands: tuple[tuple[int | None, ...], ...] = ()
     decided: Any = None  # by looking at values: made again in runs that are compared
     computed: bool = False  # whether it computes from parameters, buffers and constants alone
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from prunus.core import Entry, Fixed, Group, Groups, InputError, Registry
+from prunus.core import Entry, Fixed, Group, Groups, InputError, Registry, Slice
 from prunus.core.callbacks import own
 from prunus.core.checks import (
     Kind,
@@ -26,13 +26,17 @@ from prunus.core.checks import (
 from prunus.core.groups import COSTS
 from prunus.core.progress import progress
 from prunus.core.running import has_values
+from prunus.core.series import Series, once
 from prunus.core.slices import ROLES
 from prunus.criteria.normalize import normalizers
 from prunus.observe import Stats, collectors
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 
+Join = Callable[[Sequence[Tensor]], Tensor]  # terms of slices, each (units,) -> (units,)
+
 KINDS = ("element", "group")
+PATH = "path"  # the product of slices in series, the largest of those side by side
 ACROSS: Mapping[str, Callable[[Tensor], Tensor]] = {  # (slices, units) -> (units,)
     "sum": lambda terms: terms.sum(0),
     "mean": lambda terms: terms.mean(0),
@@ -54,7 +58,7 @@ def criterion(
     name: str,
     *,
     roles: Iterable[str],
-    prefer: Iterable[str] = (),
+    once: bool = False,
     kind: str = "element",
     needs: Iterable[str] = (),
     across: str = "sum",
@@ -69,12 +73,14 @@ def criterion(
 
     Args:
         roles: which slices of a group count (`prunus.core.slices.ROLES`); a group with none of them is left alone.
-        prefer: of those roles, the ones that alone count in a group that has them (the scales of a norm, say, and not
-            the weights before it as well: both hold the same gate).
+        once: whether of slices in series one alone counts, since all hold the same gate: of a convolution, its norm
+            and another norm behind them the last one (`prunus.core.series`).  With ``in`` among the roles,
+            the slices that read a unit count where factors of a product make it, and nowhere else.
         kind: ``"element"``: the function takes a `Slice` and returns a term per element, ``(units, fan)``;
             ``"group"``: it takes a `Group` holding only those slices and returns ``(units,)``.
         needs: the statistics it reads, as `prunus.observe.collect` names them.
-        across: how the slices of a group are joined: ``sum``, ``mean`` or ``max`` (element kind).
+        across: how the slices of a group are joined: ``sum``, ``mean``, ``max``, or ``path``, the product of those in
+            series and the largest of those side by side (element kind).
         finish: what is done to the joined sum: ``identity``, ``abs``, ``square`` or ``sqrt`` (element kind).
         normalize: the normaliser used unless `score` is told another one.
         per: what the score is divided by unless `score` is told otherwise (see there).
@@ -89,9 +95,9 @@ def criterion(
         locals(),
         name=a_word,
         roles=some_roles,
-        prefer=some_roles,
+        once=a_flag,
         kind=one_of(*KINDS),
-        across=one_of(*ACROSS),
+        across=one_of(*ACROSS, PATH),
         finish=one_of(*FINISH),
         normalize=a_word,
         seeded=a_flag,
@@ -106,7 +112,7 @@ def criterion(
         kind=kind,
         needs=frozenset(needs),
         roles=tuple(role for role in ROLES if role in set(roles)),
-        prefer=tuple(role for role in ROLES if role in set(prefer)),
+        once=once,
         across=across,
         finish=finish,
         normalize=normalizers[normalize].name,
@@ -156,9 +162,9 @@ def score(
         )
     scores = {}
     for group in progress(groups, f"scoring by {entry.name}", efforts=[_effort(group) for group in groups]):
-        seen = _slices_of(group, entry, stats)
-        if seen.slices:
-            found = _raw(entry, seen, seed)
+        slices, join = _counted(groups, group, entry)
+        if slices:
+            found = _raw(entry, _seen(group, slices, stats), join, seed)
             if found is not None:
                 scores[group.id] = _checked(found, entry, group)
     if not scores and len(groups):
@@ -222,8 +228,9 @@ def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Call
     read = f"criterion '{entry.name}' reads slices of role {' or '.join(entry.declares['roles'])}; it has none"
     needs = " and ".join(sorted(entry.declares["needs"]))
     seen = f"criterion '{entry.name}' reads {needs}, which not every layer of it has (an embedding, one never called)"
-    left = [group for group in groups.seen(values=False) if group.id not in scores]
-    return tuple(Fixed(g.id, seen if g.with_role(*_roles_in(g, entry)) else read) for g in left)
+    groups = groups.seen(values=False)
+    left = [group for group in groups if group.id not in scores]
+    return tuple(Fixed(g.id, seen if _counted(groups, g, entry)[0] else read) for g in left)
 
 
 def _effort(group: Group) -> float:
@@ -231,7 +238,7 @@ def _effort(group: Group) -> float:
     return float(sum(s.tensor.numel() for s in group.slices)) ** 1.5
 
 
-def _raw(entry: Entry[Callable[..., Tensor]], group: Group, seed: int) -> Tensor | None:
+def _raw(entry: Entry[Callable[..., Tensor]], group: Group, join: Join, seed: int) -> Tensor | None:
     """The scores of one group before they are normalised: ``(units,)``; None where nothing was seen of it."""
     call = own(entry.call, "criterion=")
     units = {need for need in entry.declares["needs"] if collectors[need].declares.get("of") == "group"}
@@ -242,14 +249,13 @@ def _raw(entry: Entry[Callable[..., Tensor]], group: Group, seed: int) -> Tensor
         return call(group, seed=seed) if entry.declares["seeded"] else call(group)
     found = [call(s).flatten(1) for s in group.slices]  # (units, fan), of single weights (units, 1)
     terms = [(t.sum(1) if t.shape[1] != 1 else t[:, 0]).double().cpu() for t in found]
-    joined = ACROSS[entry.declares["across"]](torch.stack(terms)) if len(terms) > 1 else terms[0]
-    return FINISH[entry.declares["finish"]](joined)
+    return FINISH[entry.declares["finish"]](join(terms))
 
 
-def _slices_of(group: Group, entry: Entry[Callable[..., Tensor]], stats: Stats | None) -> Group:
+def _seen(group: Group, slices: Sequence[Slice], stats: Stats | None) -> Group:
     """The group with only the slices that count, in at least float32, carrying their statistics."""
     seen = []
-    for s in group.with_role(*_roles_in(group, entry)):
+    for s in slices:
         tensor = s.tensor.detach()
         if tensor.is_floating_point() and tensor.element_size() < 4:
             tensor = tensor.float()
@@ -257,10 +263,16 @@ def _slices_of(group: Group, entry: Entry[Callable[..., Tensor]], stats: Stats |
     return replace(group, slices=tuple(seen), stats=stats.of_group(group.id) if stats is not None else group.stats)
 
 
-def _roles_in(group: Group, entry: Entry[Callable[..., Tensor]]) -> tuple[str, ...]:
-    """The roles that count in a group: those that the criterion prefers, where there are such, else the others."""
-    first: tuple[str, ...] = entry.declares["prefer"]
-    return first if first and group.with_role(*first) else entry.declares["roles"]
+def _counted(groups: Groups, group: Group, entry: Entry[Callable[..., Tensor]]) -> tuple[Sequence[Slice], Join]:
+    """The slices of a group that a criterion counts, and how their terms are joined."""
+    across, roles = entry.declares["across"], entry.declares["roles"]
+    slices: Sequence[Slice] = group.with_role(*roles)
+    if across == PATH:
+        return slices, lambda terms: Series(groups, group, roles).path(dict(zip(slices, terms)))
+    if entry.declares["once"]:
+        slices, shares = once(groups, group, roles)
+        return slices, lambda terms: ACROSS[across](torch.stack([t * share for t, share in zip(terms, shares)]))
+    return slices, lambda terms: ACROSS[across](torch.stack(terms)) if len(terms) > 1 else terms[0]
 
 
 def _check_stats(entry: Entry[Callable[..., Tensor]], groups: Groups, stats: Stats | None) -> None:

@@ -4,12 +4,12 @@ from torch import Tensor
 
 from prunus.core import Slice
 from prunus.criteria.base import criterion
-from prunus.criteria.taylor import NORM, ROLES
+from prunus.criteria.taylor import GATE
 
 PAPER = "Wang, Zhang, Grosse, Picking Winning Tickets Before Training by Preserving Gradient Flow, ICLR 2020"
 
 
-@criterion("grasp", roles=ROLES, prefer=NORM, needs={"hessian-gradient"}, paper=PAPER)
+@criterion("grasp", roles=GATE, once=True, needs={"hessian-gradient"}, paper=PAPER)
 def grasp(s: Slice) -> Tensor:
     r"""Fall of the gradient's squared norm without a unit, halved: $\sum_w w \, (Hg)_w$ (eq. 8, sign turned).
 

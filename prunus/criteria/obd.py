@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunus.core import Slice
 from prunus.criteria.base import criterion
-from prunus.criteria.taylor import NORM, ROLES
+from prunus.criteria.taylor import GATE
 
 PAPER = "LeCun, Denker, Solla, Optimal Brain Damage, NIPS 1989"
 ESTIMATES = {  # name of the criterion -> the statistic, and what it is
@@ -19,8 +19,9 @@ ESTIMATES = {  # name of the criterion -> the statistic, and what it is
 }
 REST = """
 
-`s.weight`: (units, fan) -> the same shape; in the units of the loss.  Scale and shift alone count where a unit is
-normalised.  Weights that interact are taken as if they did not, and the slope as 0: see 'woodfisher', 'taylor-second'.
+`s.weight`: (units, fan) -> the same shape; in the units of the loss.  Slices as for 'taylor': scale and shift
+alone where a unit is normalised.  Weights that interact are taken as if they did not, and the slope as 0: see
+'woodfisher', 'taylor-second'.
 """
 
 
@@ -34,4 +35,4 @@ def _saliency(statistic: str, what: str) -> Callable[[Slice], Tensor]:
 
 
 for _name, (_statistic, _what) in ESTIMATES.items():
-    criterion(_name, roles=ROLES, prefer=NORM, needs={_statistic}, paper=PAPER)(_saliency(_statistic, _what))
+    criterion(_name, roles=GATE, once=True, needs={_statistic}, paper=PAPER)(_saliency(_statistic, _what))

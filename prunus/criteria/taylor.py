@@ -6,34 +6,35 @@ from prunus.core import Slice
 from prunus.criteria.base import criterion
 
 PAPER = "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019"
-ROLES = {"out", "bias", "norm_scale", "norm_shift"}
-NORM = {"norm_scale", "norm_shift"}  # holds the same gate as the weights before it
+GATE = {"out", "bias", "depthwise", "norm_scale", "norm_shift", "in"}  # in series they hold one gate, which counts once
 
 
-@criterion("taylor", roles=ROLES, prefer=NORM, needs={"grad"}, finish="square", paper=PAPER)
+@criterion("taylor", roles=GATE, once=True, needs={"grad"}, finish="square", paper=PAPER)
 def taylor(s: Slice) -> Tensor:
     r"""First-order change of the loss without a unit, squared, $I_u = (\sum_w w \, \partial L / \partial w)^2$ (eq. 8).
 
-    `s.weight`, `s.grad`: (units, fan) -> the same shape.  Where a unit is normalised, scale and shift alone count, so
-    that it is $(\gamma g_\gamma + \beta g_\beta)^2$.  The gradient is that of the mean loss, squared afterwards; for
-    the mean of squares over samples see `taylor-gate`.
+    `s.weight`, `s.grad`: (units, fan) -> the same shape.  Of layers in series the last one before those that read the
+    unit counts: where that is a norm, it is $(\gamma g_\gamma + \beta g_\beta)^2$; of a product (a gated feed-forward),
+    the weights that read it; of query and key, half of each.  The gradient is that of the mean loss, squared
+    afterwards; for the mean of squares over samples see `taylor-gate`.
     """
     return s.weight * s.grad
 
 
-@criterion("taylor-weight", roles=ROLES, prefer=NORM, needs={"grad"}, paper=PAPER)
+@criterion("taylor-weight", roles=GATE, once=True, needs={"grad"}, paper=PAPER)
 def taylor_weight(s: Slice) -> Tensor:
     r"""First-order change of the loss by each weight, squared, $I_u = \sum_w (w \, \partial L / \partial w)^2$.
 
-    Equation 7 summed over the weights of a unit; `s.weight`, `s.grad`: (units, fan) -> the same shape.
+    Equation 7 summed over the weights of a unit; `s.weight`, `s.grad`: (units, fan) -> the same shape.  Slices as for
+    `taylor`.
     """
     return (s.weight * s.grad).square()
 
 
 @criterion(
     "snip",
-    roles=ROLES,
-    prefer=NORM,
+    roles=GATE,
+    once=True,
     needs={"grad"},
     finish="abs",
     paper="Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity, ICLR 2019",

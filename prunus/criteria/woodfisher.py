@@ -14,12 +14,13 @@ DAMPING = 1e-5
 BLOCK = 2000  # weights of a tensor that can make up for each other
 
 
-@criterion("woodfisher", kind="group", roles=PRODUCERS, needs={"sample-grad"}, weights="none", paper=PAPER)
+@criterion("woodfisher", kind="group", roles=PRODUCERS, once=True, needs={"sample-grad"}, weights="none", paper=PAPER)
 def woodfisher(group: Group) -> Tensor:
     r"""Rise of the loss when a unit goes and others make up for it: $\frac12 w_S^T ([F^{-1}]_{SS})^{-1} w_S$.
 
-    $F = \lambda I + \frac1N \sum_n g_n g_n^T$ is over all weights that produce the units of the group (over those of
-    the unit alone nothing could make up for it), S those of one unit, $\lambda = 10^{-5}$.  N is at most 128 samples.
+    $F = \lambda I + \frac1N \sum_n g_n g_n^T$ is over the weights that produce the units of the group (over those of
+    the unit alone nothing could make up for it; where they are multiplied, over the weights that read the product), S
+    those of one unit, $\lambda = 10^{-5}$.  N is at most 128 samples.
 
     Of single weights it is $w_q^2 / (2 [F^{-1}]_{qq})$, ranked over all tensors, with F in diagonal blocks of 2000
     weights of a tensor; weights that are zero (masked) make up for nothing.

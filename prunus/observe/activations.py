@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunus.core.replay import Replay
 from prunus.observe.base import Seen, collectors
-from prunus.observe.layers import Layer, input_axis, onto_units, split_units
+from prunus.observe.layers import Layer, onto_units, readers, split_units
 
 
 @collectors.register("zeros", of="group")
@@ -34,7 +34,7 @@ def features(seen: Seen) -> dict[str, Tensor]:
 
 def _read(seen: Seen, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """``(samples, units)`` a group: `reduce` (samples, channels, positions) -> (samples, channels) at every reader."""
-    groups, found = seen.groups, []
+    groups, read, found = seen.groups, readers(seen.groups), []
     count = torch.zeros(groups.units)
     total = torch.zeros(0)
     size = 0
@@ -47,9 +47,8 @@ def _read(seen: Seen, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
 
         def before(number: int, args: Any, kwargs: Any) -> None:
             nonlocal total
-            layer, axis = weights.layer(groups.operators[number], args), input_axis(groups, number)
-            if layer is not None and axis is not None:
-                of = groups.axes[axis]
+            layer, of = weights.layer(groups.operators[number], args), read.get(number)
+            if layer is not None and of is not None:
                 values = reduce(maps(layer, seen.example.batch, groups.operators[number].shapes[0][0]))
                 total = total + onto_units(values.detach().cpu(), of, groups.units)
                 count.add_(onto_units(torch.ones(len(of)), of, groups.units))

@@ -59,7 +59,9 @@ def discriminated_moments(seen: Seen) -> dict[str, tuple[Consumer, ...]]:
 
 def heads(seen: Seen) -> tuple[Head, ...]:
     """The heads of a network, fitted to the labels of all samples."""
-    layers = [i for i, op in enumerate(seen.groups.operators) if op.name in INPUTS and op.macs is not None][:-1]
+    alone = {s.name for group in seen.groups for s in group.with_role("depthwise")}  # these mix no channels
+    operators = ((i, op) for i, op in enumerate(seen.groups.operators) if alone.isdisjoint(op.weights))
+    layers = [i for i, op in operators if op.name in INPUTS and op.macs is not None][:-1]
     many = min(HEADS, len(layers) // 2)
     places = [layers[len(layers) * p // (many + 1)] for p in range(1, many + 1)]
     norms = _norms(seen, places)
@@ -166,8 +168,9 @@ def _of_losses(seen: Seen, heads: tuple[Head, ...], numbers: list[int]) -> tuple
         losses.append((max(numbers), seen.value(out, batch, size).mean() * size))
         for place, loss in losses:
             of = [number for number in todo if number <= place]
-            found = torch.autograd.grad(loss, [held[n][1] for n in of], allow_unused=True, retain_graph=True)
-            for number, slope in zip(of, found):
+            outs = [held[number][1] for number in of]
+            slopes_of = torch.autograd.grad(loss, outs, allow_unused=True, retain_graph=True) if outs else ()
+            for number, slope in zip(of, slopes_of):
                 if slope is None:
                     continue  # the next head may see it
                 todo.remove(number)

@@ -12,7 +12,7 @@ from prunus.core import Groups, Operator
 from prunus.core.replay import Replay
 from prunus.observe.activations import maps
 from prunus.observe.base import Seen, collectors
-from prunus.observe.layers import Weights, input_axis
+from prunus.observe.layers import Weights, readers
 from prunus.observe.moments import columns_of
 
 ENTRIES = 1 << 24  # of matrices that are decomposed at once
@@ -26,7 +26,7 @@ def independence(seen: Seen) -> dict[str, Tensor]:
     mean over those places; vectors after a global pooling count only where there is nothing wider.
     Source: Sui et al., "CHIP", NeurIPS 2021, eq. 3.
     """
-    groups = seen.groups
+    groups, read = seen.groups, readers(seen.groups)
     batches: list[dict[str, list[Tensor]]] = []
 
     def watch() -> Replay:
@@ -34,8 +34,8 @@ def independence(seen: Seen) -> dict[str, Tensor]:
         batches.append(found)
 
         def before(number: int, args: Any, kwargs: Any) -> None:
-            for axis, map in _read(seen, number, weights, args):  # map: (samples, channels, positions)
-                for id, rows in _members(groups, groups.axes[axis]):
+            for of, map in _read(seen, read, number, weights, args):  # map: (samples, channels, positions)
+                for id, rows in _members(groups, of):
                     found.setdefault(id, []).append(map[:, rows].flatten(2).detach())  # (samples, units, m * positions)
 
         return seen.replay(before=before)
@@ -85,17 +85,19 @@ def _over_places(places: list[Tensor]) -> Tensor:
     return torch.stack([lost_nuclear_norm(map) for map in wide]).mean(0).cpu()
 
 
-def _read(seen: Seen, number: int, weights: Weights, args: Any) -> Iterator[tuple[int, Tensor]]:
-    """The axis and the maps ``(samples, channels, positions)`` that an operator reads, if a layer or a pooling does."""
+def _read(
+    seen: Seen, read: dict[int, Tensor], number: int, weights: Weights, args: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Units and maps ``(samples, channels, positions)`` that an operator reads, if a layer or a pooling does."""
     groups, op = seen.groups, seen.groups.operators[number]
-    layer, axis = weights.layer(op, args), input_axis(groups, number)
+    layer = weights.layer(op, args)
     if layer is not None:
-        if axis is not None:
-            yield axis, maps(layer, seen.example.batch, op.shapes[0][0])
+        if number in read:
+            yield read[number], maps(layer, seen.example.batch, op.shapes[0][0])
         return
     axis = _pooled(groups, op)
     if axis is not None and isinstance(args[0], Tensor) and args[0].dim() > 2:
-        yield axis, args[0].flatten(2)
+        yield groups.axes[axis], args[0].flatten(2)
 
 
 def _pooled(groups: Groups, op: Operator) -> int | None:

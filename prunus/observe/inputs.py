@@ -52,7 +52,7 @@ def input_moments(seen: Seen) -> dict[str, dict[str, Moment]]:
     """
     rows = Rows(seen)
     sums: dict[str, list[Any]] = {}
-    slices = _producing(seen)
+    slices = {name: s for name, s in _producing(seen).items() if s.role == "out"}
 
     def before(layer: Layer) -> None:
         if layer.name not in slices or layer.fan > LARGEST:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunus.core import Groups, InputError, Operator
 from prunus.core.effective import Follow, leaves_of, long_sizes
 from prunus.core.operators import plain_name
+from prunus.core.series import Way
 
 Order = Mapping[tuple[str, int], int]  # name and call of a layer -> its `together`, where it is not all rows
 INPUTS = {"convolution": 0, "mm": 0, "addmm": 1}  # which operand of a layer is what goes in
@@ -178,6 +179,27 @@ def input_axis(groups: Groups, number: int) -> int | None:
             axes = before.axes[before.writes.index(tensor)]
             return axes[1] if len(axes) > 1 else None
     return None
+
+
+def readers(groups: Groups) -> dict[int, Tensor]:
+    """The layers that read units, by operator: whose each input channel is, ``(channels, k)``.
+
+    -1 stands for a channel that cannot be cut, and for a unit that only passes the layer and is read further on: what a
+    depthwise convolution does with all of its units, and one of several groups with whole groups.
+    """
+    found = {}
+    for number, op in enumerate(groups.operators):
+        axis = input_axis(groups, number)
+        if axis is None or op.macs is None:
+            continue
+        of = groups.axes[axis]
+        for group in groups:
+            inside = (of >= group.offset) & (of < group.offset + group.units)
+            if bool(inside.any()) and Way(groups, group).passes(op):
+                of = torch.where(inside, -1, of)
+        if bool((of >= 0).any()):
+            found[number] = of
+    return found
 
 
 def output_axis(groups: Groups, number: int) -> int | None:

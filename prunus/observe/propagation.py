@@ -17,7 +17,7 @@ from prunus.core.replay import Replay
 from prunus.observe.activations import maps
 from prunus.observe.base import Seen, collectors
 from prunus.observe.gate import per_sample
-from prunus.observe.layers import Layer, input_axis, onto_units, output_axis, split_units
+from prunus.observe.layers import Layer, onto_units, output_axis, readers, split_units
 from prunus.observe.unsigned import identity, norm_factor
 
 ALPHA = 0.5  # of the spread of features, the rest is how little they go together
@@ -73,7 +73,7 @@ def propagated(seen: Seen) -> dict[str, Tensor]:
     groups = seen.groups
     ranked = infinite_selection(_features(seen))
     importance = ranked if bool(ranked.any()) else torch.ones_like(ranked)  # no feature varies: none tells more
-    read = {i: groups.axes[a] for i in range(len(groups.operators)) if (a := input_axis(groups, i)) is not None}
+    read = readers(groups)
     found, tape = list[tuple[Tensor, Tensor]](), Tape(seen)
 
     def watch() -> Tape:

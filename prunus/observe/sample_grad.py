@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from prunus.core.series import once
 from prunus.observe.average import parameters_of
 from prunus.observe.base import Seen, collectors, inputs_of, pieces
 from prunus.observe.samples import sample_gradients
 
 SAMPLES = 128  # of all processes together
 MEMORY = 2 * 2**30  # bytes that they may take
-PRODUCERS = ("out", "bias", "depthwise")  # what makes the units of a group
+PRODUCERS = ("out", "bias", "depthwise", "in")  # what makes the units of a group, each gate once
 
 
 @collectors.register("sample-grad", of="group", labels=True)
@@ -28,7 +29,8 @@ def sample_grad(seen: Seen, samples: int = SAMPLES, memory: int = MEMORY) -> dic
     share, and all get all.
     """
     parameters = parameters_of(seen.groups)
-    producers = {g.id: [s for s in g.with_role(*PRODUCERS) if s.name in parameters] for g in seen.groups}
+    groups = seen.groups
+    producers = {g.id: [s for s in once(groups, g, PRODUCERS)[0] if s.name in parameters] for g in groups}
     cost = sum(s.view(s.tensor).numel() * s.tensor.element_size() for of in producers.values() for s in of)
     fit = min(samples, max(1, memory // max(cost, 1)))
     if fit < samples:

@@ -239,6 +239,7 @@ def _operator(tracer: Tracer, i: int, axes: Axes, batch: int) -> Operator:
         tuple(tuple(axes(dim) for dim in dims) for dims in call.operands),
         call.decided,
         call.computed,
+        tracer.uses.named(call.weights),
     )
 
 

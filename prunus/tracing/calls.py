@@ -80,6 +80,7 @@ class Call:
     decided: Any = None  # see `decisions`
     computed: bool = False  # from parameters, buffers and constants alone
     numbers: list[tuple[Any, float]] = field(default_factory=list)  # arguments that are numbers and no sizes
+    weights: list[int] = field(default_factory=list)  # what it reads of parameters, by number, if it reads data as well
     func: Any = None  # the overload, and its arguments with tensors replaced by `Ref`: only when they are kept
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)

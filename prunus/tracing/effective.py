@@ -55,17 +55,27 @@ class Uses:
             out.append(of)
         return out
 
-    def read(self, inputs: Sequence[Tensor], module: str) -> None:
-        """Note which numbered tensors an operator with data has read; once each, whether the numbers tell the truth."""
+    def read(self, inputs: Sequence[Tensor], module: str) -> list[int]:
+        """The numbered tensors that an operator with data reads; once each, whether the numbers tell the truth."""
+        found = []
         for tensor in () if self.computing else inputs:
             number = self.numbering.of(tensor)
             if number is None:
                 continue
             base = self.numbering.expressions.base[number]
+            found.append(base)
             if base not in self.modules:
                 self.modules[base] = module
                 if base in self.dims and not self._holds(number, tensor):
                     self.others.add(base)
+        return found
+
+    def named(self, numbers: Sequence[int]) -> tuple[str, ...]:
+        """The names of parameters, buffers and effective weights among numbered tensors."""
+        names = {number: name for name, number in self.weights.items()}
+        made = self.numbering.expressions.made
+        found = (made[n] if isinstance(made[n], str) else names.get(n) for n in numbers)
+        return tuple(name for name in found if isinstance(name, str))
 
     def _holds(self, number: int, tensor: Tensor) -> bool:
         leaves = self.numbering.expressions.leaves(number)

@@ -201,7 +201,7 @@ class Tracer(TorchDispatchMode):
         dims = self.uses.computed(outs, dims) if self.uses.computing else dims
         for tensor, of in zip(outs, dims):
             self.dims[tensor] = of
-        self.uses.read(inputs, self.call.module)
+        self.call.weights = self.uses.read(inputs, self.call.module)
         self.call.dims = dims
         if self.call.over or self.call.contracted:
             self.call.operands = operands

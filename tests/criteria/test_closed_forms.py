@@ -209,8 +209,7 @@ def test_gates_of_head_dimensions_and_of_units_that_no_layer_reads():
     net.out.register_forward_pre_hook(
         lambda m, args: ((args[0].unflatten(-1, (2, 4)) * gate[:, None, None]).flatten(-2),)
     )
-    for layer in (net.q, net.k):
-        layer.register_forward_hook(lambda m, args, y: (y.unflatten(-1, (2, 4)) * query[:, None, None]).flatten(-2))
+    net.q.register_forward_hook(lambda m, args, y: (y.unflatten(-1, (2, 4)) * query[:, None, None]).flatten(-2))
     nn.functional.cross_entropy(net.eval()(x), y, reduction="sum").backward()
     torch.testing.assert_close(gates["v"], gate.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gates["q"], query.grad, rtol=1e-4, atol=1e-6)

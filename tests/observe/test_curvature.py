@@ -154,7 +154,7 @@ def test_gradients_of_all_samples_are_those_of_each_alone(make, memory, monkeypa
     for name, found in stats.kinds["fisher"].items():
         torch.testing.assert_close(found, torch.stack([one[name].square() for one in each]).mean(0))
     for group in groups:
-        made = group.with_role("out", "bias", "depthwise")
+        made = group.with_role("out", "bias")  # the kernel of a depthwise layer stands in series with these
         rows = [torch.cat([s.view(one[s.name]) for s in made], 1) for one in each]
         torch.testing.assert_close(stats.groups["sample-grad"][group.id], torch.stack(rows))
 
