@@ -13,10 +13,11 @@ from prunus.core import Groups, Operator, VerificationError
 from prunus.core.operators import SILENT, alike, plain_name
 from prunus.core.running import laid_out_as
 from prunus.surgery.agreement import is_real
+from prunus.surgery.finite import all_finite, keeps_finite, leaves
 from prunus.tracing.apply import with_scale
 from prunus.tracing.decisions import decided
 
-FINITE = ("convolution", "relu", "relu_")  # which make no NaN or infinity of finite numbers
+UNSEEN = ("convolution", "relu", "relu_")  # whose results are not looked at
 
 
 class Kept(TorchDispatchMode):
@@ -27,8 +28,11 @@ class Kept(TorchDispatchMode):
     `exact` stays True as long as that changes nothing: then silence alone has told the outcome.
     """
 
-    def __init__(self, groups: Groups, keep: Tensor) -> None:
+    def __init__(self, groups: Groups, keep: Tensor, finite: frozenset[int] = frozenset()) -> None:
+        """`finite` are places in memory of tensors that are known to hold finite numbers alone, while this is used."""
         super().__init__()
+        self.finite = finite
+        self.known: set[int] = set()  # numbers of tensors, as the operators name them, that hold finite numbers alone
         self.alive = groups.alive(keep)
         self.cut = {a for a, rows in enumerate(self.alive) if a not in groups.counted and not bool(rows.all())}
         self.groups = groups
@@ -48,22 +52,50 @@ class Kept(TorchDispatchMode):
             )
         op = self.steps[self.at]
         self.at += 1
+        closed = self._makes_finite(op, args, kwargs)  # asked before forward may write into them
         if any(map(self._cut, op.over)) or any(map(self._cut, op.contracted)):
             out = self._on_kept(op, func, args, kwargs)
         else:
             out = decided(op.decided, func, args, with_scale(op.name, args, kwargs))
-        return self._without_removed(op, out, func.is_view) if op.computed else self._silent(op, out)
+        if closed:
+            self.known.update(op.writes)
+        elif func._schema.is_mutable:  # what it writes may be a view of anything
+            self.known, self.finite = set(), frozenset()
+        else:
+            self.known.difference_update(op.writes)
+        if op.computed:
+            return self._without_removed(op, out, func.is_view)
+        return out if closed or op.name in UNSEEN else self._silent(op, out)
+
+    def _makes_finite(self, op: Operator, args: Any, kwargs: Any) -> bool:
+        """Whether the results need not be looked at: the operator makes finite numbers of those that it is given."""
+        if op.decided is not None or not keeps_finite(op.name, args, kwargs):
+            return False
+        given = [leaf for leaf in leaves(args, kwargs) if isinstance(leaf, Tensor)]
+        return len(given) == len(op.reads) and all(map(self._is_finite, op.reads, given))
+
+    def _is_finite(self, number: int, tensor: Tensor) -> bool:
+        if number not in self.known:
+            if tensor.layout is not torch.strided:
+                return False
+            if is_real(tensor) and tensor.data_ptr() not in self.finite and not all_finite(tensor):
+                return False
+            self.known.add(number)
+        return True
 
     def _silent(self, op: Operator, out: Any) -> Any:
         """Where a removed unit's numbers are none (0 / 0 in a normalised weight), they are zero again."""
-        if op.name in FINITE:
-            return out
-        for leaf, axes in zip((x for x in tree_leaves(out) if isinstance(x, Tensor)), op.axes):
+        found = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        for leaf, axes, number in zip(found, op.axes, op.writes):
             cut = [(d, axis) for d, axis in enumerate(axes) if axis is not None and self._cut(axis)]
-            if cut and leaf.is_floating_point() and 0 not in leaf.stride() and not _all_finite(leaf):
-                self.exact = False
-                for d, axis in cut:
-                    leaf.index_fill_(d, self._gone(axis, leaf), 0)
+            if not cut or not leaf.is_floating_point() or 0 in leaf.stride():
+                continue
+            if all_finite(leaf):
+                self.known.add(number)
+                continue
+            self.exact = False
+            for d, axis in cut:
+                leaf.index_fill_(d, self._gone(axis, leaf), 0)
         return out
 
     def _without_removed(self, op: Operator, out: Any, view: bool) -> Any:
@@ -73,8 +105,8 @@ class Kept(TorchDispatchMode):
         """
         before = set[int]().union(*(self._filled.get(n, ()) for n in op.reads))
         self.exact = self.exact and all(before <= set(axes) for axes in op.axes)
-        leaves = (x for x in tree_leaves(out) if isinstance(x, Tensor))
-        for leaf, axes, number in zip(leaves, op.axes, op.writes):
+        found = (x for x in tree_leaves(out) if isinstance(x, Tensor))
+        for leaf, axes, number in zip(found, op.axes, op.writes):
             self._filled[number] = filled = set(before)
             for d, axis in enumerate(axes) if is_real(leaf) and not view else ():
                 if axis is not None and self._cut(axis) and bool(leaf.index_select(d, self._gone(axis, leaf)).any()):
@@ -91,10 +123,10 @@ class Kept(TorchDispatchMode):
         for fact in op.facts:
             if fact.axis in op.over:
                 args = _put(args, fact.path, self.groups.kept_rows(self.alive, fact.axis, fact.rows))
-        leaves, spec = tree_flatten((args, kwargs))
+        given, spec = tree_flatten((args, kwargs))
         of = iter(op.operands)
-        leaves = [self._kept(leaf, next(of), op) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        args, kwargs = tree_unflatten(leaves, spec)
+        given = [self._kept(leaf, next(of), op) if isinstance(leaf, Tensor) else leaf for leaf in given]
+        args, kwargs = tree_unflatten(given, spec)
         outs, spec = tree_flatten(func(*args, **kwargs))
         wholes, of = tree_leaves(whole), iter(op.axes)
         return tree_unflatten(
@@ -134,11 +166,6 @@ class Kept(TorchDispatchMode):
             shape[d] = len(self.alive[axis])
             part = part.new_zeros(shape).index_copy_(d, self._index(axis, part), part)
         return laid_out_as(part, whole)
-
-
-def _all_finite(t: Tensor) -> bool:
-    """Whether there is no NaN and no infinity; a finite sum, which is one pass, says so."""
-    return bool(t.sum().isfinite()) or bool(t.isfinite().all())
 
 
 def _put(args: Any, path: tuple[int, ...], value: int) -> Any:

@@ -140,11 +140,17 @@ def _moves(model: nn.Module, tensors: Tensors, ref: Reference) -> bool:
     run, names = ref.runs[-1], [n for n in ref.cut if n in tensors and tensors[n].is_floating_point()]
     if not names:
         return True
-    whole = given_of(model, tensors, run)
-    other = {**whole, **rescaled({n: whole[n] for n in names})}
-    if ref.dtype is torch.float64 and _apart(model, cast(other, torch.float32), run, replace(ref, dtype=torch.float32)):
-        return True  # the fast way: far more than that precision's rounding
-    return _apart(model, other, run, ref) is not False
+
+    def other(tensors: Tensors, dtype: torch.dtype, names: list[str]) -> Tensors:
+        whole = cast(given_of(model, tensors, run), dtype)
+        return {**whole, **rescaled({n: whole[n] for n in names})}
+
+    if ref.dtype is torch.float64:  # first the fast way, for what moves far more than that precision's rounding
+        few = [n for n in names if tensors[n].dim() < 2]
+        single = other(named_tensors(model), torch.float32, few or names)
+        if _apart(model, single, run, replace(ref, dtype=torch.float32)):
+            return True
+    return _apart(model, other(tensors, ref.dtype, names), run, ref) is not False
 
 
 def _apart(model: nn.Module, tensors: Tensors, run: Run, ref: Reference) -> bool | None:

@@ -14,6 +14,7 @@ from prunus.core import Groups, Inputs, Operator, Scaled, VerificationError
 from prunus.core.callbacks import OUT_OF_MEMORY
 from prunus.core.running import laid_out_as
 from prunus.surgery.agreement import Behind, is_real, says_something
+from prunus.surgery.finite import all_finite
 from prunus.surgery.kept import Kept
 from prunus.surgery.precise import Precise
 from prunus.surgery.stand_ins import stand_ins
@@ -65,22 +66,53 @@ Tensors = Mapping[str, Tensor]
 Watch = Callable[[], AbstractContextManager[Any]]
 
 
-def silenced(tensors: Mapping[str, Tensor], groups: Groups, keep: Tensor) -> dict[str, Tensor]:
+def silenced(
+    tensors: Mapping[str, Tensor],
+    groups: Groups,
+    keep: Tensor,
+    dtype: torch.dtype | None = None,
+    finite: set[int] | None = None,
+) -> dict[str, Tensor]:
     """The tensors (all or some) with every removed unit's own parameters, and its consumers' columns, set to zero.
 
     Read from the groups' slices, not from the axes that the cut is made by: a second account of the same coupling.
-    Tensors in the network's own memory are copied; others, which were made for this, are written in place.
+    Tensors in the network's own memory are copied; others, which were made for this, are written in place.  The results
+    are cast to `dtype`; into `finite` go the places in memory of those that hold finite numbers alone.
     """
-    out = dict(tensors)
+    gone: dict[str, list[tuple[int, Tensor]]] = {}
+    own = {}
     for group in groups:
-        gone = ~keep[group.offset : group.offset + group.units]
-        if not gone.any():
-            continue
-        for s in (s for s in group.slices if s.name in out and is_real(out[s.name])):
-            if out[s.name].data_ptr() == s.tensor.data_ptr():
-                out[s.name] = out[s.name].clone()
-            out[s.name].index_fill_(s.dim, s.index[gone].reshape(-1).to(out[s.name].device), 0)
+        removed = ~keep[group.offset : group.offset + group.units]
+        for s in group.slices if removed.any() else ():
+            gone.setdefault(s.name, []).append((s.dim, s.index[removed].reshape(-1)))
+            own[s.name] = s.tensor.data_ptr()
+    out = {}
+    for name, tensor in tensors.items():
+        if name in gone and is_real(tensor):
+            tensor = tensor.clone() if tensor.data_ptr() == own[name] else tensor
+            clean = _zero_(tensor, gone[name])
+        else:
+            clean = finite is None or not is_real(tensor) or all_finite(tensor)
+        out[name] = tensor if dtype is None else _cast(tensor, dtype)
+        if finite is not None and clean and tensor.layout is torch.strided:
+            finite.add(out[name].data_ptr())
     return out
+
+
+def _zero_(tensor: Tensor, gone: Iterable[tuple[int, Tensor]]) -> bool:
+    """Zeros in the rows of dimensions, and whether all is finite: then products do, the fast way but for the first."""
+    for dim, rows in gone:
+        if dim:
+            left = torch.ones(tensor.shape[dim], dtype=tensor.dtype, device=tensor.device)
+            left.index_fill_(0, rows.to(tensor.device), 0)
+            tensor.mul_(left.view(-1, *[1] * (tensor.dim() - dim - 1)))
+        else:
+            tensor.index_fill_(0, rows.to(tensor.device), 0)
+    if all_finite(tensor):
+        return True
+    for dim, rows in gone:
+        tensor.index_fill_(dim, rows.to(tensor.device), 0)
+    return all_finite(tensor)
 
 
 def scalings(groups: Groups, keep: Tensor) -> tuple[Scaled, ...]:
@@ -100,9 +132,9 @@ def scalings(groups: Groups, keep: Tensor) -> tuple[Scaled, ...]:
 
 
 def rescaled(tensors: Mapping[str, Tensor], scaled: Iterable[Scaled]) -> dict[str, Tensor]:
-    """The tensors with rows multiplied; others as they are."""
+    """The tensors (all or some) with rows multiplied; others as they are."""
     out = dict(tensors)
-    for s in scaled:
+    for s in (s for s in scaled if s.name in out):
         tensor = out[s.name]
         index = torch.tensor(s.rows, dtype=torch.long, device=tensor.device)
         out[s.name] = tensor.index_copy(s.dim, index, tensor.index_select(s.dim, index) * s.factor)
@@ -118,16 +150,18 @@ def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
     """Run the silenced original, in float64 where every operator has such a kernel, else in float32."""
     plan = groups.plan(keep)
 
-    def silence(tensors: Tensors) -> Tensors:
-        return silenced(tensors, groups, keep)
+    finite: set[int] = set()
 
-    def cut(tensors: Tensors, names: Iterable[str]) -> Tensors:
-        whole = folded(tensors, groups, keep)
-        return {n: narrow(whole[n], plan.tensors.get(n)) for n in names}
+    def silence(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+        return silenced(tensors, groups, keep, dtype, finite)
+
+    def cut(tensors: Tensors) -> Tensors:
+        return {n: narrow(t, plan.tensors.get(n)) for n, t in folded(tensors, groups, keep).items()}
 
     for dtype in (torch.float64, torch.float32):
+        finite.clear()
         try:
-            runs = runs_of(model, groups.inputs, dtype, lambda: Kept(groups, keep), silence, cut)
+            runs = runs_of(model, groups.inputs, dtype, lambda: Kept(groups, keep, frozenset(finite)), silence, cut)
             return Reference(runs, dtype, groups.operators, tuple(plan.tensors))
         except (RuntimeError, NotImplementedError, TypeError):
             if dtype is torch.float32:
@@ -135,27 +169,23 @@ def reference(model: nn.Module, groups: Groups, keep: Tensor) -> Reference:
     raise AssertionError("unreachable")
 
 
-def _as_they_are(tensors: Tensors, names: Iterable[str] | None = None) -> Tensors:
-    return tensors if names is None else {n: tensors[n] for n in names}
-
-
 def runs_of(
     model: nn.Module,
     inputs: Inputs,
     dtype: torch.dtype,
     watch: Watch,
-    silence: Callable[[Tensors], Tensors] = _as_they_are,
-    cut: Callable[[Tensors, Iterable[str]], Tensors] = _as_they_are,
+    silence: Callable[[Tensors, torch.dtype], Tensors] | None = None,
+    cut: Callable[[Tensors], Tensors] = dict,
 ) -> tuple[Run, ...]:
     """The original on the example as it is, and on noise with `stand_ins`, as far as it takes them.
 
     Raises: `VerificationError` when no run gives anything to compare.
     """
-    tensors = cast(named_tensors(model), dtype)
-    others: Tensors = stand_ins(model, tensors)
-    hidden = tuple(n for n in others if not tensors[n].any() and n.rpartition(".")[2] != "bias")
-    given_to = cut({**tensors, **others}, others)
-    silent, others = silence(tensors), silence(others)
+    tensors, silence = named_tensors(model), silence or cast
+    others: Tensors = cast(stand_ins(model, tensors), dtype)
+    hidden = tuple(n for n in others if n.rpartition(".")[2] != "bias" and not tensors[n].any())
+    given_to = cut(others)
+    silent, others = silence(tensors, dtype), silence(others, dtype)
     runs = [observed(model, silent, inputs, dtype, watch)]
     for given, values in ((other_inputs(inputs), others), (inputs, others), (other_inputs(inputs), {})):
         if given is inputs and not values:
@@ -232,8 +262,11 @@ def run_in(
 
 def cast(tensors: Tensors, dtype: torch.dtype) -> dict[str, Tensor]:
     """Real and complex tensors in a precision; others as they are."""
-    to = {True: dtype.to_complex(), False: dtype}
-    return {n: t.detach().to(to[t.is_complex()]) if is_real(t) else t.detach() for n, t in tensors.items()}
+    return {n: _cast(t, dtype) for n, t in tensors.items()}
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.detach().to(dtype.to_complex() if t.is_complex() else dtype) if is_real(t) else t.detach()
 
 
 def other_inputs(inputs: Inputs) -> Inputs:

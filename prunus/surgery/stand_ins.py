@@ -7,7 +7,7 @@ were removed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,26 +27,30 @@ def stand_ins(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     >>> sorted(stand_ins(layer, dict(layer.named_parameters())))
     ['bias', 'weight']
     """
-    generator = torch.Generator().manual_seed(2)
-    out = {}
+    even = {}
     for name, _ in model.named_parameters():
         t = tensors[name].detach()
-        if not t.is_floating_point() or not t.numel() or not _even(t):
-            continue
-        value = float(t.flatten()[0])
-        if t.numel() == 1 and value:
-            continue
+        value = _common(t) if t.is_floating_point() and t.numel() else None
+        if value is not None and not (t.numel() == 1 and value):
+            even[name] = (t, value)
+    out = {}
+    for (name, (t, value)), noise in zip(even.items(), _drawn(torch.randn, 2, [t.numel() for t, _ in even.values()])):
         fan = t.numel() // t.shape[0] if t.dim() > 1 else 1
         spread = max(FAN / fan**0.5, SPREAD / 10) if t.dim() > 1 else SPREAD
-        noise = spread * torch.randn(t.shape, generator=generator, dtype=torch.float64)
-        out[name] = laid_out_as((noise + value).to(t), t)
+        out[name] = laid_out_as((spread * noise + value).reshape(t.shape).to(t), t)
     return out
 
 
-def _even(t: Tensor) -> bool:
-    """Whether all elements are equal; most tensors tell by their first row that they are not."""
-    first = t[(0,) * t.dim()]
-    return bool((t[(0,) * max(t.dim() - 1, 0)] == first).all()) and bool((t == first).all())
+def _common(t: Tensor) -> float | None:
+    """The value that all elements have; most tensors tell by their first and last that there is none."""
+    value, last = t[(0,) * t.dim()].item(), t[(-1,) * t.dim()].item()
+    return value if value == last and bool((t == value).all()) else None
+
+
+def _drawn(function: Callable[..., Tensor], seed: int, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """So many random numbers each, drawn at once."""
+    generator = torch.Generator().manual_seed(seed)
+    return function(sum(sizes), generator=generator, dtype=torch.float64).split(list(sizes))
 
 
 def jittered(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -64,10 +68,8 @@ def jittered(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 def rescaled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with every row of the first dimension at another scale, between a half and one and a half."""
-    generator = torch.Generator().manual_seed(3)
-
-    def change(t: Tensor) -> Tensor:
-        factors = 0.5 + torch.rand(t.shape[:1], generator=generator, dtype=torch.float64).to(t)
-        return t * factors.reshape(-1, *[1] * (t.dim() - 1)) if t.dim() else t
-
-    return {n: change(t) for n, t in tensors.items()}
+    rows = [t.shape[0] if t.dim() else 0 for t in tensors.values()]
+    return {
+        n: t * (0.5 + factors).to(t).reshape(-1, *[1] * (t.dim() - 1)) if t.dim() else t
+        for (n, t), factors in zip(tensors.items(), _drawn(torch.rand, 3, rows))
+    }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import prunus
 from prunus.core.allowed import ATEN, find, listed
 from prunus.core.guards import GUARDS, guard_of
 from prunus.surgery.operators import resolve
+from prunus.surgery.rehearse import _BatchNorms
 from tests.surgery.rewriting import whole
 
 aten = torch.ops.aten
@@ -145,3 +147,23 @@ class Strided(nn.Module):
 def test_a_model_that_calls_anything_else_cannot_be_rewritten():
     with pytest.raises(prunus.TraceError, match="forward calls the operator aten.as_strided.default"):
         whole(Strided(), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_batch_norm_is_rehearsed_with_the_checks_and_the_shapes_of_torch(training):
+    """In place of torch's own rule, which is slow; other sizes are refused by what calls it."""
+    with torch.device("meta"):
+        x, c, d = torch.empty(3, 4, 5, 6), torch.empty(4), torch.empty(5)
+        rest = (training, 0.1, 1e-5, False)
+        expected = aten.batch_norm(x, c, c, c, c, *rest), aten.native_batch_norm(x, c, c, c, c, *rest[:3])[1:]
+        with _BatchNorms():
+            found = aten.batch_norm(x, c, c, c, c, *rest), aten.native_batch_norm(x, c, c, c, c, *rest[:3])[1:]
+            for place in range(4):
+                given = [d if i == place else c for i in range(4)]
+                with pytest.raises(RuntimeError, match="4 elements"):
+                    aten.batch_norm(x, *given, *rest)
+            with pytest.raises((RuntimeError, IndexError)):
+                aten.batch_norm(c, c, c, c, c, *rest)
+            assert training or pytest.raises(RuntimeError, aten.batch_norm, x, c, c, None, None, *rest)
+    for a, b in zip(tree_leaves(found), tree_leaves(expected)):
+        assert a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
