@@ -74,9 +74,8 @@ class _BatchNorms(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not torch.ops.aten.native_batch_norm.default:
             return func(*args, **(kwargs or {}))
-        x, training = args[0], args[5]
-        saved = x.shape[1] if training else 0
-        return torch.empty_like(x), x.new_empty(saved), x.new_empty(saved)
+        x = args[0]
+        return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
 
 
 class _Rehearsal:
