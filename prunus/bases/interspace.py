@@ -30,6 +30,9 @@ class Interspaced:
     `bases` holds the names of the weights that share each basis; `error` is the relative change of the weights,
     ``|F lambda - W| / |W|``: rounding, unless an initialisation changes the function; `left_alone` says what stays
     plain, and why.
+
+    Attributes:
+        model: the network, changed in place.
     """
 
     model: nn.Module

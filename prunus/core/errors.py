@@ -36,7 +36,12 @@ class UnknownNameError(InputError, KeyError):
 
 
 class BudgetError(InputError):
-    """A budget that is malformed, or that cannot be met: then `least` is the least reachable cost of every kind."""
+    """A budget that is malformed, or that cannot be met: then `least` is the least reachable cost of every kind.
+
+    Args:
+        message: what was given, what was expected, and what to do.
+        least: by kind of cost, in its unit; None where the budget is malformed.
+    """
 
     def __init__(self, message: str, least: Mapping[str, int] | None = None) -> None:
         super().__init__(message)
@@ -60,7 +65,12 @@ class TraceError(PrunusError):
 
 
 class VerificationError(PrunusError):
-    """A cut changed the function of the network; the model was restored.  `groups` names those to blame, if known."""
+    """A cut changed the function of the network; the model was restored.  `groups` names those to blame, if known.
+
+    Args:
+        message: what differs, by how much, and what to do.
+        groups: their ids; () where nobody knows.
+    """
 
     def __init__(self, message: str, groups: Iterable[str] = ()) -> None:
         super().__init__(message)

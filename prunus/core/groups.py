@@ -27,10 +27,17 @@ COSTS = ("params", "macs")
 class Groups(Sequence[Group]):
     """All groups of a traced network, its operators, and what they cost.
 
-    `axes` holds every distinct labelled dimension as an ``(n, k)`` matrix of flat unit numbers, -1 for "always kept";
-    row ``i`` of the dimension survives a plan iff all its units do.
+    Index by position or by group id; ``costs`` tells what a set of kept units costs before anything is cut.
 
-    Index by position or by group id; ``cost`` tells what a set of kept units costs before anything is cut.
+    `members` are the groups, `axes` every distinct labelled dimension as an ``(n, k)`` matrix of flat unit numbers, -1
+    for "always kept": row ``i`` survives a plan iff all its units do.  `tensors` are parameters and buffers by name,
+    `operators` calls of ATen in order, `starts` the first of every call of the network, `outputs` the numbers of the
+    tensors it returns, `inputs` what it was traced with, `fixed` what is not cut and why, `ties` names of one tensor,
+    `edits` integers that follow, `folds` scales that are made good, `proportions` ids of groups whose kept counts stay
+    in the ratio of their units, `counted` axes that tell how many rows stay, not which, `caches` module and attribute
+    of what forward caches, `effective` weights that it computes from parameters (None: it computes none).  `in_place`
+    (True by default) says whether a cut has to fit the model's own code, `weights` (False) whether units are single
+    weights or blocks of them; `least`, in [0, 1], is the share of a group's units that stays by default (0.01).
     """
 
     members: tuple[Group, ...]
@@ -41,16 +48,16 @@ class Groups(Sequence[Group]):
     inputs: Inputs
     ties: tuple[tuple[str, ...], ...] = ()
     edits: tuple[EditRule, ...] = ()
-    outputs: tuple[int, ...] = ()  # numbers of the tensors that the model returns
-    in_place: bool = True  # whether a cut has to fit the model's own code
-    proportions: tuple[tuple[str, ...], ...] = ()  # groups whose kept counts stay in the proportion of their units
+    outputs: tuple[int, ...] = ()
+    in_place: bool = True
+    proportions: tuple[tuple[str, ...], ...] = ()
     folds: tuple[Fold, ...] = ()
-    counted: frozenset[int] = frozenset()  # axes that tell how many rows are kept, not which: parts choose differently
-    caches: tuple[tuple[str, str], ...] = ()  # module and attribute of what forward caches
-    least: float = 0.01  # of a group's units stay by default
-    effective: Effective | None = None  # weights that forward computes from parameters
-    weights: bool = False  # whether units are single weights, or blocks of them, and not what a cut removes
-    starts: tuple[int, ...] = (0,)  # the first operator of every call of the network
+    counted: frozenset[int] = frozenset()
+    caches: tuple[tuple[str, str], ...] = ()
+    least: float = 0.01
+    effective: Effective | None = None
+    weights: bool = False
+    starts: tuple[int, ...] = (0,)
 
     def __len__(self) -> int:
         return len(self.members)

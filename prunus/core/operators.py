@@ -33,6 +33,10 @@ class Cost:
 @dataclass(frozen=True)
 class TensorAxes:
     """A parameter or buffer of the model: its shape, and the axis (row of `Groups.axes`, or None) of every
+
+    Attributes:
+        axes: one entry a dimension.
+        parameter: True for a parameter, False for a buffer.
     dimension."""
 
     shape: tuple[int, ...]
@@ -65,10 +69,17 @@ class Term:
 
 @dataclass(frozen=True)
 class EditRule:
-    """An integer that a module holds, that forward really reads and that must follow a cut: the sum of `terms`."""
+    """An integer that a module holds, that forward really reads and that must follow a cut: the sum of `terms`.
+
+    Attributes:
+        module: qualified name of the module; "" is the network itself.
+        attribute: a place in it, as in ``"num_heads"`` or ``"normalized_shape[0]"``.
+        value: the integer before any cut.
+        terms: what the integer becomes, as sums of kept units and rows; a whole number for every legal cut.
+    """
 
     module: str
-    attribute: str  # a place, as in "num_heads" or "normalized_shape[0]"
+    attribute: str
     value: int
     terms: tuple[Term, ...]
 
@@ -93,6 +104,16 @@ class Operator:
     whole; one that sums products of two activations over a `contracted` axis does so where the silenced are not zero.
     For those `operands` holds the axes of every tensor that goes in.  One that is not `computed` from parameters
     alone reads `weights`: parameters and buffers in any layout, and effective weights, by name.
+
+    Attributes:
+        name: of the operator, e.g. ``"convolution"``.
+        module: qualified name of the module that calls it; "" is the network itself.
+        shapes: of every output, as traced, so many samples together.
+        macs: multiply-adds of one sample; None for an operator that multiplies nothing.
+        facts: integers among its arguments that have to follow a cut; () by default.
+        decided: how its result is made again in runs that are compared, where it was chosen by looking at values; None
+            else.
+        computed: True where it computes from parameters, buffers and constants alone.
     """
 
     name: str
@@ -107,14 +128,19 @@ class Operator:
     over: tuple[int, ...] = ()
     contracted: tuple[int, ...] = ()
     operands: tuple[tuple[int | None, ...], ...] = ()
-    decided: Any = None  # by looking at values: made again in runs that are compared
-    computed: bool = False  # whether it computes from parameters, buffers and constants alone
+    decided: Any = None
+    computed: bool = False
     weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Something that cannot, or may not, be cut, with the reason."""
+    """Something that cannot, or may not, be cut, with the reason.
+
+    Attributes:
+        what: qualified name of a group, tensor or module, with how much of it where that is not all.
+        why: the reason, as a sentence would go on.
+    """
 
     what: str
     why: str

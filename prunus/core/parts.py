@@ -15,7 +15,12 @@ from prunus.core.errors import FileError
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """The kept units of one group, out of how many."""
+    """The kept units of one group, out of how many.
+
+    Attributes:
+        units: how many units the group has in the original.
+        kept: numbers of the units that stay, in order, each below `units`.
+    """
 
     units: int
     kept: tuple[int, ...]
@@ -46,10 +51,17 @@ class Edit:
 
 @dataclass(frozen=True)
 class Added:
-    """A tensor that the network did not have: a bias that absorbed a constant, or a channel selection."""
+    """A tensor that the network did not have: a bias that absorbed a constant, or a channel selection.
+
+    Attributes:
+        name: qualified name of the tensor.
+        kind: ``"bias"``, or ``"select"`` for the channel selection in front of a norm.
+        shape: its one size, in the coordinates of the original: rows of the layer, or channels that are read.
+        dtype: as torch names it, without ``torch.``; ``"int64"`` for a selection.
+    """
 
     name: str
-    kind: str  # "bias" or "select"
+    kind: str
     shape: tuple[int, ...]
     dtype: str = "float32"
 
@@ -69,7 +81,13 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Scaled:
-    """Rows of a tensor that a cut multiplies by `factor`, before it: what forward computes from a size is made good."""
+    """Rows of a tensor that a cut multiplies by `factor`, before it: what forward computes from a size is made good.
+
+    Attributes:
+        name: qualified name of the parameter or buffer.
+        dim: the dimension that the rows are counted along.
+        rows: which of them, in the coordinates before this cut.
+    """
 
     name: str
     dim: int
@@ -80,6 +98,10 @@ class Scaled:
 @dataclass(frozen=True)
 class Mask:
     """Which elements of one tensor stay: its shape, and a bit an element, in base64.
+
+    Attributes:
+        shape: of the tensor.
+        bits: in the order of the flattened tensor, 1 = keep; the last byte is filled with zeros.
 
     >>> keep = torch.tensor([[True, False, True]])
     >>> Mask.of(keep), torch.equal(Mask.of(keep).keep, keep)

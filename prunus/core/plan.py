@@ -24,6 +24,17 @@ class Plan:
     `prunus.tensors`, has `masks` alone: a tensor's name and which of its elements stay.  `scaled` is for copies of the
     network as it was before this very cut (`prunus.follow_`); files, which hold the weights, and later plans drop it.
 
+    Attributes:
+        groups: the kept units of every group, by id; {} of a mask plan.
+        tensors: the kept indices of every parameter and buffer that is cut, by qualified name.
+        edits: integers of modules that follow, in the order of the modules.
+        added: tensors that the original does not have.
+        dropped: residual blocks that are gone.
+        ties: sets of names that stand for one tensor.
+        inputs: shape and type of every tensor that the network was traced with; () where that is not known.
+        memory_format: of the traced parameters, ``"contiguous"`` or ``"channels_last"``.
+        version: of prunus, where a file was written; "" before.
+
     >>> plan = Plan({"conv1": GroupPlan(4, (0, 2))})
     >>> Plan.from_json(plan.to_json()) == plan
     True

@@ -14,7 +14,12 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered function or class: its name, what it declares about itself, and the paper it is from."""
+    """A registered function or class: its name, what it declares about itself, and the paper it is from.
+
+    Attributes:
+        call: the function or class itself.
+        paper: authors, title, place and year; "" where it is from no paper.
+    """
 
     name: str
     call: T
@@ -29,6 +34,9 @@ class Entry(Generic[T]):
 
 class Registry(Generic[T]):
     """Names and what they stand for; a name that is not there is answered with the nearest one.
+
+    Args:
+        kind: what the names stand for, in the singular: errors say it.
 
     >>> fruit = Registry("fruit")
     >>> @fruit.register("plum", paper="Linnaeus 1753")

@@ -19,6 +19,10 @@ class Verified:
     `hidden` names parameters that are zero throughout and would hide what lies behind them: one of the comparisons was
     made with random numbers in their place, in both networks.  `sensitive` is False when the outputs did not change
     with the weights that were cut, so that the comparison says nothing.
+
+    Attributes:
+        max_relative_error: the largest ``max|a - b| / max|b|`` over all outputs; no unit.
+        in_place: False where it was the rewritten network that was compared.
     """
 
     max_relative_error: float
@@ -51,6 +55,12 @@ class Report:
 
     `before` and `after` hold ``{"params": int, "macs": int}``; `plan` is the cut just made in the coordinates of the
     network it was made on.
+
+    Attributes:
+        in_place: True where `model` is the module that was given, cut; False where it is a new, rewritten one.
+        verified: the proof of the cut; None where it was not asked for, or tensors have no values.
+        left_alone: what could not be cut, or may not, and why.
+        notes: what else has to be known, one sentence each.
     """
 
     model: nn.Module

@@ -101,16 +101,22 @@ class Group:
     of several `parts` (heads, convolution groups) holds the units of one part after those of the other, and must keep
     as many of each.  `used` are the slices
     as layers read them, where some are of weights that forward computes from parameters: see `Groups.seen`.
+
+    Attributes:
+        units: how many there are, over all parts.
+        slices: what of which tensor belongs to each of them.
+        offset: number of the first unit in the flat numbering of all units of a network.
+        stats: statistics of the units, by kind; {} before any was collected.
     """
 
     id: str
     units: int
     slices: tuple[Slice, ...]
-    offset: int = 0  # of the group's first unit in the flat numbering of all units
+    offset: int = 0
     floor: int = 1
     parts: int = 1
     step: int = 1
-    stats: Mapping[str, Any] = field(default_factory=dict)  # of its units, by kind
+    stats: Mapping[str, Any] = field(default_factory=dict)
     used: tuple[Slice, ...] | None = None
 
     def statistic(self, kind: str) -> Any:

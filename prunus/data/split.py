@@ -16,7 +16,11 @@ from prunus.data.preprocess import Preprocess
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Decoded images (N, C, H, W) uint8 with their labels (N,) int64, and the augmentation that suits them."""
+    """Decoded images (N, C, H, W) uint8 with their labels (N,) int64, and the augmentation that suits them.
+
+    Attributes:
+        augment: what training does to images; nothing by default.
+    """
 
     images: Tensor
     labels: Tensor
@@ -71,7 +75,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Batches that can be gone through again and again, always the same: (x float32 (B, C, H, W), y int64 (B,))."""
+    """Batches that can be gone through again and again, always the same: (x float32 (B, C, H, W), y int64 (B,)).
+
+    Attributes:
+        split: where samples are taken from.
+        preprocess: makes inputs of image bytes, after augmentation.
+        rows: the samples of every batch, int64 numbers of the split.
+        augment: changes image bytes at random, as a function of `seed`, `epoch` and sample alone.
+        seed: of the order and of the augmentation, 0 or more.
+        epoch: counted from 0.
+    """
 
     split: Split
     preprocess: Preprocess
@@ -91,7 +104,14 @@ class Batches:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set in its three parts: `decide` is held out of the training part for every decision on the way."""
+    """A data set in its three parts: `decide` is held out of the training part for every decision on the way.
+
+    Attributes:
+        train: what networks are trained on.
+        test: what no decision sees.
+        classes: their names, in the order of their numbers.
+        name: what the set is called in reports.
+    """
 
     train: Split
     decide: Split

@@ -95,6 +95,11 @@ class Gate(nn.Module):
         floor: channels that are on in any case, those of largest saliency.
         fixed: this many channels are on for every input, whatever the method says: shapes are then static.
         tape: where `Seen` are noted, if anywhere.
+
+    Args:
+        inputs: channels that the gate looks at.
+        outputs: channels that it masks.
+        floor: channels that are on in any case, 1 by default, at most `outputs`.
     """
 
     macs: int  # multiply-adds of one saliency

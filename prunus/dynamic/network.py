@@ -27,7 +27,11 @@ _ATTRIBUTE = "_prunus_dynamic"
 
 @dataclass(frozen=True)
 class Dynamic:
-    """What a network with gates remembers of them: the method, and where they are."""
+    """What a network with gates remembers of them: the method, and where they are.
+
+    Attributes:
+        placement: the gates, and the layers that they save work of.
+    """
 
     method: Method
     placement: Placement

@@ -66,7 +66,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Placement:
-    """All places of a network in order of execution, the layers with what they cost, and what gets no gate, and why."""
+    """All places of a network in order of execution, the layers with what they cost, and what gets no gate, and why.
+
+    Attributes:
+        work: multiply-adds of every layer, and which gates stand before and behind it.
+        refused: name and reason of every convolution without a gate.
+    """
 
     places: tuple[Place, ...]
     work: tuple[Work, ...]

@@ -27,6 +27,12 @@ class Masked:
     """What `mask_` did: the network, the plan as carried out, the fraction of weights left, in all and by tensor.
 
     `notes` say what was not repaired, and which tensors are down to their last unit.
+
+    Attributes:
+        model: the network, changed in place.
+        density: weights left over weights of all masked tensors, in (0, 1].
+        densities: the same by tensor.
+        left_alone: parameters that a density does not count, and why.
     """
 
     model: nn.Module

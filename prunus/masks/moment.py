@@ -25,6 +25,7 @@ class Moment:
         step: how many steps are made.
         limit: how many weights may stay in all.
         memory: tensors that the method keeps from step to step; saved and restored with the pruner.
+        seed: of what `draw` gives, 0 or more.
     """
 
     groups: Tensors

@@ -29,7 +29,12 @@ BAR = 2.0  # seconds above which a progress bar is shown
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall-clock milliseconds of one forward over the whole batch: the median, its 10th and 90th percentile."""
+    """Wall-clock milliseconds of one forward over the whole batch: the median, its 10th and 90th percentile.
+
+    Attributes:
+        median_ms, p10, p90: in milliseconds.
+        runs: how many forwards were timed.
+    """
 
     median_ms: float
     p10: float

@@ -39,6 +39,9 @@ class Stats:
     Statistics of units are in `groups`: kind -> group id -> what the collector says, for the numbers of `units`.  Void
     after a cut: `check` raises when the shapes are no longer those of the groups.
 
+    Attributes:
+        kinds: statistics of parameters; {} where there are none but those of units.
+
     >>> Stats({"grad": {"fc.weight": torch.ones(2, 3)}}).of("fc.weight")["grad"].shape
     torch.Size([2, 3])
     """
@@ -84,17 +87,28 @@ class Stats:
 
 @dataclass(eq=False)
 class Seen:
-    """What a collector is given: the network, its groups, the batches and the loss, batch by batch."""
+    """What a collector is given: the network, its groups, the batches and the loss, batch by batch.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        loader: the batches, gone through once a pass.
+        loss: of an output and a batch, one a sample or the mean; None: the loss in the output, or cross-entropy.
+        orders: by call of the network, how the rows of its linear layers lie; filled when two samples were seen.
+        follow: finds weights that the last forward computed from parameters; None where there are none.
+        call: which of the calls of the network the batch at hand is of, from 0.
+        done: by call, the samples of the batches that a pass has come to, the one that runs among them.
+        one_call: the statistic that cannot be of batches of several calls; "" for any other.
+    """
 
     model: nn.Module
     groups: Groups
     loader: Iterable[Any]
     loss: Loss | None
-    orders: dict[int, Order] = field(default_factory=dict)  # of rows, by call; known when two samples were seen
-    follow: Follow | None = None  # of the last forward, where weights are computed from parameters
-    call: int = 0  # of the network that the batch at hand is of
-    done: Counter[int] = field(default_factory=Counter)  # by call, samples of the batches that a pass has come to
-    one_call: str = ""  # the statistic that cannot be of batches of several calls
+    orders: dict[int, Order] = field(default_factory=dict)
+    follow: Follow | None = None
+    call: int = 0
+    done: Counter[int] = field(default_factory=Counter)
+    one_call: str = ""
 
     @cached_property
     def samples(self) -> Counter[int]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunus.core import InputError, Inputs
+from prunus.core import InputError, Inputs, TraceError
 from prunus.core.running import check_runs
 from prunus.data import Data, Preprocess, load
+from prunus.masks import Tensors, tensors
 from prunus.recipes.dynamic import Dynamic
 from prunus.recipes.folder import START, Folder
 from prunus.recipes.inputs import function, inputs_like, measure_of, parse_input
@@ -63,7 +64,7 @@ class Context:
         if evaluate is not None and folder.done(0, START) is None:
             evaluate(copy.deepcopy(origin.module))
         context.original.update(context.cost(origin.module))
-        context.original["weights"] = weights_in(origin.module)
+        context.original["weights"] = weights_in(origin.module, example)
         return context
 
     def cost(self, model: nn.Module) -> dict[str, int]:
@@ -131,12 +132,21 @@ def in_basis_(model: nn.Module, basis: str) -> nn.Module:
     return model
 
 
-def weights_in(model: nn.Module) -> int:
-    """How many weights of layers a network has: what a density is of."""
-    from prunus.masks import tensors
+def weights_of(model: nn.Module, example: Inputs, grain: Any = "element", **which: Any) -> Tensors:
+    """The weights of the layers of a network, read off the operators of the example, by rule where that fails.
 
+    `grain` and `which` (``only``, ``skip``) are as of `prunus.tensors`.
+    """
     try:
-        return sum(group.slices[0].tensor.numel() for group in tensors(model))
+        return tensors(model, grain, example_inputs=example, **which)
+    except TraceError:
+        return tensors(model, grain, **which)
+
+
+def weights_in(model: nn.Module, example: Inputs) -> int:
+    """How many weights of layers a network has: what a density is of."""
+    try:
+        return sum(group.slices[0].tensor.numel() for group in weights_of(model, example))
     except InputError:
         return 0
 

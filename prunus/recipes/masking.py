@@ -20,9 +20,8 @@ from prunus.masks import (
     redraw_,
     safe_sparsity,
     shuffle,
-    tensors,
 )
-from prunus.recipes.context import Context, in_basis_
+from prunus.recipes.context import Context, in_basis_, weights_of
 from prunus.recipes.fitting import fit
 from prunus.recipes.schema import Mask, SparseTrain, Stage, Tickets, Training
 from prunus.recipes.sparsity import Weights
@@ -31,33 +30,34 @@ MASKING = (Mask, SparseTrain, Tickets)
 Facts = dict[str, Any]
 
 
-def weights_of(model: nn.Module, stage: Weights) -> Tensors:
+def weights_for(context: Context, stage: Weights, model: nn.Module) -> Tensors:
     """The weights that a stage is about."""
-    return tensors(in_basis_(model, stage.basis), stage.grain, only=stage.only, skip=stage.skip)
+    model = in_basis_(model, stage.basis)
+    return weights_of(model, context.example, stage.grain, only=stage.only, skip=stage.skip)
 
 
 def hold_zeros_(context: Context, stage: Stage, model: nn.Module) -> None:
     """Where an earlier stage has masked weights, they stay zero in this one."""
     earlier = context.recipe.stages[: context.recipe.stages.index(stage)]  # type: ignore[arg-type]
     if any(isinstance(s, MASKING) for s in earlier):
-        for group in tensors(model):
+        for group in weights_of(model, context.example):
             parameter = group.slices[0].tensor
             if isinstance(parameter, nn.Parameter) and bool((parameter == 0).any()):
                 hold_weight_(model, group.id, parameter.detach() != 0)
 
 
-def check_density(model: nn.Module, stage: Weights) -> None:
+def check_density(context: Context, stage: Weights, model: nn.Module) -> None:
     """Raise `BudgetError` when the density is out of reach for the network: one weight of every tensor stays."""
     from prunus.allocators import allocate
     from prunus.core import Budget
 
-    groups = weights_of(model, stage)
+    groups = weights_for(context, stage, model)
     allocate(groups, {g.id: torch.zeros(g.units) for g in groups}, Budget(density=stage.density))
 
 
 def mask(context: Context, stage: Mask, model: nn.Module) -> tuple[nn.Module, Facts]:
     """Choose the weights that stay, and set the others to zero."""
-    groups, seed = weights_of(model, stage), context.recipe.seed
+    groups, seed = weights_for(context, stage, model), context.recipe.seed
     earlier = context.recipe.stages[: context.recipe.stages.index(stage)]
     trained = context.recipe.weights is not None or any(isinstance(s, Training) for s in earlier)
     asked = stage.asked | ({"norms": "running"} if trained else {})
@@ -93,7 +93,7 @@ def mask(context: Context, stage: Mask, model: nn.Module) -> tuple[nn.Module, Fa
 def sparse_train(context: Context, stage: SparseTrain, model: nn.Module) -> tuple[nn.Module, Facts]:
     """Train under masks that move."""
     settings = {"method": stage.method, "density": stage.density, "options": stage.options}
-    groups = weights_of(model, stage)
+    groups = weights_for(context, stage, model)
     history = fit(context, stage, model, stage.name, sparse={**settings, "groups": groups})
     notes = [*groups.left_out, *history.notes, *cut_off(context, model, groups)]
     return model, {"precision": history.precision, "device": history.device, "notes": notes}
@@ -120,7 +120,7 @@ def tickets(context: Context, stage: Tickets, model: nn.Module) -> tuple[nn.Modu
         epochs, schedule = stage.epochs - stage.early, rate(stage.early * steps)
         said.append(fit(context, stage, model, f"{stage.name}-{round}", epochs=epochs, schedule=schedule))
 
-    groups = weights_of(model, stage)
+    groups = weights_for(context, stage, model)
     done = lottery_(
         model,
         groups,
@@ -147,8 +147,10 @@ def _rate(stage: Tickets, steps: int) -> Callable[[int], Callable[[float], float
     return lambda first: rewind(whole, first)
 
 
-def density(model: nn.Module, whole: int) -> float | None:
-    """Nonzero weights of layers over the `whole` of the dense network; None where there are none."""
+def density(context: Context, model: nn.Module, whole: int | None = None) -> float | None:
+    """Nonzero weights of layers over the `whole`, by default of the dense network; None where there are none."""
+    whole = context.original["weights"] if whole is None else whole
     if not whole:
         return None
-    return sum(int(g.slices[0].tensor.detach().count_nonzero()) for g in tensors(model)) / whole
+    groups = weights_of(model, context.example)
+    return sum(int(g.slices[0].tensor.detach().count_nonzero()) for g in groups) / whole

@@ -46,7 +46,9 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
         side: {**_side(context, model, context.network(index[side])), "accuracy": top1[side]}
         for side, model in models.items()
     }
-    left, whole = (density(models[side], weights_in(models[side])) or 1.0 for side in ("after", "before"))
+    left, whole = (
+        density(context, models[side], weights_in(models[side], context.example)) or 1.0 for side in ("after", "before")
+    )
     gated = next((s["dynamic"] for s in stages if "dynamic" in s), None)
     zeros = left < whole or gated is not None
     times, failed = _latency(context, models, context.recipe.measure.chosen(zeros=zeros))
@@ -85,7 +87,7 @@ def _side(context: Context, model: nn.Module, file: Path) -> dict[str, Any]:
     from prunus.measure import size_on_disk
 
     side: dict[str, Any] = {**context.cost(model), "size_bytes": size_on_disk(file)}
-    side |= {"density": density(model, context.original["weights"]), "accuracy": None, "metric": None}
+    side |= {"density": density(context, model), "accuracy": None, "metric": None}
     if context.evaluate is not None:
         name = (context.recipe.evaluate or "").rpartition(":")[2]
         side["metric"] = {"name": name, "value": context.evaluate(model)}

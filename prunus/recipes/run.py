@@ -83,7 +83,7 @@ def rehearse(context: Context) -> list[Report]:
             reports.append(cut(context, stage, model, verify=False))
             model = reports[-1].model
         elif isinstance(stage, Weights):
-            check_density(model, stage)
+            check_density(context, stage, model)
     return reports
 
 
@@ -106,7 +106,7 @@ def _stage(context: Context, index: int, stage: Stage) -> dict[str, Any]:
         "name": stage.name,
         "seconds": round(time.perf_counter() - started, 3),
         **context.cost(outcome.model),
-        "density": density(outcome.model, context.original["weights"]),
+        "density": density(context, outcome.model),
         "accuracy": _accuracy(context, index, outcome.model),
         **outcome.facts,
     }

@@ -142,7 +142,22 @@ STAGE_KEYS = frozenset(key for kind in STAGES.values() for key in kind.model_fie
 
 
 class Recipe(Strict):
-    """One run: a model, its data, and the stages it goes through, in order."""
+    """One run: a model, its data, and the stages it goes through, in order.
+
+    Attributes:
+        recipe: its name, 1 to 64 letters, digits, dots, dashes and underscores; the folder of runs is called so.
+        about: what it is for, one line; "" by default.
+        seed: of everything drawn at random, 0 (the default) or more.
+        model: as ``prunus ls models`` lists it, or ``file.py:factory``.
+        weights: a file of weights to begin with; None: as the model is built.
+        classes: how many there are, 1 to 1,000,000; None: as many as the data, or the model, have.
+        data: a folder, Parquet files, or a name, with options; None where no stage needs any.
+        input: the shape of an input, as of ``--input``; None: that of the data or the model.
+        evaluate: ``file.py:function`` that makes a number of a network, in its own unit; None: accuracy on test data.
+        loss: ``file.py:function`` of an output and a batch; None: cross-entropy.
+        measure: which backends are timed, at which batch sizes, for how long.
+        stages: what is done, in order; one at least.
+    """
 
     recipe: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # a folder is named so
     about: str = ""

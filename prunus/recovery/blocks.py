@@ -68,7 +68,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What `rebuild_` did: relative squared errors of every block, before and after, on samples not trained on."""
+    """What `rebuild_` did: relative squared errors of every block, before and after, on samples not trained on.
+
+    Attributes:
+        errors: before and after, of every block; no unit.
+        samples: how many were looked at.
+        notes: whether fewer samples than given were looked at; () by default.
+    """
 
     errors: Mapping[Block, tuple[float, float]]
     samples: int

@@ -24,7 +24,13 @@ from prunus.recovery.behind import readers
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """What `merge_` did: how many removed units were merged, in how many groups, and what is to be known of it."""
+    """What `merge_` did: how many removed units were merged, in how many groups, and what is to be known of it.
+
+    Attributes:
+        units: how many removed units were added to others.
+        groups: how many groups they are of.
+        notes: groups that were left alone, and why.
+    """
 
     units: int
     groups: int

@@ -42,20 +42,36 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What every layer of the original network gave on the calibration data, at sampled rows; see `targets`."""
+    """What every layer of the original network gave on the calibration data, at sampled rows; see `targets`.
+
+    Attributes:
+        groups: of the network before the cut.
+        inputs: all samples that were looked at.
+        rows: numbers of the rows that are kept, ``(n,)``, by layer and call.
+        values: what the layer gave there, ``(n, out)``.
+        axes: the axis of its output channels; None where they are no units.
+        summed: layers whose values are those of the residual sum that they end in.
+        notes: whether fewer samples than given were looked at; () by default.
+    """
 
     groups: Groups
     inputs: Inputs
-    rows: Mapping[Key, Tensor]  # (n,)
-    values: Mapping[Key, Tensor]  # (n, out)
-    axes: Mapping[Key, int | None]  # of the output's channels
-    summed: frozenset[Key]  # whose values are those of the residual sum
+    rows: Mapping[Key, Tensor]
+    values: Mapping[Key, Tensor]
+    axes: Mapping[Key, int | None]
+    summed: frozenset[Key]
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """What `repair_` did: layers solved again, on how many samples, and what is to be known of it."""
+    """What `repair_` did: layers solved again, on how many samples, and what is to be known of it.
+
+    Attributes:
+        layers: how many were solved.
+        samples: how many were looked at.
+        notes: layers that stayed, and systems with few rows; () by default.
+    """
 
     layers: int
     samples: int

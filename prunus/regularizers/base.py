@@ -65,7 +65,13 @@ def regularizer_of(given: Regularizer | str | Mapping[str, Any]) -> Regularizer:
 
 
 class Attached:
-    """A regularizer at work in an optimizer; `remove()` ends it.  `left_alone`: weights it does not touch, and why."""
+    """A regularizer at work in an optimizer; `remove()` ends it.  `left_alone`: weights it does not touch, and why.
+
+    Args:
+        regularizer: what pulls.
+        aims: the slices that it pulls at together, one sequence a group.
+        optimizer: whose steps it is part of, by two hooks.
+    """
 
     def __init__(self, regularizer: Regularizer, aims: Sequence[Sequence[Target]], optimizer: Optimizer) -> None:
         self._regularizer = regularizer

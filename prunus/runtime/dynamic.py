@@ -30,6 +30,10 @@ class DynamicConv2d:
     `conv`: an `nn.Conv2d`; `example`: an input (n, C_in, H, W), or its shape.  Raises `InputError` for a convolution
     that it cannot run and where the processor has no vectors, `MissingExtraError` without llvmlite.
 
+    Args:
+        low, high: the bounds of what it gives, in its own unit; none by default.
+        threads: of the processor that a call uses, 1 (the default) to 256.
+
     >>> conv, x = nn.Conv2d(8, 6, 3, padding=1), torch.randn(2, 8, 9, 9)
     >>> run = DynamicConv2d(conv, x)
     >>> y = run(x, [0, 2, 5], [1, 3])

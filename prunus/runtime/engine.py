@@ -83,6 +83,11 @@ class CompiledNetwork(nn.Module):
     """What `compile` gives: an `nn.Module` whose forward runs the kernels; it has no parameters.
 
     `report()` says what runs where; `size` is the bytes of activations, `weights` of weights.
+
+    Args:
+        graph: the network as data, with weights.
+        images: how many samples run at a time, a power of two; more are run one batch after the other.
+        threads: of the processor that a call uses, 1 to 256.
     """
 
     def __init__(self, graph: Graph, *, images: int, threads: int) -> None:

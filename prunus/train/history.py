@@ -13,11 +13,21 @@ from prunus.core.writing import write_text
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: mean training loss, top-1 in [0, 1] on the `decide` split (None without one), last learning rate."""
+    """One epoch: mean training loss, top-1 in [0, 1] on the `decide` split (None without one), last learning rate.
+
+    Attributes:
+        stage: the name of the stage.
+        epoch: its number, from 1.
+        step: optimizer steps since the stage began.
+        loss: in the unit of the loss.
+        accuracy: of the split `decide`.
+        lr: of the last step.
+        seconds: of wall-clock time, validation among them.
+    """
 
     stage: str
-    epoch: int  # counted from 1
-    step: int  # optimizer steps since the stage began
+    epoch: int
+    step: int
     loss: float
     accuracy: float | None
     lr: float
@@ -28,6 +38,12 @@ class Epoch:
 class History:
     """The epochs of a stage, the precision it was trained in, and the device.
 
+    Attributes:
+        rows: one an epoch, in order; () before the first.
+        precision: as Lightning Fabric names it, ``"32"`` by default.
+        device: the kind that it ran on, ``"cpu"`` by default.
+        notes: of masks that moved; () of a stage that was finished before.
+
     >>> history = History((Epoch("train", 1, 10, 0.5, 0.8, 0.1, 2.0), Epoch("train", 2, 20, 0.4, 0.9, 0.0, 2.0)))
     >>> history.accuracy, history.seconds, len(history)
     (0.9, 4.0, 2)
@@ -36,7 +52,7 @@ class History:
     rows: tuple[Epoch, ...] = ()
     precision: str = "32"
     device: str = "cpu"
-    notes: tuple[str, ...] = ()  # of masks that moved; not of a stage that was finished before
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)

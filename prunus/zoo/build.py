@@ -28,6 +28,9 @@ class Model:
     `spec` is the name it was built from, `preprocess` turns image bytes into its input, `input_shape` is the shape
     (C, H, W) of one input or None where only the user knows it, and ``factory()`` builds the original again, without
     the weights.
+
+    Attributes:
+        module: the network itself, with weights if any were given.
     """
 
     module: nn.Module

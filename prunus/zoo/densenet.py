@@ -55,7 +55,13 @@ class Transition(nn.Module):
 
 
 class DenseNetBC(nn.Module):
-    """A 3x3 stem (2 k channels), three blocks of (depth - 4) / 6 layers with transitions, global average, linear."""
+    """A 3x3 stem (2 k channels), three blocks of (depth - 4) / 6 layers with transitions, global average, linear.
+
+    Args:
+        depth: layers with weights, 6 n + 4, 10 or more; 40 by default.
+        growth: channels that each layer adds, k; 12 by default.
+        classes: outputs, 10 by default.
+    """
 
     def __init__(self, depth: int = 40, growth: int = 12, classes: int = 10) -> None:
         super().__init__()

@@ -35,7 +35,11 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """A 3x3 stem of 32, seventeen inverted residuals, 1x1 to 1280, global average, linear."""
+    """A 3x3 stem of 32, seventeen inverted residuals, 1x1 to 1280, global average, linear.
+
+    Args:
+        classes: outputs, 10 by default.
+    """
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

@@ -37,7 +37,12 @@ class PreBottleneck(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """A 3x3 stem, three stages of (depth - 2) / 9 bottlenecks of width 16, 32, 64, BN, global average, linear."""
+    """A 3x3 stem, three stages of (depth - 2) / 9 bottlenecks of width 16, 32, 64, BN, global average, linear.
+
+    Args:
+        depth: layers with weights, 9 n + 2, 11 or more.
+        classes: outputs, 10 by default.
+    """
 
     def __init__(self, depth: int, classes: int = 10) -> None:
         super().__init__()

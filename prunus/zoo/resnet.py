@@ -57,7 +57,13 @@ def _shortcut(channels_in: int, channels: int, stride: int, option: str) -> nn.M
 
 
 class CifarResNet(nn.Module):
-    """A 3x3 stem, three stages of (depth - 2) / 6 blocks with 16, 32, 64 channels, global average, linear."""
+    """A 3x3 stem, three stages of (depth - 2) / 6 blocks with 16, 32, 64 channels, global average, linear.
+
+    Args:
+        depth: layers with weights, 6 n + 2, 8 or more.
+        classes: outputs, 10 by default.
+        option: the shortcut where channels double: ``"A"`` (default) fills up with zeros, ``"B"`` is a 1x1 convolution.
+    """
 
     def __init__(self, depth: int, classes: int = 10, option: str = "A") -> None:
         super().__init__()

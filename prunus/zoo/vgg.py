@@ -21,7 +21,13 @@ DIGITS = (64, 64, 64, POOL, 128, 128, 128)
 
 
 class VGG(nn.Module):
-    """3x3 convolutions (no bias), BN, ReLU, with 2x2 max pooling where `widths` says POOL, global average, linear."""
+    """3x3 convolutions (no bias), BN, ReLU, with 2x2 max pooling where `widths` says POOL, global average, linear.
+
+    Args:
+        widths: output channels of every convolution, in order; 0 (POOL) is a pooling.
+        classes: outputs, 10 by default.
+        channels: of the input, 3 by default.
+    """
 
     def __init__(self, widths: Sequence[int], classes: int = 10, channels: int = 3) -> None:
         super().__init__()

@@ -44,7 +44,16 @@ def test_an_odd_line_is_one_message_and_code_2(
     shown = capsys.readouterr()
     assert end.value.code == 2, shown
     assert "Traceback" not in shown.err and shown.err.strip() or not line
+    assert not line or names_what_is_odd(line, " ".join(shown.err.split())), shown.err
     assert not list(tmp_path.iterdir())
+
+
+def names_what_is_odd(line: list[str], message: str) -> bool:
+    """Whether a message says a word of the line that is not of every line, its key, its file, or its option."""
+    odd = [word for word in line[1:] if word not in (*CUT, "macs=0.5", "quickstart")] or line[-1:]
+    words = [word.removeprefix("--").replace("-", "_") for word in (*odd, *line[-2:-1])]
+    words += [part for word in odd for part in (word, *word.split("="), word.partition(":")[0], str(Path(word).parent))]
+    return any(word not in ("", ".") and word in message for word in words) or ("" in odd and "''" in message)
 
 
 @pytest.mark.parametrize("where", ["in the file", "in forward", "in evaluate"])

@@ -29,6 +29,7 @@ for _name, _class in [(k, v) for k, v in ITEMS.items() if inspect.isclass(v) and
     _methods = {k: v.__func__ for k, v in vars(_class).items() if isinstance(v, classmethod | staticmethod)}
     ITEMS |= {f"{_name}.{k}": v for k, v in _methods.items() if not k.startswith("_")}
 FUNCTIONS = sorted(name for name, value in ITEMS.items() if inspect.isfunction(value))
+CLASSES = sorted(name for name, value in ITEMS.items() if inspect.isclass(value))
 RAISED = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
 
 
@@ -65,7 +66,7 @@ KNOWN = known()
 
 
 def test_there_is_something_to_read() -> None:
-    assert len(FUNCTIONS) > 200
+    assert len(FUNCTIONS) > 200 and len(CLASSES) > 80
     assert len(KNOWN & {"shrink_", "Groups", "keep"}) == 3
 
 
@@ -73,6 +74,16 @@ def test_there_is_something_to_read() -> None:
 def test_every_parameter_is_explained(name: str) -> None:
     prose = said(ITEMS[name]).split(">>>")[0]
     names = [p for p in parameters(ITEMS[name]) if p not in EVERYWHERE]
+    assert [p for p in names if not re.search(rf"(?<![\w.]){p}(?!\w)", prose)] == []
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_parameter_of_a_class_is_explained(name: str) -> None:
+    """In its own docstring, that of its ``__init__``, or of a class that it is made from."""
+    kinds = [kind for kind in ITEMS[name].__mro__ if kind.__module__.startswith("prunus")]
+    docs = [said(value) for kind in kinds for value in (kind, vars(kind).get("__init__"))]
+    prose = "\n".join(doc.split(">>>")[0] for doc in docs)
+    names = [p for p in signature(ITEMS[name]) if p not in (*EVERYWHERE, "args", "kwargs")]
     assert [p for p in names if not re.search(rf"(?<![\w.]){p}(?!\w)", prose)] == []
 
 

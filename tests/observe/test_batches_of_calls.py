@@ -14,7 +14,7 @@ from prunus.criteria import needed
 from prunus.recovery.calibration import first, gather
 
 DRAW = torch.Generator().manual_seed(0)
-X, Y = torch.randn(2, 6, generator=DRAW), torch.randn(3, 5, generator=DRAW)
+X, Y = torch.randn(2, 6, generator=DRAW), torch.randn(4, 5, generator=DRAW)  # twice as many in the second call
 A, B, A2 = (
     {"x": torch.randn(4, 6, generator=DRAW)},
     {"x": torch.randn(7, 5, generator=DRAW), "way": "second"},
@@ -158,7 +158,7 @@ def test_a_batch_is_of_the_call_that_is_most_like_it():
     assert which(more) == which(x=more) == 0
     assert which(more, masks) == which(more, masks=[torch.ones(9)]) == 1
     assert which(more, times=2) == 2 and call_of(model, prunus.trace(model, [calls[2]] * 2), calls[2], "x") == 0
-    assert which(torch.zeros(9, 3, dtype=torch.long)) == 3
+    assert which(torch.zeros(9, 3, dtype=torch.long)) == which(torch.zeros(9, 6, dtype=torch.long)) == 3
     assert which(torch.zeros(9, 3, 6)) == which(torch.zeros(9, 5, 6)) == 4
     with pytest.raises(prunus.InputError, match="fits none"):
         which(whole)

@@ -42,6 +42,14 @@ def test_labels_in_a_batch_change_no_statistic_of_the_layers(criterion):
         stats = prunus.collect(model, groups, [batch, batch], needed(criterion, [batch]))
         found.append(prunus.score(groups, criterion, stats))
     assert all(torch.allclose(found[0][id], found[1][id]) for id in found[0]) and found[0]
+    stats = prunus.collect(model, without, [{"x": X}] * 2, needed(criterion, [{"x": X}]), loss=of(LABELS))
+    alone = prunus.score(without, criterion, stats)
+    assert all(torch.allclose(found[0][id], alone[id], rtol=1e-4) for id in alone)
+
+
+def of(labels):
+    """The loss that forward would make of labels, made outside."""
+    return lambda out, batch: F.cross_entropy(out["scores"], labels)
 
 
 def test_a_pair_of_inputs_and_labels_is_taken_apart():

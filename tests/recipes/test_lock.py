@@ -86,7 +86,7 @@ import torch.distributed as dist
 from prunus.recipes import ranks
 rank = ranks.join()
 if rank == 1:
-    time.sleep(60)
+    time.sleep(600)
 with ranks.answering():
     ranks.wait()
 """
@@ -107,7 +107,7 @@ def test_a_rank_that_is_stopped_is_not_waited_for_for_ever(tmp_path: Path) -> No
         for rank in (0, 1)
     ]
     try:
-        _, shown = both[0].communicate(timeout=50)
+        _, shown = both[0].communicate(timeout=300)  # a machine may be busy
         assert both[0].returncode == 1 and "did not answer for 4 seconds" in shown
     finally:
         for process in both:

@@ -12,6 +12,7 @@ import prunus
 from prunus.core import InputError
 from prunus.recipes import builtin, load, run
 from prunus.recipes import masking as verbs
+from tests.recipes.small_net import Mixed
 from tests.recipes.small_net import small as small_net
 
 NET = Path(__file__).with_name("small_net.py")
@@ -49,6 +50,17 @@ def test_every_recipe_meets_its_density(name, tmp_path):
     assert result["after"]["size_bytes"] < 0.5 * result["before"]["size_bytes"]
     assert nonzero(folder) == result["after"]["density"]
     assert result["after"]["params"] == result["before"]["params"] and 0 <= result["after"]["accuracy"] <= 1
+
+
+def test_weights_are_read_off_the_operators(tmp_path):
+    folder, result = run(
+        small("prune-weights", f"model={NET}:Mixed", "budget.density=0.2"), tmp_path / "run", quiet=True
+    )
+    stored = prunus.load(folder / "model.safetensors", Mixed).state_dict()
+    weights = [t for name, t in stored.items() if t.dim() > 1]
+    assert 0 < stored["token_mix"].count_nonzero() < 0.6 * 96**2
+    left = sum(int(t.count_nonzero()) for t in weights) / sum(t.numel() for t in weights)
+    assert result["after"]["density"] == left and 0.199 < left <= 0.2
 
 
 @pytest.mark.parametrize("method", ["set", "gmp", "dpf", "str"])
