@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from prunus.core import Group, Groups, InputError, Plan
 from prunus.core.callbacks import own
-from prunus.core.checks import check_arguments, is_number, sequence, shown
+from prunus.core.checks import a_number, a_text, check_arguments, is_number, sequence, shown
+from prunus.core.errors import UnknownNameError, did_you_mean
 from prunus.core.running import undisturbed
 from prunus.core.undo import all_or_nothing
 from prunus.surgery.hold import gaps, silence_
@@ -38,9 +39,14 @@ class Sensitivity:
     def drops(self, id: str) -> tuple[float, ...]:
         """What the group `id` loses at every fraction, at least what it loses at smaller ones.
 
+        Raises: `UnknownNameError` for a group without a curve.
+
         >>> Sensitivity((.25, .5, .75), .9, {"conv": (.9, .8, .85)}).drops("conv")[1:]
         (0.1, 0.1)
         """
+        check_arguments(locals(), id=a_text)
+        if id not in self.values:
+            raise UnknownNameError(f"there is no curve of a group '{id}'.{did_you_mean(str(id), self.values)}")
         lost = [round(self.whole - value, 12) for value in self.values[id]]
         return tuple(max(0.0, *lost[: n + 1]) for n in range(len(lost)))
 
@@ -50,6 +56,7 @@ class Sensitivity:
         >>> Sensitivity((.25, .5, .75), .9, {"conv": (.9, .8, .5)}).widest(.1)
         {'conv': 0.5}
         """
+        check_arguments(locals(), drop=a_number)
         within = {id: [f for f, d in zip(self.fractions, self.drops(id)) if d <= drop] for id in self.values}
         return {id: max(fractions, default=0.0) for id, fractions in within.items()}
 
@@ -58,6 +65,7 @@ class Sensitivity:
 
         Raises: `InputError` where the model's code keeps groups in proportion, and they mind differently.
         """
+        check_arguments(locals(), drop=a_number)
         keep = torch.ones(groups.units, dtype=torch.bool)
         for id, fraction in self.widest(drop).items():
             group = groups[id]
@@ -70,6 +78,7 @@ class Sensitivity:
         Units go in the order of `scores`, ``{group id: (units,)}``; groups without a curve or scores are absent.
         The curve between the fractions is a straight line; behind the last one, it goes to the worst of all groups.
         """
+        check_arguments(locals())
         worst = max((self.drops(id)[-1] for id in self.values), default=0.0)
         out = {}
         for id in (id for id in self.values if id in scores):

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunus.core.checks import check_arguments
+from prunus.core.checks import Kind, check_arguments
 from prunus.core.held import check_free, let_go_
 from prunus.core.undo import all_or_nothing, keep_values
 
 SUFFIX = "_basis"  # of the child that holds the basis of a parameter: `weight_basis`
+
+VECTORS = Kind(
+    "a matrix of floating-point numbers, a vector a row",
+    lambda v: isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point(),
+)
 
 
 class Basis(nn.Module):
@@ -37,6 +42,7 @@ class Basis(nn.Module):
 
     def __init__(self, vectors: Tensor, unit: bool = True) -> None:
         super().__init__()
+        check_arguments(locals(), vectors=VECTORS)
         self.vectors = nn.Parameter(vectors)
         self.unit = unit
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prunus.core.checks import Kind, a_portion, a_text, check_arguments, is_int
 from prunus.core.errors import BudgetError, did_you_mean
 
 KINDS = ("params", "macs", "density")
+
+
+COSTS_BEFORE = Kind(
+    "the costs of the original network, as groups.costs() gives them",
+    lambda v: isinstance(v, Mapping) and all(isinstance(k, str) and is_int(n) and n >= 0 for k, n in v.items()),
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Budget:
 
         Raises: `BudgetError` for a kind that the groups do not count.
         """
+        check_arguments(locals(), original=COSTS_BEFORE)
         out: dict[str, int] = {}
         for kind in KINDS:
             value = getattr(self, kind)
@@ -66,6 +75,7 @@ class Budget:
         >>> Budget(macs=0.5).on_the_way(0.5, {"macs": 1000, "params": 10})
         Budget(params=None, macs=750, density=None)
         """
+        check_arguments(locals(), progress=a_portion, original=COSTS_BEFORE)
         if progress == 1:
             return self
         limits = {k: original[k] - progress * max(original[k] - n, 0) for k, n in self.limits(original).items()}
@@ -81,6 +91,7 @@ class Budget:
         Traceback (most recent call last):
         prunus.core.errors.BudgetError: unknown budget 'mac'. Did you mean 'macs'? Known: params, macs, density.
         """
+        check_arguments(locals(), text=a_text)
         values: dict[str, float | int] = {}
         for item in text.split(","):
             kind, _, number = item.strip().partition("=")

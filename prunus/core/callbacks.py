@@ -144,6 +144,8 @@ def a_loss(value: Any, samples: int, argument: str = "loss=") -> Tensor:
 
 def cross_entropy(output: Tensor, labels: Any, reduction: str = "none") -> Tensor:
     """The cross-entropy of logits ``(N, C, ...)``; raises `InputError` for labels that are not of this output."""
+    if not isinstance(output, Tensor):
+        raise InputError(f"logits were expected, a tensor (N, C); forward gave {repr(output)[:80]}.")
     try:
         return F.cross_entropy(output, labels, reduction=reduction)
     except OUT_OF_MEMORY:

@@ -54,17 +54,29 @@ def check_arguments(given: Mapping[str, Any], /, **own: Kind) -> None:
     Traceback (most recent call last):
     prunus.core.errors.InputError: grow(rounds=0): expected a whole number of at least 1.
     """
+    for name, expected in _refused(given, own):
+        caller = sys._getframe(1)
+        if given[name] is None and _none_by_default(caller, given, name):
+            continue
+        verb = caller.f_code.co_name
+        verb = type(given["self"]).__name__ if verb == "__init__" else verb
+        raise InputError(f"{verb}({name}={shown(given[name])}): expected {expected}.")
+
+
+def check_fields(made: Any, /, **own: Kind) -> None:
+    """The same for the fields of a dataclass, from its ``__post_init__``."""
+    for name, expected in _refused(vars(made), own):
+        raise InputError(f"{type(made).__name__}({name}={shown(vars(made)[name])}): expected {expected}.")
+
+
+def _refused(given: Mapping[str, Any], own: Mapping[str, Kind]) -> Iterator[tuple[str, str]]:
+    """The names of values that are not what they have to be, with what was expected."""
     from prunus.core.words import WORDS
 
     for name, value in given.items():
         kind = own.get(name) or WORDS.get(name)  # a test looks for names without a word
         if kind is not None and not kind.holds(value):
-            caller = sys._getframe(1)
-            if value is None and _none_by_default(caller, given, name):
-                continue
-            verb = caller.f_code.co_name
-            verb = type(given["self"]).__name__ if verb in ("__init__", "__post_init__") else verb
-            raise InputError(f"{verb}({name}={shown(value)}): expected {kind.expected}.")
+            yield name, kind.expected
 
 
 def _none_by_default(caller: FrameType, given: Mapping[str, Any], name: str) -> bool:
@@ -186,6 +198,9 @@ a_portion = Kind("a number in [0, 1]", lambda v: is_number(v) and 0 <= v <= 1)
 a_function = Kind("a function", callable)
 a_named_function = Kind("a name, or a function", lambda v: isinstance(v, str) or callable(v))
 a_mapping = instance("a dictionary", Mapping)
+some_options = Kind(
+    "a dictionary {name: value}", lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v)
+)
 some_names = Kind(
     "a name, or a list of names",
     lambda v: (

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.core.checks import a_flag, a_text, check_arguments
 from prunus.core.effective import Effective
 from prunus.core.errors import InputError, UnknownNameError, did_you_mean
 from prunus.core.inputs import Inputs
 from prunus.core.operators import EditRule, Fixed, Fold, Operator, TensorAxes, Term
 from prunus.core.parts import Edit, GroupPlan, TensorPlan
 from prunus.core.plan import Plan
-from prunus.core.proportions import check_counts, out_of_proportion, quanta_of
+from prunus.core.proportions import check_counts, check_mask, out_of_proportion, quanta_of
 from prunus.core.slices import Group, Slice
 
 COSTS = ("params", "macs")
@@ -118,6 +119,7 @@ class Groups(Sequence[Group]):
         ({'params': 50, 'macs': 640}, {'params': 26, 'macs': 320})
         """
         keep = torch.ones(self.units, dtype=torch.bool) if keep is None else keep
+        check_mask(self.units, keep)
         counts = [int(rows.sum()) for rows in self.alive(keep)]
         params = 0
         for tensor in self.tensors.values():
@@ -175,10 +177,7 @@ class Groups(Sequence[Group]):
 
         Raises: `InputError` for a mask of another shape or type, or one that leaves groups out of proportion.
         """
-        if keep.shape != (self.units,) or keep.dtype != torch.bool:
-            raise InputError(
-                f"a keep mask has shape ({self.units},) and type bool; given {tuple(keep.shape)}, {keep.dtype}."
-            )
+        check_mask(self.units, keep)
         self.check_proportions(keep)
         alive = self.alive(keep)
         groups = {}
@@ -210,6 +209,7 @@ class Groups(Sequence[Group]):
 
     def mask(self, plan: Plan) -> Tensor:
         """The keep mask ``(units,)`` of a plan; raises `InputError` when the plan is of another network."""
+        check_arguments(locals())
         if plan.masks:
             raise InputError("this plan masks weights and cuts no units: carry it out by prunus.mask_.")
         keep = torch.ones(self.units, dtype=torch.bool)
@@ -234,6 +234,7 @@ class Groups(Sequence[Group]):
 
         Groups in proportion are held whole with each other.
         """
+        check_arguments(locals(), why=a_text)
         wanted = {self[id].id for id in ids}
         for tied in self.proportions:
             if not wanted.issuperset(tied):
@@ -259,6 +260,7 @@ class Groups(Sequence[Group]):
 
     def without(self, ids: Iterable[str], why: str) -> Groups:
         """The same network where the groups `ids` (as far as there are such) may not be cut, with the reason `why`."""
+        check_arguments(locals(), why=a_text)
         spared = set(ids)
         return self.select([g.id for g in self if g.id not in spared], why) if spared else self
 
@@ -273,6 +275,7 @@ class Groups(Sequence[Group]):
         >>> [(s.name, s.role) for s in group.slices]
         [('0:weight', 'out'), ('0.bias', 'bias'), ('1.weight', 'in')]
         """
+        check_arguments(locals(), values=a_flag)
         if self.effective is None or all(g.used is None for g in self):
             return self
         found = self.effective.values() if values else {}
@@ -288,6 +291,7 @@ class Groups(Sequence[Group]):
 
         Raises: `InputError` when a tensor of a group has another shape there.
         """
+        check_arguments(locals())
         tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
             model.named_buffers(remove_duplicate=False)
         )

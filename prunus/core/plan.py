@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from prunus.core.checks import a_text, check_arguments, instance, some_names
 from prunus.core.errors import FileError, InputError
 from prunus.core.fields import LONG, entries, indices, items, parsed, record, shape, shown, text, whole
 from prunus.core.parts import Added, Dropped, Edit, GroupPlan, Mask, Scaled, TensorPlan
@@ -62,6 +63,7 @@ class Plan:
         >>> a.then(b).tensors["c.weight"].kept
         {0: (2,)}
         """
+        check_arguments(locals(), later=instance("a prunus.Plan", Plan))
         self = self.without([d.module for d in later.dropped])
         groups = dict(self.groups)
         for id, entry in later.groups.items():
@@ -103,6 +105,7 @@ class Plan:
 
     def without(self, modules: Iterable[str]) -> Plan:
         """The plan with no word of what is under `modules`, which are gone."""
+        check_arguments(locals(), modules=some_names)
         under = tuple(f"{module}." for module in modules)
         return replace(
             self,
@@ -131,6 +134,7 @@ class Plan:
     @classmethod
     def from_json(cls, json: str) -> Plan:
         """Read a plan; raises `FileError` when `json` is no text of one: every field has its type and bounds."""
+        check_arguments(locals(), json=a_text)
         try:
             return cls(**_fields(parsed(json)))
         except (ValueError, TypeError) as error:

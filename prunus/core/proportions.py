@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+import torch
 from torch import Tensor
 
+from prunus.core.checks import shown
 from prunus.core.errors import InputError
 from prunus.core.slices import Group
 
@@ -23,6 +25,15 @@ def quanta_of(counts: Sequence[int], steps: Sequence[int]) -> tuple[int, ...]:
     quanta = [n // math.gcd(*counts) for n in counts]
     times = math.lcm(*(step // math.gcd(step, quantum) for step, quantum in zip(steps, quanta)))
     return tuple(quantum * times for quantum in quanta)
+
+
+def check_mask(units: int, keep: Tensor) -> None:
+    """Raise `InputError` unless `keep` is a boolean tensor with an entry for every unit."""
+    if not (isinstance(keep, Tensor) and keep.dtype is torch.bool and keep.shape == (units,)):
+        raise InputError(
+            f"keep={shown(keep)}: expected a boolean tensor of {units} entries, one a unit of all groups in order, "
+            "True = keep."
+        )
 
 
 def check_counts(groups: Sequence[Group], proportions: Proportions, keep: Tensor) -> None:

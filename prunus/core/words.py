@@ -79,6 +79,12 @@ a_rate = c.Kind(
     lambda v: callable(v) or isinstance(v, str) or (isinstance(v, Mapping) and all(isinstance(k, str) for k in v)),
 )
 a_preprocess = c.Kind("a prunus.data.Preprocess", lambda v: callable(v) and callable(getattr(v, "override", None)))
+a_result = c.Kind(
+    "the content of a result.json, as prunus.report.read_result gives it",
+    lambda v: (
+        isinstance(v, Mapping) and "model" in v and all(isinstance(v.get(k), Mapping) for k in ("before", "after"))
+    ),
+)
 some_groups = c.instance(
     "prunus.Groups: groups = prunus.trace(model, example_inputs), or prunus.tensors(model)", Groups
 )
@@ -87,6 +93,7 @@ a_network = c.Kind("an nn.Module, or the path of a file", lambda v: c.a_module.h
 WORDS: dict[str, c.Kind] = {
     # the objects that the verbs hand on
     "self": c.anything,
+    "cls": c.anything,
     "model": c.a_module,
     "network": c.a_module,
     "copy": c.a_module,
@@ -138,6 +145,9 @@ WORDS: dict[str, c.Kind] = {
     "temperature": c.Kind("a number above 0, at most 10000", lambda v: c.above_zero.holds(v) and v <= 1e4),
     "weight": c.a_portion,
     "rate": c.above_zero,
+    "strength": c.not_negative,
+    "fraction": c.a_portion,
+    "every": c.optional(c.a_positive_int),
     "start": c.a_number,
     "end": c.a_number,
     # switches

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prunus.core import InputError, UnknownNameError, did_you_mean
+from prunus.core import UnknownNameError, did_you_mean
+from prunus.core.checks import a_flag, anything, check_arguments, check_fields, instance, ints
 from prunus.data.order import FLIP, SHIFT_X, SHIFT_Y, integers
 
 
@@ -23,8 +24,7 @@ class Augment:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.shift < 0:
-            raise InputError(f"augment shift={self.shift}: the largest shift, in pixels, is 0 or more.")
+        check_fields(self, shift=ints(0, 4096), flip=a_flag)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
         """Images (N, C, H, W) uint8 of the samples `index` (N,) -> augmented images of the same shape."""
@@ -45,6 +45,7 @@ class Augment:
 
         Raises: `UnknownNameError` for another name.
         """
+        check_arguments(locals(), given=anything, default=instance("a prunus.data.Augment", Augment))
         if isinstance(given, Augment):
             return given
         known = {

@@ -11,6 +11,22 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from prunus.core import InputError, UnknownNameError, did_you_mean
+from prunus.core.checks import (
+    Kind,
+    a_number,
+    a_positive_int,
+    a_share,
+    above_zero,
+    check_arguments,
+    check_fields,
+    ints,
+    is_number,
+    optional,
+    sequence,
+    some_options,
+)
+
+a_side = ints(1, 1 << 16, "a side in pixels")
 
 
 @dataclass(frozen=True)
@@ -35,15 +51,18 @@ class Preprocess:
     crop: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            mean=a_number | sequence("one a channel", is_number, empty=False),
+            std=above_zero | sequence("one a channel", above_zero.holds, empty=False),
+            scale=Kind("the value of white, a number above 0 (usually 1 or 255)", above_zero.holds),
+            size=optional(a_side | sequence("(height, width)", a_side.holds, empty=False)),
+            channels=optional(a_positive_int),
+            crop=a_share,
+        )
         for name in ("mean", "std"):
             object.__setattr__(self, name, _numbers(name, getattr(self, name), self.channels))
         object.__setattr__(self, "size", _pair(self.size))
-        if any(s <= 0 for s in self.std):
-            raise InputError(f"preprocess std={self.std}: every standard deviation must be above 0.")
-        if self.scale <= 0:
-            raise InputError(f"preprocess scale={self.scale}: the value of white must be above 0 (usually 1 or 255).")
-        if not 0 < self.crop <= 1:
-            raise InputError(f"preprocess crop={self.crop}: the part of the image that is kept lies in (0, 1].")
 
     def override(self, given: Mapping[str, Any]) -> Preprocess:
         """The same preprocessing with the fields of `given` replaced.
@@ -53,6 +72,7 @@ class Preprocess:
         >>> Preprocess().override({"scale": 255}).scale
         255
         """
+        check_arguments(locals(), given=some_options)
         known = [f.name for f in fields(self)]
         for name in given:
             if name not in known:

@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 
 from prunus.core import InputError
+from prunus.core.checks import Kind, a_count, a_flag, a_positive_int, anything, check_arguments, optional, shown
+from prunus.core.words import a_preprocess
 from prunus.data.augment import Augment
 from prunus.data.order import ORDER, shuffled
 from prunus.data.preprocess import Preprocess
+
+SOME_ROWS = Kind(
+    "an int64 tensor of numbers of samples", lambda v: isinstance(v, Tensor) and v.dtype is torch.int64 and v.dim() == 1
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +36,13 @@ class Split:
         return len(self.labels)
 
     def take(self, rows: Tensor) -> Split:
-        """The part with only these rows (int64), in this order."""
+        """The part with only these rows (int64), in this order.
+
+        Raises: `InputError` for rows that it does not have.
+        """
+        check_arguments(locals(), rows=SOME_ROWS)
+        if len(rows) and not -len(self.labels) <= int(rows.min()) <= int(rows.max()) < len(self.labels):
+            raise InputError(f"take(rows={shown(rows)}): this part has {len(self.labels)} samples.")
         return Split(self.images[rows], self.labels[rows], self.augment)
 
     def batches(
@@ -59,18 +71,28 @@ class Split:
 
         Raises: `InputError` for a size below 1, a start below 0 or a rank that is not of this world.
         """
-        if size < 1 or start < 0 or not 0 <= rank < world:
-            raise InputError(
-                f"batches: size={size}, start={start}, rank={rank}, world={world}; expected size >= 1, start >= 0 and "
-                "0 <= rank < world."
-            )
-        chosen = Augment.of(augment, self.augment) if train else Augment()
+        check_arguments(
+            locals(),
+            size=a_positive_int,
+            preprocess=optional(a_preprocess),
+            epoch=a_count,
+            train=a_flag,
+            augment=anything,  # `Augment.of` says what it takes
+            rank=a_count,
+            world=a_positive_int,
+            start=a_count,
+        )
+        if rank >= world:
+            raise InputError(f"batches(rank={rank}): expected a rank below world={world}.")
+        chosen = Augment.of(augment, self.augment)
         order = shuffled(len(self), seed, epoch, ORDER) if train else torch.arange(len(self))
         count = len(self) // world * world if train else len(self)
         mine = order[:count][rank::world]
         if train and len(mine) > size:
             mine = mine[: len(mine) // size * size]
-        return Batches(self, preprocess or Preprocess(), mine.split(size)[start:], chosen, seed, epoch)
+        return Batches(
+            self, preprocess or Preprocess(), mine.split(size)[start:], chosen if train else Augment(), seed, epoch
+        )
 
 
 @dataclass(frozen=True, eq=False)

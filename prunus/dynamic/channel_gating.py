@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunus.core.checks import a_number, check_fields, not_negative
 from prunus.dynamic.gate import Gate, Seen
 from prunus.dynamic.method import Method, methods
 
@@ -62,6 +63,10 @@ class ChannelGating(Method):
 
     target: float = 2.0
     bias: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, target=not_negative, bias=a_number)
 
     def gate(self, inputs: int, outputs: int) -> Gate:
         """A `BinaryGate`."""

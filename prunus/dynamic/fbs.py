@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunus.core.checks import check_fields, not_negative, one_of
 from prunus.dynamic.gate import Gate, Seen, mean
 from prunus.dynamic.method import Method, methods
 
@@ -63,6 +64,10 @@ class FBS(Method):
 
     sparsity: float = 1e-8
     init: str = "he"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, sparsity=not_negative, init=one_of("he", "ones"))
 
     def gate(self, inputs: int, outputs: int) -> Gate:
         """An `FBSGate`."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunus.core import InputError
+from prunus.core.checks import above_zero, check_fields, not_negative, one_of
 from prunus.dynamic.gate import Gate, Seen
 from prunus.dynamic.method import Method, kth_largest, methods
 
@@ -124,15 +124,14 @@ class ManiDP(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init not in ("kaiming", "ones"):
-            raise InputError(
-                f"init={self.init!r}: expected kaiming, as published, or ones, to begin as the network is."
-            )
-        for name in ("complexity", "similarity", "power"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)!r}: expected a number of at least 0.")
-        if not self.share > 0:
-            raise InputError(f"share={self.share!r}: expected a number above 0.")
+        check_fields(
+            self,
+            init=one_of("kaiming", "ones"),  # as published, or to begin as the network is
+            complexity=not_negative,
+            similarity=not_negative,
+            power=not_negative,
+            share=above_zero,
+        )
 
     def gate(self, inputs: int, outputs: int) -> Gate:
         """A `ManiGate`."""

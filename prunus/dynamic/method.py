@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from prunus.core import InputError, Registry
-from prunus.core.checks import is_number
+from prunus.core.checks import a_positive_int, a_share, check_fields
 from prunus.core.errors import did_you_mean
 from prunus.dynamic.gate import Gate, Seen
 
@@ -30,20 +30,7 @@ class Method:
     until: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # a recipe, or a file, may give anything
-            value = getattr(self, field.name)
-            if field.type == "float" and not is_number(value):
-                raise InputError(f"{field.name}={value!r}: expected a finite number.")
-            if field.type == "str" and not isinstance(value, str):
-                raise InputError(f"{field.name}={value!r}: expected text.")
-        if not 0 < self.keep <= 1:
-            raise InputError(f"keep={self.keep!r}: expected the share of channels that stay on, above 0, at most 1.")
-        if type(self.floor) is not int or self.floor < 1:
-            raise InputError(
-                f"floor={self.floor!r}: expected a whole number, 1 or more: a layer without any channel gives nothing."
-            )
-        if not 0 < self.until <= 1:
-            raise InputError(f"until={self.until!r}: expected the share of training, above 0, at most 1.")
+        check_fields(self, keep=a_share, floor=a_positive_int, until=a_share)
 
     def gate(self, inputs: int, outputs: int) -> Gate:
         """A new gate for a convolution from `inputs` to `outputs` channels."""

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from prunus.core import Groups, NothingToPruneError, Operator, TraceError
+from prunus.core.checks import check_arguments
 
 NORMS = ("native_batch_norm", "batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training")
 ACTIVATIONS = ("hardtanh", "silu", "hardswish", "gelu", "leaky_relu", "elu", "sigmoid", "tanh", "mish", "relu")
@@ -104,6 +105,7 @@ def placement(model: nn.Module, groups: Groups) -> Placement:
     >>> len(found.places), found.places[0].layer, found.places[0].site, found.places[0].relu
     (18, 'layer1.0.conv1', 'layer1.0.bn1', True)
     """
+    check_arguments(locals())
     walk = _Walk(model, groups)
     places: list[Place] = []
     ends: list[int] = []

@@ -12,7 +12,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from prunus.core import FileError, InputError
-from prunus.core.checks import check_arguments, state_with
+from prunus.core.callbacks import cross_entropy, each, own
+from prunus.core.checks import a_function, check_arguments, optional, state_with
 from prunus.core.running import undisturbed
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.network import _of, gates, watched
@@ -72,11 +73,12 @@ class GateTraining:
 
         Raises: `InputError` when there is no batch.
         """
-        run, total = forward or self.model, torch.zeros(2, dtype=torch.float64)
+        check_arguments(locals(), forward=optional(a_function))
+        run, total = own(forward or self.model, "forward="), torch.zeros(2, dtype=torch.float64)
         place = next(self.model.parameters()).device
         with undisturbed(self.model):
-            for x, y in batches:
-                ce = F.cross_entropy(run(x.to(place)), y.to(place), reduction="sum")
+            for x, y in each(batches):
+                ce = cross_entropy(run(x.to(place)), y.to(place), reduction="sum")
                 total += torch.tensor([len(y), float(ce)], dtype=torch.float64)
         total = added(total, place)
         if not total[0] > 0:

@@ -11,6 +11,8 @@ from torch import nn
 
 from prunus.core import FileError, Inputs
 from prunus.core.backends import backends
+from prunus.core.checks import check_arguments
+from prunus.core.words import a_network
 from prunus.export.onnx import feed, to_onnx
 
 
@@ -39,6 +41,7 @@ def onnxruntime_backend(model: nn.Module | str | Path, inputs: Inputs, threads: 
 
     What it returns runs that once on `inputs`, in so many `threads`.
     """
+    check_arguments(locals(), model=a_network)
     if isinstance(model, nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"

@@ -12,7 +12,9 @@ from torch import nn
 
 from prunus.core import FileError, Inputs
 from prunus.core.backends import backends
+from prunus.core.checks import check_arguments
 from prunus.core.errors import MissingExtraError
+from prunus.core.words import a_network
 from prunus.export.onnx import to_onnx
 
 
@@ -27,6 +29,7 @@ def openvino_backend(model: nn.Module | str | Path, inputs: Inputs, threads: int
 
     What it returns runs that once on `inputs`, in so many `threads`.
     """
+    check_arguments(locals(), model=a_network)
     if isinstance(model, nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"

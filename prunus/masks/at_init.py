@@ -192,7 +192,7 @@ def _normed(model: nn.Module, norms: str, batches: Iterable[Any]) -> Iterator[No
 
 
 def balanced(batches: Iterable[Any], per_class: int) -> Any:
-    """One batch of the first so many samples of every class, fewer of each where one class has fewer; classes in turns.
+    """One batch of the first `per_class` samples of every class, fewer of each where one class has fewer; in turns.
 
     Args: batches: ``(x, y)`` with one class a sample in `y`; all are looked through; per_class: samples, 1 or more.
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import ELEMENTS, Fixed, Group, Groups, InputError, Inputs, Mask, Plan, Slice, under
-from prunus.core.checks import anything, check_arguments, some_names
+from prunus.core.checks import anything, check_arguments, is_int, shown, some_names
 from prunus.core.errors import UnknownNameError, did_you_mean
+from prunus.core.proportions import check_mask
 from prunus.masks.prunable import Dims, Weight, find
 
 Grain = str | tuple[int, int]
@@ -33,10 +34,13 @@ class Tensors(Groups):
         """``{"density": ...}``: how many weights stay under the keep mask ``(units,)``."""
         if keep is None:
             return self.costs_of_counts({g.id: g.units for g in self})
+        check_mask(self.units, keep)
         return self.costs_of_counts({g.id: int(keep[g.offset : g.offset + g.units].count_nonzero()) for g in self})
 
     def costs_of_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """The same, where `counts` units of each group stay."""
+        """The same, where `counts` units of each group stay; `InputError` unless they are of all groups."""
+        if not isinstance(counts, Mapping) or not all(_within(counts.get(g.id), g.units) for g in self):
+            raise InputError(f"costs_of_counts(counts={shown(counts)}): expected how many units stay of every group.")
         return {"density": sum(counts[g.id] * g.slices[0].index.shape[1] for g in self)}
 
     @property
@@ -50,16 +54,14 @@ class Tensors(Groups):
 
     def plan(self, keep: Tensor) -> Plan:
         """The mask plan of a keep mask ``(units,)``; raises `InputError` for uneven parts."""
-        if keep.shape != (self.units,) or keep.dtype != torch.bool:
-            raise InputError(
-                f"a keep mask has shape ({self.units},) and type bool; given {tuple(keep.shape)}, {keep.dtype}."
-            )
+        check_mask(self.units, keep)
         self.check_proportions(keep)
         rows = ((g, keep[g.offset : g.offset + g.units, None]) for g in self)
         return Plan(masks={g.id: Mask.of(g.slices[0].scatter(kept)) for g, kept in rows})
 
     def mask(self, plan: Plan) -> Tensor:
         """The keep mask ``(units,)`` of a mask plan; raises `InputError` when it is of other tensors or other units."""
+        check_arguments(locals())
         keep = torch.ones(self.units, dtype=torch.bool)
         for id, mask in plan.masks.items():
             group = self[id]
@@ -88,6 +90,10 @@ class Tensors(Groups):
         """The keep mask ``(units,)`` of the units that are not all zero now: of a network masked before."""
         found = [g.slices[0].weight.ne(0).any(1).cpu() for g in self]
         return torch.cat(found) if found else torch.ones(0, dtype=torch.bool)
+
+
+def _within(count: Any, units: int) -> bool:
+    return is_int(count) and 0 <= count <= units
 
 
 def tensors(

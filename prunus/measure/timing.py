@@ -59,6 +59,7 @@ def key(backend: str, batch: int, threads: int) -> str:
     >>> key("onnxruntime", 64, 1)
     'onnxruntime,b64,t1'
     """
+    check_arguments(locals())
     return f"{backend},b{batch},t{threads}"
 
 

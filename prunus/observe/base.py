@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus.core import Groups, InputError, Inputs, Registry
 from prunus.core.callbacks import a_loss, cross_entropy, each, forward, own
-from prunus.core.checks import check_arguments
+from prunus.core.checks import a_text, check_arguments
 from prunus.core.effective import Follow
 from prunus.core.kinds import check_kind
 from prunus.core.progress import progress
@@ -56,6 +56,7 @@ class Stats:
 
     def of(self, name: str) -> dict[str, Tensor]:
         """Every statistic of the parameter `name`, by kind."""
+        check_arguments(locals())
         return {kind: tensors[name] for kind, tensors in self.kinds.items() if name in tensors}
 
     @property
@@ -65,10 +66,12 @@ class Stats:
 
     def of_group(self, id: str) -> dict[str, Any]:
         """Every statistic of the units of the group `id`, by kind."""
+        check_arguments(locals(), id=a_text)
         return {kind: values[id] for kind, values in self.groups.items() if id in values}
 
     def check(self, groups: Groups) -> None:
         """Raise `InputError` unless every statistic has the shape of its parameter in `groups`."""
+        check_arguments(locals())
         now = {group.id: group.units for group in groups}
         changed = [id for id, n in self.units.items() if now.get(id, n) != n]
         if changed:

@@ -11,13 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunus.core import FileError, InputError, UnknownNameError, did_you_mean
-from prunus.core.checks import a_path, check_arguments, some_names
+from prunus.core.checks import Kind, a_mapping, a_path, a_text, check_arguments, instance, is_int, some_names
 from prunus.recipes import text
 from prunus.recipes.problems import at, malformed, misplaced, told
 from prunus.recipes.resolve import overridden, override, pair_of, resolve
 from prunus.recipes.schema import Recipe
 
 BUILTIN = Path(__file__).parent / "builtin"
+SOME_LINES = Kind("a dictionary {key: line}", lambda v: isinstance(v, Mapping) and all(map(is_int, v.values())))
 
 
 def builtin() -> dict[str, Path]:
@@ -63,6 +64,7 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def expand(path: str) -> str:
     """A path of a recipe with ``$PRUNUS_SHARED``, other variables and ``~`` put in, for use."""
+    check_arguments(locals(), path=a_text)
     shared = os.environ.get("PRUNUS_SHARED", "../shared")
     path = re.sub(r"\$(PRUNUS_SHARED\b|\{PRUNUS_SHARED\})", lambda _: shared, path)
     return os.path.expanduser(os.path.expandvars(path))
@@ -75,6 +77,7 @@ def check(raw: dict[str, Any], lines: Mapping[text.Key, int], name: str) -> Reci
 
     Raises: `InputError` that lists everything that is wrong, with lines.
     """
+    check_arguments(locals(), raw=a_mapping, lines=SOME_LINES)
     _well_formed(raw, lines, name)
     problems = [f"{at(lines, (key,))}{key}: {why}" for key, why in misplaced(raw)]
     try:
@@ -95,4 +98,5 @@ def _well_formed(raw: Mapping[str, Any], lines: Mapping[text.Key, int], name: st
 
 def dump(recipe: Recipe) -> dict[str, Any]:
     """The recipe with every default written out, as plain data: what ``recipe.yaml`` of a run holds."""
+    check_arguments(locals(), recipe=instance("a prunus.recipes.Recipe", Recipe))
     return recipe.model_dump(mode="json")

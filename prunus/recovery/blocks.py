@@ -121,6 +121,7 @@ def block_targets(model: nn.Module, groups: Groups, plan: Plan, inputs: Inputs, 
         memory: bytes that what is kept and the activations of a forward may take; fewer samples are used otherwise (a
             note says so).
     """
+    check_arguments(locals())
     found, ops, alive = cut_blocks(model, groups, plan), groups.operators, groups.alive(groups.mask(plan))
     widest = {block: max((_size(op) for op in ops if op.module == block.modules[-1]), default=0) for block in found}
     bytes_ = bytes_of_a_sample(groups) + 4 * sum(widest.values()) // max(groups.inputs.batch, 1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from prunus.core.checks import a_count, a_function, a_positive_int, check_arguments
+from prunus.core.callbacks import own
+from prunus.core.checks import a_count, a_function, a_number, a_positive_int, check_arguments
 from prunus.core.errors import InputError
 
 Rate = Callable[[float], float]
@@ -20,8 +21,8 @@ def last(trained: Rate, total: int) -> Rate:
     >>> last(lambda step: 0.1 if step < 5 else 0.01, total=10)(0)
     0.01
     """
-    _positive(total, "total")
-    value = trained(total - 1)
+    check_arguments(locals(), trained=a_function, total=a_positive_int)
+    value = own(trained, "trained=")(total - 1)
     return lambda step: value
 
 
@@ -33,6 +34,7 @@ def cosine(lr: float, total: int, end: float = 0.0) -> Rate:
     >>> [round(cosine(0.1, 4)(step), 3) for step in (0, 2, 4)]
     [0.1, 0.05, 0.0]
     """
+    check_arguments(locals(), lr=a_number, total=a_positive_int)
     _positive(total, "total")
     return lambda step: end + (lr - end) * (1 + math.cos(math.pi * min(step / total, 1.0))) / 2
 

@@ -194,6 +194,7 @@ def attach(regularizer: Regularizer, groups: Groups, optimizer: Optimizer) -> At
 
 def attach_where(regularizer: Regularizer, groups: Groups, optimizers: Sequence[Optimizer]) -> list[Attached]:
     """`attach` a `regularizer` to those `optimizers` that hold weights it presses; raises as it does when none does."""
+    check_arguments(locals(), regularizer=instance("a prunus.regularizers.Regularizer", Regularizer))
     pressed = {id(s.tensor) for group in groups for s in group.with_role(*regularizer.roles)}
     able = [o for o in optimizers if pressed & set(_learning_rates(o))]
     return [attach(regularizer, groups, optimizer) for optimizer in able or optimizers]

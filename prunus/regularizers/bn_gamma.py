@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from prunus.core import InputError
+from prunus.core.checks import a_flag, check_arguments
 from prunus.regularizers.base import Regularizer, regularizers
 
 PAPER = "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017"
@@ -30,8 +29,7 @@ def bn_gamma(strength: float = 1e-4, proximal: bool = False) -> Regularizer:
     >>> bn_gamma(0.5, proximal=True).proximal([torch.tensor([2.0, -1.0, 0.1])], 1.0)[0]
     tensor([ 1.5000, -0.5000,  0.0000])
     """
-    if not (math.isfinite(strength) and strength >= 0):
-        raise InputError(f"bn-gamma strength={strength!r}: expected a finite number >= 0, e.g. 1e-4.")
+    check_arguments(locals(), proximal=a_flag)
 
     def gradient(gammas: Sequence[Tensor]) -> Sequence[Tensor]:
         return torch._foreach_mul(torch._foreach_sign(list(gammas)), strength)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from prunus.core import InputError
+from prunus.core.checks import Kind, check_arguments, is_number
 from prunus.criteria.clustering import MAKES, beside, clusters
 from prunus.regularizers.base import Gradient, Regularizer, State, regularizers
 
@@ -45,10 +45,7 @@ def centripetal(keep: float = 0.5, strength: float = 3e-3) -> Regularizer:
             [ 0.5000,  0.0000],
             [ 0.0000,  0.0000]])
     """
-    if not 0 < keep < 1:
-        raise InputError(f"centripetal keep={keep!r}: expected a share of the units between 0 and 1, e.g. 0.5.")
-    if not (math.isfinite(strength) and strength >= 0):
-        raise InputError(f"centripetal strength={strength!r}: expected a finite number >= 0, e.g. 3e-3.")
+    check_arguments(locals(), keep=Kind("a share of the units between 0 and 1", lambda v: is_number(v) and 0 < v < 1))
 
     def start(weights: Sequence[Tensor]) -> State:
         return {"labels": clusters(beside(weights), math.ceil(keep * len(weights[0])))[0]}

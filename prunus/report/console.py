@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunus.core.checks import a_folder, check_arguments, sequence
+from prunus.core.words import a_result
 from prunus.report import reading, times, words
 from prunus.report.naming import some
 from prunus.report.reading import read_result
@@ -26,6 +27,7 @@ def terminal(result: Mapping[str, Any]) -> RenderableType:
 
     Returns: something that ``rich.print`` shows.
     """
+    check_arguments(locals(), result=a_result)
     from rich.console import Group
     from rich.text import Text
 

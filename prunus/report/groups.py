@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prunus.core.checks import a_count, check_arguments, instance
 from prunus.report.console import plain, reasons, table
 from prunus.report.naming import folded, numbers, place, relative, some, wrapped
 from prunus.report.view import View, parts, proportions, together
@@ -26,6 +27,7 @@ def groups_table(view: View, *, name: str = "", unfold: bool = False, most: int 
         unfold: show alike groups one by one.
         most: how many names are shown of a long list.
     """
+    check_arguments(locals(), view=instance("a prunus.report.View", View), most=a_count)
     from rich.console import Group as Stack
     from rich.text import Text
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 from urllib.parse import quote
 
+from prunus.core.checks import check_arguments, instance
 from prunus.report import words
 from prunus.report.indices import compact
 from prunus.report.modules import Node, grow, repeats
@@ -24,6 +25,7 @@ def groups_page(view: View, *, name: str = "") -> str:
         view: a traced network.
         name: what the network is called.
     """
+    check_arguments(locals(), view=instance("a prunus.report.View", View))
     groups = view.groups
     most = max((group.units for group in groups), default=1)
     return render(

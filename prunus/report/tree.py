@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from prunus.core.checks import check_arguments, instance
 from prunus.report.console import table
 from prunus.report.groups import fixed_table, group_cells, look_alike, summary
 from prunus.report.modules import Node, Repeats, grow, repeats
@@ -31,6 +32,7 @@ def groups_tree(view: View, *, name: str = "", unfold: bool = False) -> Renderab
         name: what the network is called.
         unfold: show repeated blocks and alike groups one by one.
     """
+    check_arguments(locals(), view=instance("a prunus.report.View", View))
     from rich.console import Group as Stack
     from rich.text import Text
     from rich.tree import Tree

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prunus.core.checks import check_arguments
+from prunus.core.words import a_result
 from prunus.report.times import BACKENDS, CLEARLY, in_engine, main_timing, skipped_zeros, sparse, times, timings
 
 VECTOR = 16  # channels in a vector register: the step that every CPU runtime's speed moves in
@@ -125,6 +127,7 @@ def quality_text(result: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def verdict(result: Mapping[str, Any]) -> list[str]:
     """What happened in the run of `result`, in sentences for a person who knows nothing of pruning."""
+    check_arguments(locals(), result=a_result)
     name, model = quality(result)[0], short_name(str(result["model"]))
     kept = {k: left(result["before"].get(k), result["after"].get(k)) for k in ("params", "macs")}
     sentences = [
@@ -198,6 +201,7 @@ def _odd_widths(result: Mapping[str, Any], macs: float | None, ratio: float) -> 
 
 def headline(result: Mapping[str, Any]) -> str:
     """The finding of `result` in one line: smaller, faster, at which price."""
+    check_arguments(locals(), result=a_result)
     parts = []
     work = left(result["before"].get("macs"), result["after"].get("macs"))
     if sparse(result):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunus.core.checks import Kind, check_arguments, instance, is_int, is_number
 from prunus.core.errors import InputError
 from prunus.core.forked import Lock
 from prunus.runtime import channels, jit, kernels, memory, pack, transpose
 from prunus.runtime.choose import dense
 from prunus.runtime.layout import FLOAT, Layout, pixels, places
-from prunus.runtime.walk import Workers
+from prunus.runtime.walk import Workers, some_threads
 
 HELD = 512 * 1024  # bytes of pictures that are run together: they stay in the second cache
 ROUND = 16  # floats: where a picture's tensor begins and ends in whole vectors, they are moved as such
+
+A_CONV = instance("an nn.Conv2d", nn.Conv2d)
+AN_IMAGE = Kind(
+    "an input of the layer (n, C_in, H, W), or its shape",
+    lambda v: isinstance(v, Tensor) or (isinstance(v, (list, tuple)) and all(is_int(n) and n > 0 for n in v)),
+)
+A_BOUND = Kind("a number, or an infinity", lambda v: is_number(v) or v in (math.inf, -math.inf))
 
 
 class DynamicConv2d:
@@ -52,6 +61,14 @@ class DynamicConv2d:
         high: float = float("inf"),
         threads: int = 1,
     ) -> None:
+        check_arguments(
+            locals(),
+            conv=A_CONV,
+            example=AN_IMAGE,
+            low=A_BOUND,
+            high=A_BOUND,
+            threads=some_threads,
+        )
         size = tuple(example.shape if isinstance(example, Tensor) else example)
         if len(size) != 4 or size[1] != conv.in_channels:
             raise InputError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunus.core.checks import check_arguments
 from prunus.core.errors import InputError
 from prunus.core.forked import Lock
 from prunus.core.inputs import Inputs
@@ -18,7 +19,7 @@ from prunus.runtime.build import Builder
 from prunus.runtime.forms import At, Buffer, Step, Value
 from prunus.runtime.graph import Graph
 from prunus.runtime.structure import built
-from prunus.runtime.walk import Workers, check_threads
+from prunus.runtime.walk import Workers, some_threads
 
 
 def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1, tune: bool = False) -> CompiledNetwork:
@@ -44,7 +45,7 @@ def compile(model: nn.Module, example_inputs: Any, *, threads: int = 1, tune: bo
     >>> torch.allclose(compile(model, x)(x), model(x), atol=1e-5)
     True
     """
-    check_threads(threads)
+    check_arguments(locals(), threads=some_threads)
     inputs = _takes(Inputs.of(example_inputs))
     from prunus.runtime.batches import apart_or_whole  # which makes networks of this kind
 

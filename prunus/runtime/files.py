@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prunus.core.checks import check_arguments, instance
 from prunus.core.errors import FileError, MissingExtraError
 from prunus.core.fields import parsed
 from prunus.core.writing import replacing
@@ -19,7 +20,7 @@ from prunus.runtime import jit
 from prunus.runtime.engine import CompiledNetwork
 from prunus.runtime.graph import Graph, Node
 from prunus.runtime.plain import network_of
-from prunus.runtime.walk import check_threads
+from prunus.runtime.walk import some_threads
 
 KEY, DIGEST = "prunus_engine", "prunus_engine_digest"
 
@@ -39,6 +40,7 @@ def save(network: CompiledNetwork, path: str | Path) -> None:
     ...     torch.equal(load(folder + "/network.safetensors")(x), network(x))
     True
     """
+    check_arguments(locals(), network=instance("what prunus.runtime.compile returned", CompiledNetwork))
     path = Path(path)
     graph = network.graph
     nodes = [
@@ -60,7 +62,7 @@ def load(path: str | Path, *, threads: int = 1) -> CompiledNetwork:
     Raises `FileError` when the file is missing, truncated, edited, or something else, `InputError` for a number of
     threads that the engine cannot have.
     """
-    check_threads(threads)
+    check_arguments(locals(), threads=some_threads)
     try:
         with safe_open(str(path), "pt") as file:
             header = dict(file.metadata() or {})

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prunus.core.checks import check_arguments, instance
 from prunus.runtime.engine import CompiledNetwork
 from prunus.runtime.forms import Step
 from prunus.runtime.graph import Node
@@ -38,6 +39,7 @@ def profile(network: CompiledNetwork, rounds: int = 5) -> list[Share]:
     >>> round(sum(s.share for s in profile(network)), 6)
     1.0
     """
+    check_arguments(locals(), network=instance("what prunus.runtime.compile returned", CompiledNetwork))
     best = timed(network, rounds)
     total = sum(best) or 1.0
     return [Share(step.name, step.kind, seconds / total) for step, seconds in zip(network.steps, best)]

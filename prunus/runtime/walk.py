@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.core.errors import InputError
+from prunus.core.checks import check_arguments, ints
 from prunus.core.forked import renewed
 from prunus.runtime import jit, memory
 from prunus.runtime.emit import Emitter
@@ -17,17 +17,7 @@ from prunus.runtime.emit import Emitter
 PATIENCE = 4096  # looks at the gate, some microseconds, before a thread gives way: on a busy machine others have to run
 MOST = 256  # threads
 YIELD = "" if sys.platform == "win32" else "sched_yield"
-
-
-def check_threads(threads: Any) -> int:
-    """A number of threads that the engine can have; raises `InputError` for any other.
-
-    >>> check_threads(2)
-    2
-    """
-    if type(threads) is not int or not 1 <= threads <= MOST:
-        raise InputError(f"threads={threads!r}: the engine needs from one to {MOST}, a whole number. Give threads=1.")
-    return threads
+some_threads = ints(1, MOST)
 
 
 class Workers:
@@ -37,7 +27,8 @@ class Workers:
     """
 
     def __init__(self, threads: int) -> None:
-        self.threads = check_threads(threads)
+        check_arguments(locals(), threads=some_threads)
+        self.threads = threads
         self.renew()
         renewed(self)
         self.walk = memory.SIGNATURE(jit.address(emit_walk(jit.machine().lanes)))

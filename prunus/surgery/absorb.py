@@ -94,6 +94,7 @@ def give_biases_(model: nn.Module, groups: Groups, plan: Plan) -> tuple[str, ...
     >>> give_biases_(net, groups, prunus.Plan({"0": prunus.GroupPlan(4, (0, 1))})), net[2].bias.tolist()
     (('2.weight',), [0.0, 0.0])
     """
+    check_arguments(locals())
     groups = groups.bind(model)
     gone = ~groups.mask(plan)
     given = []

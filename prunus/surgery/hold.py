@@ -32,6 +32,7 @@ def gaps(groups: Groups, keep: Tensor) -> tuple[Gap, ...]:
     >>> [(tuple(g.parameter.shape), g.dim, g.removed.tolist()) for g in gaps(groups, torch.tensor([True, False, True]))]
     [((3, 2), 0, [1]), ((3,), 0, [1]), ((1, 3), 1, [1])]
     """
+    check_arguments(locals(), keep=a_mask)
     found: dict[tuple[int, int], list[Tensor]] = {}
     tensors = {}
     for group in groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,13 +10,17 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils._pytree import tree_map_only
 
 from prunus.core import InputError, Plan, TensorPlan
+from prunus.core.checks import Kind, a_module, check_arguments, optional
 from prunus.core.undo import all_or_nothing
 from prunus.surgery.memory import plan_of
 from prunus.tracing.apply import narrow
 
+NAMES = Kind("names of parameters", lambda v: isinstance(v, Collection) and all(isinstance(n, str) for n in v))
+
 
 def check_holds(optimizers: Iterable[Optimizer], model: nn.Module, names: Iterable[str]) -> None:
     """Raise `InputError` unless all trainable parameters of `names` are in `optimizers` that can follow a cut."""
+    check_arguments(locals(), names=NAMES)
     optimizers = tuple(optimizers)
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise InputError(
@@ -71,6 +75,7 @@ def slice_optimizer_(
     >>> sgd.state[net.weight]["momentum_buffer"].shape
     torch.Size([2, 2])
     """
+    check_arguments(locals(), was=optional(a_module))
     names = {id(p): name for name, p in (was or model).named_parameters()}
     new = dict(model.named_parameters())
     notes: list[str] = []

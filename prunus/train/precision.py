@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from prunus.core.checks import a_word, check_arguments, instance
 from prunus.core.errors import InputError, did_you_mean
 
 PRECISIONS = ("auto", "32", "bf16-mixed")
@@ -23,6 +24,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     >>> choose_precision("32", torch.device("cpu"))
     '32'
     """
+    check_arguments(locals(), precision=a_word, device=instance("a torch.device", torch.device))
     if precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
         raise InputError(f"precision={precision!r}.{did_you_mean(str(precision), PRECISIONS)} Known: {known}.")

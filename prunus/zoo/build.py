@@ -44,6 +44,7 @@ class Model:
 
         Raises: `InputError` when the shape of an input is not known.
         """
+        check_arguments(locals())
         if self.input_shape is None:
             raise InputError(f"the shape of an input of '{self.spec}' is not known; give one (--input 1,3,224,224).")
         generator = torch.Generator().manual_seed(0)

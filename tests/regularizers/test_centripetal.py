@@ -79,5 +79,5 @@ def test_a_residual_network_is_halved_without_a_change():
 
 @pytest.mark.parametrize("bad", [{"keep": 0.0}, {"keep": 1.0}, {"strength": float("nan")}, {"strength": -1.0}])
 def test_bad_numbers_are_refused(bad):
-    with pytest.raises(InputError, match=f"centripetal {next(iter(bad))}"):
+    with pytest.raises(InputError, match=rf"centripetal\({next(iter(bad))}"):
         centripetal(**bad)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunus.core.checks import a_number, a_portion, check_arguments, not_negative, optional
 from prunus.masks.moment import Method, Moment, methods
 from prunus.masks.rules import RULES
 
@@ -30,6 +31,7 @@ def dns(
     Args:
         rate: $c$; None: $t_l$ is the quantile of $|w|$ that leaves `density` at the first step.
     """
+    check_arguments(locals(), rate=optional(a_number), gamma=not_negative, power=not_negative, stop=a_portion)
 
     def threshold(magnitude: Tensor) -> Tensor:
         if rate is None:

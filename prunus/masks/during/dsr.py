@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunus.core.checks import a_portion, check_arguments, not_negative, one_of
 from prunus.masks.exchange import Drop, exchange, in_proportion
 from prunus.masks.moment import Method, Moment, methods, moving
 
@@ -51,5 +52,6 @@ def dsr(
     Args:
         fraction: of the kept weights that is wanted to go; threshold: the first one; every: so many steps.
     """
+    check_arguments(locals(), threshold=not_negative, stop=a_portion, start=one_of("dense", "erk", "uniform"))
     update = exchange(below_threshold(fraction, threshold), Moment.draw, in_proportion(survivors), back=False)
     return Method(start=start, when=moving(every, steps, stop), update=update)

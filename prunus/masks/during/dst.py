@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunus.core.checks import a_portion, check_arguments, not_negative
 from prunus.masks.moment import Method, methods
 from prunus.masks.thresholds import Learned
 
@@ -44,5 +45,6 @@ def trained_thresholds(density: float, steps: int, *, strength: float = 1e-6, st
 
     Args: strength: $\alpha$.
     """
+    check_arguments(locals(), strength=not_negative, stop=a_portion)
     rule = Learned(masked_by_row, lambda w: w.new_zeros(len(w)), lambda t: strength * (-t).exp().sum(), least=LEAST)
     return Method(rule=rule, decay=0.0, freeze=int(stop * steps))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunus.allocators import allocate
 from prunus.core import Budget, InputError
+from prunus.core.checks import a_portion, a_word, check_arguments
 from prunus.criteria import of_data, score
 from prunus.masks.moment import Method, Moment, Update, methods, often
 from prunus.masks.rules import RULES
@@ -52,6 +53,7 @@ def gmp(
         begin, stop: fractions of the steps between which pruning happens; every: so many steps.
         criterion, allocator: of single weights, without data.
     """
+    check_arguments(locals(), begin=a_portion, stop=a_portion, criterion=a_word, allocator=a_word)
     return _gradual(density, steps, begin, stop, often(every, steps), criterion, allocator, back=False, rule="hard")
 
 
@@ -73,6 +75,7 @@ def dpf(
 
     Args: as of ``gmp``.
     """
+    check_arguments(locals(), begin=a_portion, stop=a_portion, criterion=a_word, allocator=a_word)
     return _gradual(
         density, steps, begin, stop, often(every, steps, 16), criterion, allocator, back=True, rule="feedback"
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from prunus.core import InputError
+from prunus.core.checks import a_flag, a_number, a_portion, check_arguments, one_of, sequence
 from prunus.masks.exchange import best, exchange
 from prunus.masks.moment import Method, Moment, methods, moving
 
@@ -35,6 +36,15 @@ def mest(
             (the authors' code: epochs 90 and 120 of 160).  After the last, masks stay where the last fraction is 0.
         slope: $\lambda$; every: so many steps (the authors' code: 5 epochs of 160).
     """
+    shares = sequence("numbers in [0, 1]", a_portion.holds)
+    check_arguments(
+        locals(),
+        fractions=shares,
+        milestones=shares,
+        slope=a_number,
+        soft=a_flag,
+        start=one_of("dense", "erk", "uniform"),
+    )
     if len(fractions) != len(milestones) + 1 or not all(0 <= f < 1 for f in fractions):
         raise InputError(
             f"fractions={list(fractions)}: expected one in [0, 1) before each of the {len(milestones)} milestones and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunus.core.checks import a_portion, check_arguments, one_of
 from prunus.masks.exchange import exchange, smallest
 from prunus.masks.moment import Method, Moment, methods, moving
 from prunus.schedules import cosine
@@ -26,6 +27,7 @@ def rigl(
     Args:
         fraction: $\alpha$; every: $\Delta T$ steps; stop: $T_{end}$ as a fraction of the steps.
     """
+    check_arguments(locals(), stop=a_portion, start=one_of("dense", "erk", "uniform"))
     end = int(stop * steps)
     update = exchange(smallest(cosine(fraction, 0.0, end)), Moment.slope)
     return Method(start=start, when=moving(every, steps, stop, apart=2), update=update, skip=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunus.core.checks import a_flag, a_word, check_arguments
 from prunus.masks.during.gmp import towards
 from prunus.masks.moment import Method, methods, often, periodic
 from prunus.masks.rules import RULES
@@ -22,6 +23,7 @@ def soft_filters(
         asymptotic: (ASFP, He et al. 2019) the removed share $P_t = P (1 - 4^{-8t/T}) / (1 - 4^{-8})$ grows from 0: it
             is three quarters of $P$ after an eighth of the steps; else $P$ from the first time on.
     """
+    check_arguments(locals(), criterion=a_word, asymptotic=a_flag)
     between = periodic(often(every, steps), steps)
 
     def progress(step: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from prunus.core.checks import a_portion, check_arguments, one_of
 from prunus.masks.exchange import exchange, in_proportion, smallest
 from prunus.masks.moment import Method, Moment, methods, moving
 from prunus.schedules import cosine
@@ -41,6 +42,7 @@ def snfs(
     Args:
         fraction: that goes at first; it falls to 0 as a cosine; every: so many steps; smoothing: $\mu$.
     """
+    check_arguments(locals(), stop=a_portion, smoothing=a_portion, start=one_of("dense", "erk", "uniform"))
 
     def watch(m: Moment) -> None:
         for id, grad in m.grads.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunus.core.checks import a_number, a_portion, check_arguments, not_negative
 from prunus.masks.moment import Method, methods
 from prunus.masks.thresholds import Learned
 
@@ -27,5 +28,6 @@ def soft_threshold(
     The density comes from `initial` and the weight decay of $s$ (ImageNet at 10 %: -3200 and 2.25e-5); where that
     leaves more than the budget after `stop` of the steps, the least go, and the others train on under that mask.
     """
+    check_arguments(locals(), initial=a_number, decay=not_negative, stop=a_portion)
     rule = Learned(soft, lambda w: torch.full((), initial, dtype=w.dtype, device=w.device))
     return Method(rule=rule, decay=decay, freeze=int(stop * steps))
