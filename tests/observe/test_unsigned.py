@@ -100,7 +100,16 @@ def test_nothing_is_taken_off_and_what_norms_divide_by_passes_nothing_on():
     out, unsigned = again(lambda a, b: a / b, a, b, weights=(a, b))
     assert out.tolist() == [2, 2]
     assert torch.autograd.grad(out.sum(), [unsigned.value(a)])[0].tolist() == pytest.approx([1, 1 / 3])
+    assert torch.autograd.grad(out.sum(), [unsigned.value(b)], allow_unused=True)[0] is None
     assert again(lambda a: a * torch.rsqrt(a * a), a)[0].tolist() == pytest.approx([1, 3])  # a product with ones
+
+
+def test_what_is_written_over_behind_an_activation_leaves_what_went_in():
+    def triple(a: Tensor) -> Tensor:
+        h = a * 1
+        return h.tanh().mul_(3) + h
+
+    assert again(triple, torch.tensor([2.0, -6.0]))[0].tolist() == [8, 24]
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(4, eps=0), nn.GroupNorm(2, 4, eps=0), nn.BatchNorm1d(4, eps=0)])
