@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from prunus.core import Entry, Fixed, Group, Groups, InputError, Registry, Slice
+from prunus.core import ELEMENTS, Entry, Fixed, Group, Groups, InputError, Registry, Slice
 from prunus.core.callbacks import own
 from prunus.core.checks import (
     Kind,
@@ -227,7 +227,8 @@ def unscored(groups: Groups, scores: Mapping[str, Tensor], criterion: str | Call
     entry = criteria.find(criterion)
     read = f"criterion '{entry.name}' reads slices of role {' or '.join(entry.declares['roles'])}; it has none"
     needs = " and ".join(sorted(entry.declares["needs"]))
-    seen = f"criterion '{entry.name}' reads {needs}, which not every layer of it has (an embedding, one never called)"
+    without = "an embedding, a transposed convolution, one never called"
+    seen = f"criterion '{entry.name}' reads {needs}, which not every layer of it has ({without})"
     groups = groups.seen(values=False)
     left = [group for group in groups if group.id not in scores]
     return tuple(Fixed(g.id, seen if _counted(groups, g, entry)[0] else read) for g in left)
@@ -266,6 +267,8 @@ def _seen(group: Group, slices: Sequence[Slice], stats: Stats | None) -> Group:
 def _counted(groups: Groups, group: Group, entry: Entry[Callable[..., Tensor]]) -> tuple[Sequence[Slice], Join]:
     """The slices of a group that a criterion counts, and how their terms are joined."""
     across, roles = entry.declares["across"], entry.declares["roles"]
+    if "in" in roles and any(s.dim == ELEMENTS for s in group.slices):
+        roles = (*roles, "out")  # a single weight, which has the role "out", belongs to an input as well
     slices: Sequence[Slice] = group.with_role(*roles)
     if across == PATH:
         return slices, lambda terms: Series(groups, group, roles).path(dict(zip(slices, terms)))

@@ -28,7 +28,7 @@ def input_norms(seen: Seen) -> dict[str, Tensor]:
     shape}``, the same for all outputs of a convolution group.
     """
     found: dict[str, tuple[Layer, Tensor]] = {}
-    slices = _producing(seen)
+    slices = _weights(seen, "out", "depthwise", "in")
 
     def before(layer: Layer) -> None:
         if layer.name in slices:
@@ -52,7 +52,7 @@ def input_moments(seen: Seen) -> dict[str, dict[str, Moment]]:
     """
     rows = Rows(seen)
     sums: dict[str, list[Any]] = {}
-    slices = {name: s for name, s in _producing(seen).items() if s.role == "out"}
+    slices = _weights(seen, "out")
 
     def before(layer: Layer) -> None:
         if layer.name not in slices or layer.fan > LARGEST:
@@ -87,9 +87,9 @@ def _squares(layer: Layer) -> Tensor:
     return slope.flatten(1)
 
 
-def _producing(seen: Seen) -> dict[str, Slice]:
-    """The weights that make the units of the groups, by name."""
-    slices = (s for g in seen.groups for s in g.with_role("out", "depthwise") if s.tensor.dim() > 1)
+def _weights(seen: Seen, *roles: str) -> dict[str, Slice]:
+    """The weights that have one of `roles` in a group, by name."""
+    slices = (s for g in seen.groups for s in g.with_role(*roles) if s.tensor.dim() > 1)
     return {s.name: s for s in slices}
 
 

@@ -272,4 +272,7 @@ def transposed(layer: Layer, parameter: Tensor) -> bool:
         return False
     if parameter.dim() != 2:  # with dimensions of size one
         return long_sizes(layer.weight.shape) != long_sizes(parameter.shape)
-    return layer.weight.shape != parameter.shape or layer.weight.stride() != (parameter.shape[1], 1)
+    if layer.weight.shape != parameter.shape or parameter.shape[0] != parameter.shape[1]:
+        return layer.weight.shape != parameter.shape
+    first, own = layer.weight.stride(), parameter.stride()  # of a square one, how it lies in memory
+    return (first[0] < first[1]) != (own[0] < own[1])

@@ -214,21 +214,12 @@ def test_a_normaliser_can_be_a_function():
 
 
 def test_a_group_with_a_layer_of_which_nothing_was_seen_is_left_alone() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.a, self.b = nn.Embedding(20, 8), nn.Linear(8, 16), nn.Linear(16, 8)
-            self.out = nn.Linear(8, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.words(x)
-            return self.out(x + self.b(self.a(x).relu()))
-
-    net, x = Net().eval(), torch.randint(0, 20, (2, 5))
-    report = prunus.prune_(net, x, budget=prunus.Budget(params=0.8), criterion="wanda", data=[x])
-    assert report.model.a.weight.shape[0] < 16 and report.model.b.weight.shape[0] == 8
-    left = next(fixed for fixed in report.left_alone if fixed.what == "words")
+    x = torch.randn(2, 3, 6, 6)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2))
+    report = prunus.prune_(net.eval(), x, budget=prunus.Budget(params=0.8), criterion="wanda", data=[x])
+    assert report.model[0].weight.shape[0] < 8 and report.model[2].weight.shape[0] == 8
+    left = next(fixed for fixed in report.left_alone if fixed.what == "2")
     assert "reads input-norms, which not every layer of it has" in left.why
-    net = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 4)).eval()
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2)).eval()
     with pytest.raises(InputError, match="scores none of the 1 groups, e.g. '0'.*reads input-norms"):
         prunus.prune_(net, x, budget=prunus.Budget(params=0.9), criterion="wanda", data=[x])
