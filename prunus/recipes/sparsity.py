@@ -25,7 +25,8 @@ class Weights(Strict):
     With a `basis` it is coefficients that are masked: filters share one in a layer (``fine``), in a stage (``medium``)
     or in the whole network (``coarse``).
 
-    `grain` is ``element``, ``kernel``, ``filter``, an N:M pattern such as ``2:4``, or a block of outputs and inputs, ``[4, 1]``.
+    `grain` is ``element``, ``kernel``, ``filter``, an N:M pattern such as ``2:4``, or a block of outputs and inputs,
+    ``[4, 1]``.
     """
 
     budget: BudgetSpec

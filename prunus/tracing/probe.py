@@ -26,7 +26,6 @@ UNCHECKED = ("mkldnn", "_mkldnn", "cudnn", "_cudnn", "miopen", "_thnn")  # kerne
 Maps = dict[tuple[int, int], list[tuple[int, int, Tensor]]]  # (input, dim) -> (output, dim, source index of every row)
 
 
-
 def unknown_operator(t: Tracer, func: Any, args: Any, kwargs: Any, outs: list[Tensor]) -> list[Dims]:
     """Labels through an operator without a rule: by its index map where one can be learnt, else everything is fixed."""
     from prunus.tracing.tracer import Dim

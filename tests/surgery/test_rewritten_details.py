@@ -73,9 +73,7 @@ def test_normalised_shapes_are_read_off_the_inputs():
 
 
 def test_a_size_that_does_not_follow_is_named(monkeypatch):
-    monkeypatch.setattr(
-        "prunus.surgery.capture.follow", lambda *a: (list(a[0].args), dict(a[0].kwargs), follow(*a)[2])
-    )
+    monkeypatch.setattr("prunus.surgery.capture.follow", lambda *a: (list(a[0].args), dict(a[0].kwargs), follow(*a)[2]))
     with pytest.raises(TraceError, match="aten.reshape.default .*the cut"):
         half(Fixed(), X)
 
