@@ -6,7 +6,8 @@ from prunus.recovery.distillation import distill
 from prunus.recovery.merge import Merged, merge_
 from prunus.recovery.methods import METHODS, method_of, prepare
 from prunus.recovery.protocols import cosine, last, rewind
-from prunus.recovery.repair import Repaired, Targets, repair_, targets
+from prunus.recovery.repair import Repaired, repair_
+from prunus.recovery.targets import Targets, targets
 
 __all__ = [
     "METHODS",

@@ -36,7 +36,7 @@ from prunus.core.running import undisturbed
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.recovery.behind import residual
 from prunus.recovery.calibration import bytes_of_a_sample, first, operators_of
-from prunus.recovery.repair import MEMORY
+from prunus.recovery.targets import MEMORY
 
 STEPS = 240  # of Adam, a block
 BATCH = 32  # samples a step

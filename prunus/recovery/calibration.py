@@ -64,12 +64,21 @@ def operators_of(model: nn.Module, groups: Groups, inputs: Inputs) -> list[int]:
     return groups.of_calls([call_of(model, groups, one, "the calibration data") for one in inputs.calls])
 
 
-def bytes_of_a_sample(groups: Groups) -> int:
-    """The most bytes of activations that are alive at once in a forward of one sample, in float32."""
+def times_the_example(groups: Groups, inputs: Inputs) -> float:
+    """How many times as many numbers there are in `inputs` as in the example that was traced: more, or longer ones."""
+    there, traced = (sum(t.numel() for t in of.tensors) for of in (inputs, groups.inputs))
+    return there / max(traced, 1)
+
+
+def bytes_of_a_sample(groups: Groups, until: int | None = None) -> int:
+    """The most bytes of activations that are alive at once in a forward of one sample, in float32.
+
+    Of the operators up to the number `until`, where one is given.
+    """
     last = {tensor: i for i, op in enumerate(groups.operators) for tensor in op.reads}
     sizes: dict[int, int] = {}
     most = 0
-    for i, op in enumerate(groups.operators):
+    for i, op in enumerate(groups.operators[: None if until is None else until + 1]):
         for tensor, shape in zip(op.writes, op.shapes):
             sizes[tensor] = 4 * torch.Size(shape).numel()
         most = max(most, sum(sizes.values()))

@@ -10,7 +10,8 @@ from torch import nn
 from prunus.core import Groups, InputError, Plan
 from prunus.core.checks import a_word, check_arguments
 from prunus.recovery.blocks import block_targets, rebuild_
-from prunus.recovery.repair import repair_, targets
+from prunus.recovery.repair import repair_
+from prunus.recovery.targets import targets
 
 METHODS = ("least-squares", "blocks", "bias")
 
@@ -46,10 +47,10 @@ def prepare(method: str, model: nn.Module, groups: Groups, plan: Plan, data: Ite
     Raises: what `targets` and `block_targets` raise.
     """
     check_arguments(locals(), method=a_word)
-    before = targets(model, groups, data)
+    before = targets(model, groups, data, plan=plan)
     blocks = block_targets(model, groups, plan, before.inputs) if method == "blocks" else None
     if blocks is not None and blocks.inputs.batch < before.inputs.batch:
-        before = targets(model, groups, data, limit=blocks.inputs.batch)
+        before = targets(model, groups, data, plan=plan, limit=blocks.inputs.batch)
 
     def repair(cut: nn.Module, after: Groups) -> tuple[str, ...]:
         done = repair_(cut, after, plan, before, bias_only=method == "bias")

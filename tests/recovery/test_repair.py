@@ -10,8 +10,9 @@ from torch.nn.utils import parametrizations, prune
 import prunus
 from prunus.core import Budget, InputError
 from prunus.recovery import repair_, targets
+from prunus.recovery.behind import residual
 from prunus.recovery.calibration import bytes_of_a_sample, gather
-from prunus.recovery.repair import least_squares, residual
+from prunus.recovery.moments import least_squares
 
 
 class Block(nn.Module):

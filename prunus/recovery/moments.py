@@ -1,0 +1,108 @@
+r"""Least squares of one layer from sums over its rows, which need none of the rows once they are counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RIDGE = 1e-3  # of the mean variance of the inputs
+GIANT = 4.0  # times the median of the mean squares: what a row counts at most
+
+
+@dataclass(eq=False)
+class Moments:
+    r"""Weighted sums over rows :math:`x` and what they shall give, :math:`t`, in float64; `add` counts rows.
+
+    Attributes:
+        weight: :math:`\sum_n a_n`.
+        x, t: :math:`\sum_n a_n x_n` ``(groups, fan)`` and :math:`\sum_n a_n t_n` ``(groups, out)``.
+        xx, xt: :math:`\sum_n a_n x_n x_n^T` ``(groups, fan, fan)`` and :math:`\sum_n a_n x_n t_n^T`
+            ``(groups, fan, out)``; not counted where `squares` is False.
+    """
+
+    squares: bool = True
+    weight: Tensor | float = 0.0
+    x: Tensor | float = 0.0
+    t: Tensor | float = 0.0
+    xx: Tensor | float = 0.0
+    xt: Tensor | float = 0.0
+
+    def add(self, x: Tensor, target: Tensor, share: Tensor | None = None) -> None:
+        """Count rows `x` ``(groups, n, fan)`` that shall give `target` ``(n, groups * out)``, `share` ``(n,)`` each."""
+        x = x.double()
+        t = target.double().reshape(len(target), len(x), -1).movedim(1, 0)  # (groups, n, out)
+        a = x.new_ones(x.shape[1]) if share is None else share.double()
+        weighted = x * a[:, None]
+        self.weight = self.weight + a.sum()
+        self.x = self.x + weighted.sum(1)
+        self.t = self.t + (t * a[:, None]).sum(1)
+        if self.squares:
+            self.xx = self.xx + weighted.mT @ x
+            self.xt = self.xt + weighted.mT @ t
+
+    def bias(self, prior: Tensor) -> Tensor:
+        r"""The intercept for weights as they are, :math:`\bar t - W \bar x`: ``(groups * out,)``."""
+        means = torch.as_tensor(self.x) / self.weight, torch.as_tensor(self.t) / self.weight
+        return (means[1] - (prior @ means[0][..., None])[..., 0]).reshape(-1)
+
+    def solve(self, prior: Tensor, *, ridge: float = RIDGE, intercept: bool = True) -> tuple[Tensor, Tensor]:
+        """As `least_squares`, of the rows that were counted."""
+        x, t = torch.as_tensor(self.x) / self.weight, torch.as_tensor(self.t) / self.weight
+        gram, cross = torch.as_tensor(self.xx) / self.weight, torch.as_tensor(self.xt) / self.weight
+        if intercept:
+            gram = gram - x[:, :, None] * x[:, None]
+            cross = cross - x[:, :, None] * t[:, None]
+        damp = ridge * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)[:, None, None]
+        eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        weight = torch.linalg.solve(gram + damp * eye, cross + damp * prior.mT).mT
+        return weight, self.bias(weight) if intercept else t.new_zeros(t.numel())
+
+
+def least_squares(
+    x: Tensor,
+    target: Tensor,
+    prior: Tensor,
+    *,
+    ridge: float = RIDGE,
+    intercept: bool = True,
+    share: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""The weights that best give `target` from `x`, and their intercept, close to a `prior`.
+
+    .. math:: W = (T^T A X + \lambda W_0)(X^T A X + \lambda I)^{-1}, \qquad b = \bar t - W \bar x
+
+    with `x` and `target` centred where there is an intercept, :math:`\lambda` = `ridge` times the mean square of x, and
+    rows that count by their `share` :math:`A = \mathrm{diag}(a) / \sum_n a_n`.
+
+    Args:
+        x: ``(groups, n, fan)``; `target`: ``(n, groups * out)``; `prior`: ``(groups, out, fan)``; `share`: ``(n,)``.
+
+    Returns: ``(groups, out, fan)`` and ``(groups * out,)``.
+
+    >>> x = torch.tensor([[[1.], [2.], [4.]]], dtype=torch.float64)
+    >>> w, b = least_squares(x, 3 * x[0] + 1, torch.zeros(1, 1, 1, dtype=torch.float64), ridge=0)
+    >>> round(w.item(), 6), round(b.item(), 6)
+    (3.0, 1.0)
+    """
+    moments = Moments()
+    moments.add(x, target, share)
+    return moments.solve(prior, ridge=ridge, intercept=intercept)
+
+
+def shares(rows: Tensor) -> Tensor:
+    r"""How much every row of ``(n, out)`` counts, :math:`\min(1, c \, \mathrm{median}_m(t_m^2) / t_n^2)`: ``(n,)``.
+
+    No row has more of a sum of squares than `GIANT` = :math:`c` times the median one (of those that are not zero).  The
+    first tokens of language models have squares up to 10^6 times as large as the others (Sun et al., "Massive
+    Activations in Large Language Models", COLM 2024), and would decide alone.
+
+    >>> shares(torch.tensor([[1.], [-1.], [2.], [100.]])).tolist()
+    [1.0, 1.0, 1.0, 0.0004]
+    """
+    squares = rows.double().square().mean(1)
+    some = squares[squares > 0]
+    if not len(some):
+        return torch.ones_like(squares)
+    return (GIANT * some.median() / squares.clamp(min=some.min())).clamp(max=1)

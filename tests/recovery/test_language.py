@@ -1,0 +1,288 @@
+"""Repair of language models: the head and tied tensors stay, giant rows do not decide, memory is bounded."""
+
+import copy
+import gc
+import os
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import prunus
+from prunus.core import Budget
+from prunus.recovery import moments, prepare, repair, repair_, solvable, targets
+from prunus.recovery.moments import Moments, least_squares, shares
+from prunus.surgery import give_biases_
+
+WORDS, WIDTH, INNER = 40, 8, 24
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(WIDTH)
+        self.gate, self.up = nn.Linear(WIDTH, INNER, bias=False), nn.Linear(WIDTH, INNER, bias=False)
+        self.down = nn.Linear(INNER, WIDTH, bias=False)
+
+    def forward(self, x):
+        y = self.norm(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Language(nn.Module):
+    """Words, blocks, a norm and a head, tied or not; a running mean of the words after the first is the attention."""
+
+    def __init__(self, blocks=3, tied=True, words=WORDS) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words, WIDTH)
+        self.blocks = nn.ModuleList([Block() for _ in range(blocks)])
+        self.norm, self.head = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, words, bias=False)
+        if tied:
+            self.head.weight = self.words.weight
+
+    def forward(self, x):
+        x = self.words(x)
+        x = x + (x.cumsum(1) - x[:, :1]) / torch.arange(1, x.shape[1] + 1)[:, None]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+def language(**options) -> nn.Module:
+    torch.manual_seed(0)
+    return Language(**options).eval()
+
+
+def tokens(n: int, seed: int = 1, words: int = WORDS) -> torch.Tensor:
+    return torch.randint(0, words, (n, 12), generator=torch.Generator().manual_seed(seed))
+
+
+def cut(net, x, biases=False, **options):
+    """The first half of the inner units of every block is gone; what was asked of the repair, and what it said."""
+    groups = prunus.trace(net, x[:2], only="blocks")
+    keep = torch.ones(groups.units, dtype=torch.bool)
+    for group in groups:
+        keep[group.offset : group.offset + group.units // 2] = False
+    plan = groups.plan(keep)
+    if biases:
+        give_biases_(net, groups, plan)
+        groups = prunus.trace(net, x[:2], only="blocks")
+    wanted = targets(net, groups, [x], plan=plan, **options)
+    report = prunus.shrink_(net, groups, plan)
+    return report.model, prunus.trace(report.model, x[:2]), plan, wanted
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", ["least-squares", "bias"])
+def test_the_head_of_a_vocabulary_and_tied_tensors_stay_to_the_bit(tied, method):
+    net, x, fresh = language(tied=tied), tokens(60), tokens(40, seed=2)
+    whole, words, head = copy.deepcopy(net), net.words.weight.detach().clone(), net.head.weight.detach().clone()
+    plain = copy.deepcopy(net)
+    calls = []
+    net.head.register_forward_hook(lambda *args: calls.append(1))
+    options = {"budget": Budget(macs=0.75), "only": "blocks"}
+    report = prunus.prune_(net, x[:2], data=[x], repair=method, **options)
+    assert any(note.startswith("3 layers" if method == "bias" else "9 layers") for note in report.notes)
+    assert torch.equal(net.words.weight, words) and torch.equal(net.head.weight, head)
+    assert (net.head.weight is net.words.weight) == tied and net.head.bias is None
+    bare = prunus.prune_(plain, x[:2], **options).model
+    error = [(one(fresh) - whole(fresh)).square().mean() for one in (report.model, bare)]
+    assert error[0] < (0.6 if method == "least-squares" else 1) * error[1]
+
+
+def test_scores_of_all_words_are_never_computed_by_the_repair():
+    net, x = language(), tokens(20)
+    seen = []
+    cut_, groups, plan, wanted = cut(net, x)
+    cut_.head.register_forward_hook(lambda *args: seen.append(1))
+    assert repair_(cut_, groups, plan, wanted).layers == 9 and not seen
+    again = language()
+    again.head.register_forward_hook(lambda *args: seen.append(1))
+    groups = prunus.trace(again, x[:2])
+    seen.clear()
+    targets(again, groups, [x])
+    assert not seen
+
+
+def test_a_last_layer_is_a_head_only_if_it_has_a_number_for_every_row_of_an_embedding():
+    for net, of in ((language(), True), (language(tied=False), True), (nn.Sequential(nn.Linear(4, 40)), False)):
+        example = torch.randn(2, 4) if isinstance(net, nn.Sequential) else tokens(2)
+        groups = prunus.trace(net, example)
+        read = solvable.parameters_read(net, groups.operators)
+        last = max(i for i, op in enumerate(groups.operators) if op.macs is not None and read[i])
+        assert solvable.head_of_a_vocabulary(groups.operators, read, last) is of
+    inner = language(words=INNER)  # the feed-forward layers are as wide as the vocabulary, and lie before others
+    groups = prunus.trace(inner, tokens(2, words=INNER))
+    chosen = solvable.solvable(inner, groups, 2, 1 << 30)
+    assert len(chosen.rows) == 9 and chosen.left == ("words.weight",)
+
+
+def test_parameters_that_show_the_same_memory_are_tied():
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 3))
+    net[2].weight = nn.Parameter(net[0].weight.data)
+    chosen = solvable.solvable(net, prunus.trace(net, torch.randn(2, 6)), 2, 1 << 30)
+    assert chosen.left == ("0.weight", "2.weight") and len(chosen.rows) == 1
+
+
+def test_rows_count_no_more_than_some_times_the_median():
+    rows = torch.tensor([[1.0, 1], [1, -1], [2, 0], [2, 2], [4, 4], [0, 0]])  # mean squares 1 1 2 4 16 0, median 2
+    assert moments.GIANT == 4
+    assert shares(rows).tolist() == [1, 1, 1, 1, 0.5, 1]
+    assert shares(torch.zeros(3, 2)).tolist() == [1, 1, 1]
+
+
+def test_weighted_least_squares_is_that_of_numpy_on_scaled_rows():
+    generator = torch.Generator().manual_seed(0)
+    x, t, a = (torch.rand(*shape, generator=generator, dtype=torch.float64) for shape in ((1, 50, 4), (50, 3), (50,)))
+    weight, bias = least_squares(x, t, torch.zeros(1, 3, 4).double(), ridge=0, share=a)
+    rows = np.concatenate([x[0].numpy(), np.ones((50, 1))], 1) * np.sqrt(a.numpy())[:, None]
+    expected = np.linalg.lstsq(rows, t.numpy() * np.sqrt(a.numpy())[:, None], rcond=None)[0]
+    np.testing.assert_allclose(weight[0].numpy(), expected[:4].T, rtol=1e-9)
+    np.testing.assert_allclose(bias.numpy(), expected[4], rtol=1e-9)
+    weight, bias = least_squares(x, t, torch.zeros(1, 3, 4).double(), ridge=0, share=a, intercept=False)
+    expected = np.linalg.lstsq(rows[:, :4], t.numpy() * np.sqrt(a.numpy())[:, None], rcond=None)[0]
+    np.testing.assert_allclose(weight[0].numpy(), expected.T, rtol=1e-9)
+    assert bias.tolist() == [0, 0, 0]
+
+
+def test_the_ridge_is_relative_to_the_mean_of_the_weighted_diagonal_and_draws_to_the_prior():
+    x = torch.tensor([[[1.0, 0], [0, 3]]], dtype=torch.float64)  # with shares 1 and 3: diagonal 1/4, 27/4, mean 3.5
+    t, prior = torch.tensor([[1.0], [6.0]]).double(), torch.tensor([[[5.0, 7.0]]]).double()
+    share = torch.tensor([1.0, 3.0])
+    weight, _ = least_squares(x, t, prior, ridge=0.1, intercept=False, share=share)
+    assert weight.flatten().tolist() == pytest.approx([(0.25 + 0.35 * 5) / 0.6, (13.5 + 0.35 * 7) / 7.1])
+
+
+def test_the_bias_alone_is_the_weighted_mean_of_what_is_left():
+    found = Moments(squares=False)
+    found.add(torch.tensor([[[1.0], [3.0]]]), torch.tensor([[10.0], [20.0]]), torch.tensor([3.0, 1.0]))
+    assert found.xx == 0 and found.bias(torch.tensor([[[2.0]]]).double()).tolist() == [12.5 - 2 * 1.5]
+
+
+def giants():
+    """A network in which two units of one block, one of them cut, write numbers a thousand times as large as all others
+    where a text begins: its first word, and nothing else, has a number in the last channel."""
+    net = language()
+    with torch.no_grad():
+        net.words.weight[:, -1] = 0
+        net.words.weight[0, -1] = 3
+        for unit in (0, INNER - 1):
+            net.blocks[1].gate.weight[unit] = net.blocks[1].up.weight[unit] = 0
+            net.blocks[1].gate.weight[unit, -1] = net.blocks[1].up.weight[unit, -1] = 50
+            net.blocks[1].down.weight[:-1, unit] = torch.randn(WIDTH - 1, generator=torch.Generator().manual_seed(unit))
+        for block in net.blocks:
+            block.down.weight[-1] = 0
+    return net
+
+
+@pytest.mark.parametrize("method", ["least-squares", "bias"])
+def test_giant_rows_do_not_decide(method, monkeypatch):
+    x, fresh = tokens(80).clamp(min=1), tokens(60, seed=3).clamp(min=1)
+    x[:, 0] = fresh[:, 0] = 0
+    whole, bias = giants(), method == "bias"
+    with torch.no_grad():
+        inner = whole.blocks[0](whole.words(x))
+        made = (whole.blocks[1](inner) - inner).square().mean(2)
+    assert made[:, 0].min() > 1e6 * made[:, 1:].max()
+
+    def error(repaired):
+        net, groups, plan, wanted = cut(giants(), x, biases=bias)
+        if repaired:
+            repair_(net, groups, plan, wanted, bias_only=bias)
+        with torch.no_grad():
+            return float((net(fresh) - whole(fresh))[:, 1:].square().mean())
+
+    repaired, bare = error(True), error(False)
+    assert repaired < (0.98 if bias else 0.8) * bare
+    monkeypatch.setattr(moments, "GIANT", 1e12)
+    assert error(True) > 1.1 * repaired
+
+
+def test_what_is_kept_fits_in_memory_and_layers_that_lose_inputs_come_first():
+    def kept(memory):
+        chosen = solvable.solvable(net, groups, 30, memory, plan)
+        assert sum(4 * rows * groups.operators[i].shapes[0][1] for i, rows in chosen.rows.items()) <= memory
+        return list(chosen.rows.values()), chosen.notes
+
+    net, x = language(), tokens(60)
+    groups = prunus.trace(net, x[:2], only="blocks")
+    plan = groups.plan(torch.arange(groups.units) % 2 == 0)
+    rows = 60 * 12
+    need, rest = 3 * 4 * rows * WIDTH, 3 * 4 * rows * 2 * INNER
+    assert kept(need + rest) == ([rows] * 9, ())
+    assert sorted(kept(need + rest // 2)[0]) == [rows // 2] * 6 + [rows] * 3
+    few = rest * solvable.ENOUGH * WIDTH / rows
+    assert len(kept(int(need + few) + 300)[0]) == 9
+    found, notes = kept(int(need + few) - 300)
+    assert found == [rows] * 3 and "6 layers that read nothing that was removed stay as they were" in notes[0]
+    assert kept(need // 2)[0] == [rows // 2] * 3
+    wanted = targets(net, groups, [x], plan=plan, memory=need // 2)
+    assert 0 < sum(4 * v.numel() for v in wanted.values.values()) <= need // 2 and wanted.inputs.batch < 60
+
+
+def test_data_may_be_longer_than_the_example():
+    net, x = language(), tokens(60)
+    wanted = targets(net, prunus.trace(net, x[:2, :4], only="blocks"), [x])
+    assert {len(rows) for rows in wanted.values.values()} == {60 * 12}
+
+
+def test_one_layer_is_solved_at_a_time_and_no_stream_outlives_its_sum(monkeypatch):
+    net, groups, plan, wanted = cut(language(blocks=4), tokens(40))
+    alive, most, live = weakref.WeakSet(), [], []
+
+    class Counted(Moments):
+        __hash__ = object.__hash__
+
+        def __init__(self, squares=True):
+            gc.collect()
+            super().__init__(squares)
+            alive.add(self)
+            most.append(len(alive))
+
+    class Watched(repair.Behind):
+        def after(self, *args):
+            super().after(*args)
+            live.append(len(self.live))
+
+    monkeypatch.setattr(repair, "Moments", Counted)
+    monkeypatch.setattr(repair, "Behind", Watched)
+    done = repair_(net, groups, plan, wanted)
+    assert done.layers == 12 == len(most) and max(most) == 1 and max(live) == 1
+
+
+def test_rows_are_counted_in_pieces(monkeypatch):
+    found = []
+    for at_once in (10_000, 7):
+        monkeypatch.setattr(repair, "AT_ONCE", at_once)
+        net, groups, plan, wanted = cut(language(), tokens(30))
+        repair_(net, groups, plan, wanted)
+        found.append(net(tokens(5)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+MODELS = os.environ.get("PRUNUS_MODELS")
+
+
+@pytest.mark.skipif(MODELS is None or not Path(MODELS, "smollm2").is_dir(), reason="no language model here")
+def test_smollm2_is_better_with_repair_than_without():
+    from benchmarks.language import Setting, perplexity
+
+    setting = Setting.of(Path(MODELS, "smollm2"), windows=16, length=128, test=4)
+    found = {}
+    for method in (False, "bias", "least-squares"):
+        net = setting.model()
+        words = net.model.embed_tokens.weight.detach().clone()
+        groups = prunus.trace(net, setting.calibration[:1], only="model.layers.*.mlp.*")
+        scores = prunus.score(groups, "l2")
+        plan = prunus.allocate(groups, scores, Budget(params=0.95), allocator="uniform")
+        mend = prepare(method, net, groups, plan, [setting.calibration]) if method else None
+        net = prunus.shrink_(net, groups, plan, verify=False).model
+        if mend is not None:
+            mend(net, prunus.trace(net, setting.calibration[:1], in_place=False))
+        assert torch.equal(net.model.embed_tokens.weight, words)
+        found[method] = perplexity(net, setting.test)
+    assert found["least-squares"] < found[False]
