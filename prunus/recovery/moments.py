@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-3  # of the mean variance of the inputs
-GIANT = 4.0  # times the median of the mean squares: what a row counts at most
+GIANT = 100.0  # times the median of the rows' mean squares: above it a row counts as much as the median one
 
 
 @dataclass(eq=False)
@@ -92,17 +92,18 @@ def least_squares(
 
 
 def shares(rows: Tensor) -> Tensor:
-    r"""How much every row of ``(n, out)`` counts, :math:`\min(1, c \, \mathrm{median}_m(t_m^2) / t_n^2)`: ``(n,)``.
+    r"""How much every row of ``(n, out)`` counts: ``(n,)``, 1 but for giants.
 
-    No row has more of a sum of squares than `GIANT` = :math:`c` times the median one (of those that are not zero).  The
-    first tokens of language models have squares up to 10^6 times as large as the others (Sun et al., "Massive
-    Activations in Large Language Models", COLM 2024), and would decide alone.
+    A row whose mean square :math:`t_n^2` is over `GIANT` times the median :math:`m` (of those that are not zero) counts
+    :math:`m / t_n^2`, as much as a row of the median.  The first tokens of language models have squares up to
+    :math:`10^6` times as large as the others (Sun et al., "Massive Activations in Large Language Models", COLM 2024),
+    and would decide alone; what stands behind, a norm, sees of every row the direction.
 
     >>> shares(torch.tensor([[1.], [-1.], [2.], [100.]])).tolist()
-    [1.0, 1.0, 1.0, 0.0004]
+    [1.0, 1.0, 1.0, 0.0001]
     """
     squares = rows.double().square().mean(1)
     some = squares[squares > 0]
     if not len(some):
         return torch.ones_like(squares)
-    return (GIANT * some.median() / squares.clamp(min=some.min())).clamp(max=1)
+    return torch.where(squares > GIANT * some.median(), some.median() / squares, 1.0)
