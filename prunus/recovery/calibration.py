@@ -64,10 +64,17 @@ def operators_of(model: nn.Module, groups: Groups, inputs: Inputs) -> list[int]:
     return groups.of_calls([call_of(model, groups, one, "the calibration data") for one in inputs.calls])
 
 
-def times_the_example(groups: Groups, inputs: Inputs) -> float:
-    """How many times as many numbers there are in `inputs` as in the example that was traced: more, or longer ones."""
-    there, traced = (sum(t.numel() for t in of.tensors) for of in (inputs, groups.inputs))
-    return there / max(traced, 1)
+def times_the_example(model: nn.Module, groups: Groups, inputs: Inputs) -> float:
+    """How many times as many numbers there are in `inputs` as in the example that was traced: more, or longer ones.
+
+    Of a network that is called in several ways, the most of any call.
+    """
+
+    def numbers(one: Inputs) -> int:
+        return sum(t.numel() for t in one.tensors)
+
+    examples = [groups.inputs.calls[call_of(model, groups, one, "the calibration data")] for one in inputs.calls]
+    return max(numbers(one) / max(numbers(example), 1) for one, example in zip(inputs.calls, examples))
 
 
 def bytes_of_a_sample(groups: Groups, until: int | None = None) -> int:

@@ -32,8 +32,17 @@ class Solvable:
     notes: tuple[str, ...] = ()
 
 
-def solvable(model: nn.Module, groups: Groups, times: float, memory: int, plan: Plan | None = None) -> Solvable:
+def solvable(
+    model: nn.Module,
+    groups: Groups,
+    times: float,
+    memory: int,
+    plan: Plan | None = None,
+    numbers: Sequence[int] | None = None,
+) -> Solvable:
     """The layers whose outputs are kept of `times` the example that was traced, in at most `memory` bytes together.
+
+    `numbers` are those of the operators that run, where it is not all of them.
 
     Left alone are weights that several operators share (tied embeddings) and the head of a vocabulary: a few thousand
     rows say nothing of words that they do not hold.  Every layer is asked for 20 rows an unknown.  Where that is more
@@ -41,12 +50,13 @@ def solvable(model: nn.Module, groups: Groups, times: float, memory: int, plan: 
     is `ENOUGH`.
     """
     ops, read = groups.operators, parameters_read(model, groups.operators)
-    uses = Counter(p for named in read for p in {p.data_ptr() for p in named.values()})
+    ran = range(len(ops)) if numbers is None else numbers
+    uses = Counter(p for i in ran for p in {p.data_ptr() for p in read[i].values()})
     alive = groups.alive(groups.mask(plan)) if plan is not None else []
     first, rest, left = dict[int, tuple[int, int, int]](), dict[int, tuple[int, int, int]](), list[str]()
     heads = False
-    for number, op in enumerate(ops):
-        named = read[number]
+    for number in ran:
+        op, named = ops[number], read[number]
         if op.name not in INPUTS or op.macs is None or not named:
             continue
         head = head_of_a_vocabulary(ops, read, number)
@@ -61,8 +71,9 @@ def solvable(model: nn.Module, groups: Groups, times: float, memory: int, plan: 
         reads = bool(alive) and axis is not None and not bool(alive[axis].all())
         (first if reads else rest)[number] = (fan, out, min(there, max(PER_UNKNOWN * (fan + 1), LEAST_ROWS)))
     rows, notes = _share_out(first, rest, memory)
-    numbers = [joined.number if (joined := residual(ops, i)) else i for i in rows]
-    return Solvable(rows, tuple(left), max(numbers, default=None) if heads else None, notes)
+    ends = [joined.number if (joined := residual(ops, i)) else i for i in rows]
+    last = max(ends, default=None) if heads and len(groups.inputs.calls) == 1 else None
+    return Solvable(rows, tuple(left), last, notes)
 
 
 def parameters_read(model: nn.Module, operators: Sequence[Operator]) -> list[dict[str, nn.Parameter]]:
@@ -109,7 +120,7 @@ def _share_out(
         if rows and any(part * wanted < min(wanted, ENOUGH * fan) for fan, _, wanted in layers.values()):
             return rows, (
                 f"{len(rest)} layers that read nothing that was removed stay as they were: with all of them, rows of "
-                f"their outputs do not fit in memory={memory / 2**30:g} GB",
+                f"their outputs take over {memory / 2**30:.3g} GB (half of memory=)",
             )
         rows |= {i: max(int(part * wanted), 1) for i, (_, _, wanted) in layers.items()}
         left -= int(part * bytes_)

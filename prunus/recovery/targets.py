@@ -17,7 +17,7 @@ from prunus.core.replay import After, Before, Replay
 from prunus.core.running import undisturbed
 from prunus.observe.layers import Layer, Weights, output_axis, sample_rows
 from prunus.recovery.behind import residual
-from prunus.recovery.calibration import bytes_of_a_sample, first, gather, times_the_example
+from prunus.recovery.calibration import bytes_of_a_sample, first, gather, operators_of, times_the_example
 from prunus.recovery.moments import shares
 from prunus.recovery.solvable import solvable
 
@@ -65,22 +65,23 @@ def targets(
         batches: ``x`` or ``(x, ...)``, of training data as in deployment (no augmentation).
         plan: what will be cut; where memory is short, layers that lose inputs come first.
         limit: at most so many samples; None takes all.
-        memory: bytes that the activations of all samples together may take, and as many those that are kept of all
-            layers; fewer samples, rows or layers are used otherwise (a note says so).
+        memory: bytes that the activations of all samples together may take, and half as many those that are kept of
+            all layers; fewer samples, rows or layers are used otherwise (a note says so).
         seed: for the rows of activations that are kept where there are more than enough.
 
     Raises: `InputError` when there is no batch, or one holds NaN or infinity, or forward goes another way on the data
     than it did when it was traced.
     """
     check_arguments(locals(), plan=optional(instance("a Plan", Plan)))
-    inputs = gather(batches, limit)
-    asked, times = inputs.batch, times_the_example(groups, inputs)
-    chosen = solvable(model, groups, times, memory, plan)
+    inputs = gather(batches, limit, len(groups.inputs.calls))
+    ran = operators_of(model, groups, inputs)
+    asked, times = inputs.batch, times_the_example(model, groups, inputs)
+    chosen = solvable(model, groups, times, memory // 2, plan, ran)
     bytes_ = int(bytes_of_a_sample(groups, chosen.last) * groups.inputs.batch * times)  # of all samples
     notes: tuple[str, ...] = ()
     if bytes_ > memory:
         inputs = first(inputs, max(asked * memory // bytes_, 1))
-        chosen = solvable(model, groups, times * inputs.batch / asked, memory, plan)
+        chosen = solvable(model, groups, times * inputs.batch / asked, memory // 2, plan, ran)
         notes = (
             f"repair looked at {inputs.batch} of {asked} samples: more do not fit in memory={memory / 2**30:g} GB",
         )
@@ -119,7 +120,8 @@ def run(model: nn.Module, groups: Groups, inputs: Inputs, before: Before, after:
         if number == last:
             raise Enough
 
-    with suppress(Enough), undisturbed(model), Replay(groups.operators, before=before, after=watched):
+    ran = operators_of(model, groups, inputs)
+    with undisturbed(model), Replay(groups.operators, ran, before=before, after=watched), suppress(Enough):
         forward(model, inputs.map(torch.clone), "the calibration data")
 
 
