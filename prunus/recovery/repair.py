@@ -181,7 +181,7 @@ class Behind:
         norm = affine(self.model, self.ops[joined.norm]) if summed and joined and joined.norm is not None else None
         if norm is not None and bool((norm[0] == 0).any()):  # what is multiplied by zero cannot rebuild anything
             return None
-        axis, values, index = (of[layer.key] for of in (self.wanted.axes, self.wanted.values, self.wanted.rows))
+        axis, values, index = self.wanted.axes[layer.key], self.wanted.values[layer.key], self.wanted.rows[layer.key]
         kept = torch.arange(values.shape[1]) if axis is None else self.alive[axis].nonzero()[:, 0]
         if len(kept) != layer.weight.shape[0]:
             return None
