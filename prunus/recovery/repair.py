@@ -37,7 +37,13 @@ AT_ONCE = 4096  # rows of a layer that are counted together
 
 @dataclass(frozen=True)
 class Repaired:
-    """What `repair_` did: layers solved again, on how many samples, and what is to be known of it."""
+    """What `repair_` did: layers solved again, on how many samples, and what is to be known of it.
+
+    Attributes:
+        layers: how many were solved.
+        samples: how many were looked at.
+        notes: layers that stayed, and systems with few rows; () by default.
+    """
 
     layers: int
     samples: int

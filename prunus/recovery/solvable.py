@@ -21,9 +21,13 @@ ENOUGH = 5  # rows for every unknown; with fewer the ridge grows
 
 @dataclass(frozen=True)
 class Solvable:
-    """What is solved again: rows that are kept of every layer, by the number of its operator; what stays, and why.
+    """Which layers are solved again.
 
-    `last` is the number of the operator with which everything has been seen, where it pays to stop there.
+    Attributes:
+        rows: how many rows are kept of a layer, by the number of its operator.
+        left: names of weights that stay, because they are shared or the head of a vocabulary.
+        last: the number of the operator with which everything has been seen; None where forward runs to its end.
+        notes: layers that there is no memory for; () by default.
     """
 
     rows: Mapping[int, int]

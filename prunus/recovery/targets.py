@@ -28,16 +28,28 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What every layer of the original network gave on the calibration data, at sampled rows; see `targets`."""
+    """What every layer of the original network gave on the calibration data, at sampled rows; see `targets`.
+
+    Attributes:
+        groups: of the network before the cut.
+        inputs: all samples that were looked at.
+        rows: numbers of the rows that are kept, ``(n,)``, by layer and call.
+        values: what the layer gave there, ``(n, out)``.
+        shares: by how much each row counts, ``(n,)``.
+        axes: the axis of its output channels; None where they are no units.
+        summed: layers whose values are those of the residual sum that they end in.
+        stops: whether forward ends with the last of these layers; False by default.
+        notes: what was left out, and why; () by default.
+    """
 
     groups: Groups
     inputs: Inputs
-    rows: Mapping[Key, Tensor]  # (n,)
-    values: Mapping[Key, Tensor]  # (n, out)
-    shares: Mapping[Key, Tensor]  # (n,), by how much a row counts
-    axes: Mapping[Key, int | None]  # of the output's channels
-    summed: frozenset[Key]  # whose values are those of the residual sum
-    stops: bool = False  # whether the forward ends with the last of these layers
+    rows: Mapping[Key, Tensor]
+    values: Mapping[Key, Tensor]
+    shares: Mapping[Key, Tensor]
+    axes: Mapping[Key, int | None]
+    summed: frozenset[Key]
+    stops: bool = False
     notes: tuple[str, ...] = ()
 
 
