@@ -17,7 +17,7 @@ from prunus.masks.controls import redraw_
 from prunus.masks.hold import release_
 from prunus.masks.rewind import lottery_
 from prunus.masks.training import MaskPruner
-from prunus.recovery import merge_, recalibrate_, repair_, targets
+from prunus.recovery import compensate_, lost, merge_, recalibrate_, repair_, targets
 from prunus.surgery import give_biases_, slice_optimizer_
 from tests.hand_built import batches, chain, residual
 from tests.striking import Case
@@ -157,13 +157,22 @@ def planned(verb: Callable[..., object], make: Callable[[], nn.Module] = network
     return Case({"model": model}, lambda: verb(model, groups, halved(groups), **options))
 
 
-def repair(bias_only: bool) -> Case:
+def repair() -> Case:
     model = network()
     groups = prunus.trace(model, X)
     wanted = targets(model, groups, [x for x, _ in DATA])
     report = prunus.shrink_(model, groups, halved(groups))
     after = prunus.trace(model, X)
-    return Case({"model": model}, lambda: repair_(model, after, report.plan, wanted, bias_only=bias_only))
+    return Case({"model": model}, lambda: repair_(model, after, report.plan, wanted))
+
+
+def compensate() -> Case:
+    model = network()
+    groups = prunus.trace(model, X)
+    means = lost(model, groups, [x for x, _ in DATA], halved(groups))
+    prunus.shrink_(model, groups, halved(groups))
+    after = prunus.trace(model, X)
+    return Case({"model": model}, lambda: compensate_(model, after, means))
 
 
 def follow() -> Case:
@@ -273,8 +282,8 @@ VERBS: dict[str, Callable[[], Case]] = {
     "give_biases_": lambda: planned(give_biases_, entrance),
     "merge_": lambda: planned(merge_),
     "select_": lambda: (lambda m: Case({"model": m}, lambda: prunus.select_(m, X)))(entrance()),
-    "repair_": lambda: repair(False),
-    "repair_ bias": lambda: repair(True),
+    "repair_": repair,
+    "compensate_": compensate,
     "follow_": follow,
     "slice_optimizer_": slicing,
     "load_": lambda: load(cut, entrance),

@@ -157,7 +157,6 @@ WORDS: dict[str, c.Kind] = {
     "merge": c.a_flag,
     "in_place": c.a_flag,
     "repair": c.instance("True, False, or the name of a repair", bool, str),
-    "bias_only": c.a_flag,
     "new_biases": c.a_flag,
     "compress": c.a_flag,
     "invert": c.a_flag,

@@ -1,6 +1,7 @@
 """What repairs accuracy after a cut: least squares, batch norms, distillation, rates for fine-tuning."""
 
 from prunus.recovery.batchnorm import Recalibrated, recalibrate_
+from prunus.recovery.bias import Lost, compensate_, lost
 from prunus.recovery.blocks import Rebuilt, block_targets, rebuild_
 from prunus.recovery.distillation import distill
 from prunus.recovery.merge import Merged, merge_
@@ -11,6 +12,9 @@ from prunus.recovery.targets import Targets, targets
 
 __all__ = [
     "METHODS",
+    "Lost",
+    "compensate_",
+    "lost",
     "Rebuilt",
     "block_targets",
     "prepare",

@@ -19,10 +19,9 @@ class Moments:
         weight: :math:`\sum_n a_n`.
         x, t: :math:`\sum_n a_n x_n` ``(groups, fan)`` and :math:`\sum_n a_n t_n` ``(groups, out)``.
         xx, xt: :math:`\sum_n a_n x_n x_n^T` ``(groups, fan, fan)`` and :math:`\sum_n a_n x_n t_n^T`
-            ``(groups, fan, out)``; not counted where `squares` is False.
+            ``(groups, fan, out)``.
     """
 
-    squares: bool = True
     weight: Tensor | float = 0.0
     x: Tensor | float = 0.0
     t: Tensor | float = 0.0
@@ -38,14 +37,8 @@ class Moments:
         self.weight = self.weight + a.sum()
         self.x = self.x + weighted.sum(1)
         self.t = self.t + (t * a[:, None]).sum(1)
-        if self.squares:
-            self.xx = self.xx + weighted.mT @ x
-            self.xt = self.xt + weighted.mT @ t
-
-    def bias(self, prior: Tensor) -> Tensor:
-        r"""The intercept for weights as they are, :math:`\bar t - W \bar x`: ``(groups * out,)``."""
-        means = torch.as_tensor(self.x) / self.weight, torch.as_tensor(self.t) / self.weight
-        return (means[1] - (prior @ means[0][..., None])[..., 0]).reshape(-1)
+        self.xx = self.xx + weighted.mT @ x
+        self.xt = self.xt + weighted.mT @ t
 
     def solve(self, prior: Tensor, *, ridge: float = RIDGE, intercept: bool = True) -> tuple[Tensor, Tensor]:
         """As `least_squares`, of the rows that were counted."""
@@ -57,7 +50,8 @@ class Moments:
         damp = ridge * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)[:, None, None]
         eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         weight = torch.linalg.solve(gram + damp * eye, cross + damp * prior.mT).mT
-        return weight, self.bias(weight) if intercept else t.new_zeros(t.numel())
+        bias = t - (weight @ x[..., None])[..., 0] if intercept else torch.zeros_like(t)
+        return weight, bias.reshape(-1)
 
 
 def least_squares(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from prunus.core.callbacks import own
-from prunus.core.checks import a_count, a_function, a_number, a_positive_int, check_arguments
+from prunus.core.checks import a_function, a_number, a_positive_int, check_arguments
 from prunus.core.errors import InputError
 
 Rate = Callable[[float], float]
@@ -35,7 +35,6 @@ def cosine(lr: float, total: int, end: float = 0.0) -> Rate:
     [0.1, 0.05, 0.0]
     """
     check_arguments(locals(), lr=a_number, total=a_positive_int)
-    _positive(total, "total")
     return lambda step: end + (lr - end) * (1 + math.cos(math.pi * min(step / total, 1.0))) / 2
 
 
@@ -50,14 +49,7 @@ def rewind(trained: Rate, total: int, steps: int) -> Rate:
     >>> [rewind(lambda step: float(step), total=10, steps=3)(step) for step in range(3)]
     [7.0, 8.0, 9.0]
     """
-    check_arguments(locals(), trained=a_function, total=a_positive_int, steps=a_count)
-    _positive(total, "total")
-    _positive(steps, "steps")
+    check_arguments(locals(), trained=a_function, total=a_positive_int, steps=a_positive_int)
     if steps > total:
         raise InputError(f"rewind: {steps} steps of fine-tuning, but the original training had only {total}.")
     return lambda step: trained(total - steps + step)
-
-
-def _positive(value: int, what: str) -> None:
-    if value < 1:
-        raise InputError(f"{what}={value}: expected at least one step.")

@@ -1,12 +1,11 @@
-r"""Closed-form repair of a network that was cut, layer after layer: least squares, or the bias alone.
+r"""Closed-form repair of a network that was cut, layer after layer, by least squares.
 
 Every layer is solved again, in the order of execution, so that from the inputs that it has in the cut network it gives
 what it gave in the original; where it is the last part of a residual sum, so that the sum does:
 
 .. math:: \min_{W, b} \tfrac1N \sum_n a_n \lVert t_n - W \hat x_n - b \rVert^2 + \lambda \lVert W - W_0 \rVert^2
 
-where :math:`a_n` bounds what a row can weigh (see `prunus.recovery.moments.shares`).  With weights as they are, the
-bias alone takes up the mean of what was removed, :math:`b = \bar t - W \bar x`.
+where :math:`a_n` bounds what a row can weigh (see `prunus.recovery.moments.shares`).
 
 A layer without a bias before a batch norm gives its :math:`b` to the running mean.  Statistics of batch norms stay as
 they were otherwise: they belong to the outputs that are rebuilt.
@@ -56,14 +55,9 @@ def repair_(
     plan: Plan,
     wanted: Targets,
     *,
-    bias_only: bool = False,
     skip: Callable[[str], bool] | None = None,
 ) -> Repaired:
     r"""Solve every layer of the cut network again, so that it gives what the original gave.
-
-    Solves for weights and bias, or for the bias alone: with layers before it unchanged,
-    :math:`b \mathrel{+}= W_{:,\text{removed}} \, \bar x_\text{removed}`, exact where what was removed is constant; a
-    layer with neither a bias nor a batch norm behind it stays as it is (`prunus.surgery.give_biases_` adds one).
 
     One forward of all calibration samples: a layer is solved when it is reached, so that those behind it see what it
     gives now, and make up for what is left of its error.  Convolutions of any kernel, stride, padding, dilation and
@@ -75,14 +69,12 @@ def repair_(
         groups: what `prunus.trace` returns of the cut network.
         plan: what was kept.
         wanted: what `targets` returned of the original.
-        bias_only: keep the weights.
         skip: told the name of a layer, says whether it stays as it is.
 
     Raises: `InputError` when forward goes another way than it did when it was traced.
 
     Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3.2-3.3, with
     the asymmetric and multi-branch forms; the prior :math:`W_0` is the cut weight.
-    The bias alone: An et al., "FLAP", AAAI 2024, eq. 4, and Ye et al., ICLR 2018.
     """
     check_arguments(
         locals(), wanted=instance("what prunus.recovery.targets returns", Targets), skip=optional(a_function)
@@ -115,24 +107,19 @@ def repair_(
             return
         mean = None if layer.bias is not None else mean_after(model, ops, number)
         takes = layer.bias is not None or mean is not None
-        if bias_only and not takes:
-            return
-        if layer.fan > LARGEST and not bias_only:
+        if layer.fan > LARGEST:
             wide.append(layer.name)
             return
-        moments = behind.moments(layer, number, squares=not bias_only)
+        moments = behind.moments(layer, number)
         if moments is None:
             return
         prior = layer.weight.reshape(layer.groups, -1, layer.fan).double()
-        if bias_only:
-            bias = moments.bias(prior)
-        else:
-            few = ENOUGH * layer.fan / len(wanted.rows[layer.key])
-            thin.extend([layer.name] if few > 1 else [])
-            weight, bias = moments.solve(prior, ridge=RIDGE * max(1.0, few) ** 2, intercept=takes)
-            keep_values(parameters[layer.name])
-            layer.weight.copy_(weight.reshape(layer.weight.shape))
-            parameters[layer.name].grad = None
+        few = ENOUGH * layer.fan / len(wanted.rows[layer.key])
+        thin.extend([layer.name] if few > 1 else [])
+        weight, bias = moments.solve(prior, ridge=RIDGE * max(1.0, few) ** 2, intercept=takes)
+        keep_values(parameters[layer.name])
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        parameters[layer.name].grad = None
         keep_values(layer.bias, mean)
         if layer.bias is not None:
             layer.bias.copy_(bias)
@@ -179,7 +166,7 @@ class Behind:
                 self.live[tensor] = out
         self.live = {tensor: value for tensor, value in self.live.items() if self.until[tensor] > number}
 
-    def moments(self, layer: Layer, number: int, squares: bool) -> Moments | None:
+    def moments(self, layer: Layer, number: int) -> Moments | None:
         """The sums over a layer's rows and what they shall give; None where nothing can rebuild that."""
         joined, summed = self.sums.get(number), layer.key in self.wanted.summed
         if summed and (joined is None or joined.other not in self.live):
@@ -191,7 +178,7 @@ class Behind:
         kept = torch.arange(values.shape[1]) if axis is None else self.alive[axis].nonzero()[:, 0]
         if len(kept) != layer.weight.shape[0]:
             return None
-        moments = Moments(squares)
+        moments = Moments()
         for part in torch.arange(len(index), device=index.device).split(AT_ONCE):
             target = values[part][:, kept.to(values.device)].double()
             if summed and joined is not None:

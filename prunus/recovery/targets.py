@@ -19,7 +19,7 @@ from prunus.observe.layers import Layer, Weights, output_axis, sample_rows
 from prunus.recovery.behind import residual
 from prunus.recovery.calibration import bytes_of_a_sample, first, gather, operators_of, times_the_example
 from prunus.recovery.moments import shares
-from prunus.recovery.solvable import solvable
+from prunus.recovery.solvable import Solvable, solvable
 
 MEMORY = 2 << 30  # bytes
 
@@ -85,19 +85,7 @@ def targets(
     than it did when it was traced.
     """
     check_arguments(locals(), plan=optional(instance("a Plan", Plan)))
-    inputs = gather(batches, limit, len(groups.inputs.calls))
-    ran = operators_of(model, groups, inputs)
-    asked, times = inputs.batch, times_the_example(model, groups, inputs)
-    chosen = solvable(model, groups, times, memory // 2, plan, ran)
-    bytes_ = int(bytes_of_a_sample(groups, chosen.last) * groups.inputs.batch * times)  # of all samples
-    notes: tuple[str, ...] = ()
-    if bytes_ > memory:
-        inputs = first(inputs, max(asked * memory // bytes_, 1))
-        chosen = solvable(model, groups, times * inputs.batch / asked, memory // 2, plan, ran)
-        notes = (
-            f"repair looked at {inputs.batch} of {asked} samples: more do not fit in memory={memory / 2**30:g} GB",
-        )
-    notes += chosen.notes
+    inputs, chosen, notes = fitting(model, groups, batches, plan, limit, memory)
     generator, weights = torch.Generator().manual_seed(seed), Weights(model)
     rows: dict[Key, Tensor] = {}
     values: dict[Key, Tensor] = {}
@@ -122,6 +110,23 @@ def targets(
     run(model, groups, inputs, before, after, chosen.last)
     shared = {key: shares(value) for key, value in values.items()}
     return Targets(groups, inputs, rows, values, shared, axes, frozenset(summed), chosen.last is not None, notes)
+
+
+def fitting(
+    model: nn.Module, groups: Groups, batches: Iterable[Any], plan: Plan | None, limit: int | None, memory: int
+) -> tuple[Inputs, Solvable, tuple[str, ...]]:
+    """As many samples as fit in memory, the layers that are solved again on them, and what is to be known of both."""
+    inputs = gather(batches, limit, len(groups.inputs.calls))
+    ran = operators_of(model, groups, inputs)
+    asked, times = inputs.batch, times_the_example(model, groups, inputs)
+    chosen = solvable(model, groups, times, memory // 2, plan, ran)
+    bytes_ = int(bytes_of_a_sample(groups, chosen.last) * groups.inputs.batch * times)  # of all samples
+    if bytes_ <= memory:
+        return inputs, chosen, chosen.notes
+    inputs = first(inputs, max(asked * memory // bytes_, 1))
+    chosen = solvable(model, groups, times * inputs.batch / asked, memory // 2, plan, ran)
+    note = f"repair looked at {inputs.batch} of {asked} samples: more do not fit in memory={memory / 2**30:g} GB"
+    return inputs, chosen, (note, *chosen.notes)
 
 
 def run(model: nn.Module, groups: Groups, inputs: Inputs, before: Before, after: After, last: int | None) -> None:

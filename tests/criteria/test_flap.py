@@ -13,7 +13,7 @@ from prunus.criteria import score
 from prunus.criteria.flap import channels, flap, fluctuation, standard
 from prunus.observe import collect
 from prunus.observe.moments import Consumer
-from prunus.recovery import repair_, targets
+from prunus.recovery import compensate_, lost
 from prunus.surgery import give_biases_
 from tests.criteria.test_closed_forms import attention
 from tests.traced import batches, residual
@@ -90,9 +90,9 @@ def repaired(net, x, gone):
     plan = groups.plan(keep)
     if give_biases_(net, groups, plan):
         groups = prunus.trace(net, x[:4])
-    wanted = targets(net, groups, [x])
+    means = lost(net, groups, [x], plan)
     cut = prunus.shrink_(net, groups, plan).model
-    done = repair_(cut, prunus.trace(cut, x[:4], in_place=False), plan, wanted, bias_only=True)
+    done = compensate_(cut, prunus.trace(cut, x[:4], in_place=False), means)
     return cut, done
 
 
@@ -106,7 +106,7 @@ def test_a_constant_channel_goes_into_the_bias():
     x = torch.randn(4, 1, 3, 3, dtype=torch.float64)
     wanted = net(x)
     cut, done = repaired(net, x, [0])
-    assert cut[1].bias.item() == pytest.approx(1 + 6) and done.layers == 2
+    assert cut[1].bias.item() == pytest.approx(1 + 6) and done.layers == 1
     torch.testing.assert_close(cut(x), wanted)
 
 
@@ -146,7 +146,7 @@ def test_prune_with_flap_and_bias_and_back_from_a_file(tmp_path):
     before = copy.deepcopy(net)
     report = prunus.prune_(net, x[:2], budget=Budget(macs=0.5), criterion="flap", data=[x], repair="bias")
     assert report.model[2].bias is not None and report.verified.max_relative_error < 1e-7
-    assert any("by their biases alone" in note for note in report.notes)
+    assert any("a bias for what they lost" in note for note in report.notes)
     torch.testing.assert_close(report.model(x).mean(0), before(x).mean(0), rtol=1e-4, atol=1e-5)
     prunus.save(report.model, tmp_path / "m.safetensors")
     assert torch.equal(prunus.load(tmp_path / "m.safetensors", build)(x), report.model(x))
