@@ -40,6 +40,8 @@ class Basis(nn.Module):
 
     holds_weights = False  # of layers: masks leave it whole
 
+    of_coefficients = True  # the parameter beside it holds coefficients: masks and scores are of them
+
     def __init__(self, vectors: Tensor, unit: bool = True) -> None:
         super().__init__()
         check_arguments(locals(), vectors=VECTORS)

@@ -15,7 +15,7 @@ from prunus.core.checks import a_flag, a_text, check_arguments
 from prunus.core.effective import Effective
 from prunus.core.errors import InputError, UnknownNameError, did_you_mean
 from prunus.core.inputs import Inputs
-from prunus.core.operators import EditRule, Fixed, Fold, Operator, TensorAxes, Term
+from prunus.core.operators import EditRule, Fixed, Fold, Operator, TensorAxes
 from prunus.core.parts import Edit, GroupPlan, TensorPlan
 from prunus.core.plan import Plan
 from prunus.core.proportions import check_counts, check_mask, out_of_proportion, quanta_of
@@ -253,7 +253,7 @@ class Groups(Sequence[Group]):
             members=tuple(members),
             axes=tuple(number[a] for a in self.axes),
             fixed=fixed,
-            edits=tuple(replace(e, terms=tuple(_held(t, whole) for t in e.terms)) for e in self.edits),
+            edits=tuple(replace(e, terms=tuple(t.held(whole) for t in e.terms)) for e in self.edits),
             proportions=tuple(tied for tied in self.proportions if wanted.issuperset(tied)),
             folds=tuple(fold for fold in self.folds if fold.group in wanted),
         )
@@ -313,12 +313,3 @@ class Groups(Sequence[Group]):
         rows = [f"{len(self)} groups, {self.units} units, {cost['params']:,} params, {cost['macs']:,} MACs"]
         rows += [f"  {g.id}: {g.units} units, {', '.join(s.name for s in g.slices)}" for g in self.members]
         return "\n".join(rows)
-
-
-def _held(term: Term, whole: Mapping[str, int]) -> Term:
-    """The term where the groups of `whole` keep all of their units."""
-    coefficient = term.coefficient
-    for id, power in term.groups:
-        if id in whole:
-            coefficient *= Fraction(whole[id]) ** power
-    return replace(term, coefficient=coefficient, groups=tuple(g for g in term.groups if g[0] not in whole))

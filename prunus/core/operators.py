@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -65,6 +66,14 @@ class Term:
     coefficient: Fraction
     groups: tuple[tuple[str, int], ...] = ()
     axes: tuple[tuple[int, tuple[int, int] | None, int], ...] = ()
+
+    def held(self, whole: Mapping[str, int]) -> Term:
+        """The term where the groups of `whole` keep all of their units."""
+        coefficient = self.coefficient
+        for id, power in self.groups:
+            if id in whole:
+                coefficient *= Fraction(whole[id]) ** power
+        return replace(self, coefficient=coefficient, groups=tuple(g for g in self.groups if g[0] not in whole))
 
 
 @dataclass(frozen=True)

@@ -46,15 +46,12 @@ def max(scores: Tensor) -> Tensor:
 
 @normalizers.register("rank")
 def rank(scores: Tensor) -> Tensor:
-    r"""The fraction of the group that scores at most as much, $r_u / n$ with ranks from 1; ties by order of the units.
+    r"""The fraction of the group that scores at most as much, $|\{v : s_v \le s_u\}| / n$.
 
     >>> rank(torch.tensor([7.0, 5.0, 5.0, 9.0]))
-    tensor([0.7500, 0.2500, 0.5000, 1.0000], dtype=torch.float64)
+    tensor([0.7500, 0.5000, 0.5000, 1.0000], dtype=torch.float64)
     """
-    order = scores.argsort(stable=True)
-    ranks = torch.empty(len(scores), dtype=torch.float64)
-    ranks[order] = torch.arange(1, len(scores) + 1, dtype=torch.float64)
-    return ranks / len(scores)
+    return torch.searchsorted(scores.sort().values, scores, right=True).double() / len(scores)
 
 
 @normalizers.register("l2", paper="Molchanov et al., Pruning Convolutional Neural Networks, ICLR 2017")

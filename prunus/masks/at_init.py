@@ -130,7 +130,7 @@ def choose(
         stats = None
         if needs:
             normed = _normed(model, norms if sees else "running", batches or ())
-            with all_or_nothing(model), masked(model, groups, keep), normed:
+            with all_or_nothing(model), masked(groups, keep), normed:
                 stats = collect(model, groups, batches or (), needs, loss)
         scores = score(groups, criterion, stats, seed=seed)
         scores = {id: -s for id, s in scores.items()} if invert else scores
@@ -155,21 +155,27 @@ def without(groups: Tensors, scores: dict[str, Tensor], keep: Tensor) -> dict[st
 
 
 @contextmanager
-def masked(model: nn.Module, groups: Tensors, keep: Tensor) -> Iterator[None]:
-    """The network under a keep mask ``(units,)``."""
+def put_back(groups: Tensors) -> Iterator[dict[str, Tensor]]:
+    """The weights by name without a gradient, to be changed; afterwards they are what they were."""
     parameters = {g.id: g.slices[0].tensor for g in groups}
     before = {id: p.detach().clone() for id, p in parameters.items()}
     try:
         keep_values(*parameters.values())
-        with torch.no_grad():
-            for g in groups:
-                kept = g.slices[0].scatter(keep[g.offset : g.offset + g.units, None])
-                parameters[g.id].masked_fill_(~kept.to(parameters[g.id].device), 0)
-        yield
+        yield {id: p.detach() for id, p in parameters.items()}
     finally:
         with torch.no_grad():
             for id, p in parameters.items():
                 p.copy_(before[id])
+
+
+@contextmanager
+def masked(groups: Tensors, keep: Tensor) -> Iterator[None]:
+    """The network under a keep mask ``(units,)``."""
+    with put_back(groups) as parameters:
+        for g in groups:
+            kept = g.slices[0].scatter(keep[g.offset : g.offset + g.units, None]).to(parameters[g.id].device)
+            parameters[g.id].masked_fill_(~kept, 0)
+        yield
 
 
 @contextmanager

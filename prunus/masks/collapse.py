@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from prunus.core import InputError, Plan
 from prunus.core.checks import check_arguments
-from prunus.masks.at_init import masked
+from prunus.masks.at_init import masked, put_back
 from prunus.masks.tensors import Tensors
 from prunus.observe import collect
 
@@ -56,19 +57,32 @@ def collapse(model: nn.Module, groups: Tensors, plan: Plan, data: Iterable[Any] 
     """
     check_arguments(locals())
     keep, batch = groups.mask(plan), [*islice(data or (), 1)]
-    whole = _flows(model, groups, torch.ones_like(keep), batch)
-    left = _flows(model, groups, keep, batch)
+    with masked(groups, keep):
+        left = _flows(model, groups, batch)
+    with _unmasked(groups, keep):
+        whole = _flows(model, groups, batch)
     dead = tuple(id for id in left if whole[id] and not left[id])
     return Collapse(dead, emptied(groups, keep))
 
 
-def _flows(model: nn.Module, groups: Tensors, keep: Tensor, batch: list[Any]) -> dict[str, bool]:
-    """Whether anything flows through each tensor of the network under a keep mask ``(units,)``."""
-    weights = {g.id: g.slices[0].weight.double().abs() for g in groups}
-    with masked(model, groups, keep):
-        flow = collect(model, groups, batch, {"flow"}).kinds["flow"]
-    through = {g.id: (weights[g.id] * g.slices[0].view(flow[g.id])).sum(1).cpu() for g in groups}
-    return {g.id: bool((through[g.id] * keep[g.offset : g.offset + g.units]).sum() > 0) for g in groups}
+def _flows(model: nn.Module, groups: Tensors, batch: list[Any]) -> dict[str, bool]:
+    """Whether anything flows through each tensor of the network as it is."""
+    flow, found = collect(model, groups, batch, {"flow"}).kinds["flow"], {}
+    for group in groups.seen():
+        weight = group.slices[0]  # as layers read it
+        found[group.id] = bool((weight.weight.double().abs() * weight.view(flow[weight.name])).sum() > 0)
+    return found
+
+
+@contextmanager
+def _unmasked(groups: Tensors, keep: Tensor) -> Iterator[None]:
+    """What a keep mask ``(units,)`` holds at zero is one: the network may be masked already."""
+    with put_back(groups) as parameters:
+        for g in groups:
+            weight = parameters[g.id]
+            gone = g.slices[0].scatter(~keep[g.offset : g.offset + g.units, None]).to(weight.device)
+            weight.masked_fill_((weight == 0) & gone, 1)
+        yield
 
 
 def lost(groups: Tensors, keep: Tensor) -> tuple[str, ...]:

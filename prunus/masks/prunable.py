@@ -61,7 +61,7 @@ def find(model: nn.Module, example_inputs: Any = None) -> Found:
         seen.add(id(p))
         if id(p) in embedded:
             told: str | Weight = "an embedding, whose rows are looked up"
-        elif tracer is not None and name in read:
+        elif tracer is not None and name in read and not _in_a_basis(owner, name.rpartition(".")[2]):
             told = _traced(tracer, name, owner, p)
         else:
             told = _by_rule(name, owner, p)
@@ -79,6 +79,11 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter
         if getattr(module, "holds_weights", True):
             for leaf, p in module.named_parameters(recurse=False):
                 yield f"{path}.{leaf}".lstrip("."), module, p
+
+
+def _in_a_basis(owner: nn.Module, leaf: str) -> bool:
+    """Whether a parameter holds coefficients of a basis: they are masked and scored, not the filters that they make."""
+    return getattr(owner._modules.get(f"{leaf}_basis"), "of_coefficients", False)
 
 
 # ---- by the rule ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ looking = pytest.mark.parametrize(  # at the network, not drawing by the number 
 ZERO_IS_NOT_LOWEST = {
     "grasp": "a unit that holds the gradient down scores below one that does nothing",
     "obd-hutchinson": "a curvature may be negative",
+    "nisp": "it asks what layers make of a unit, not what makes the unit",
 }
 DRAWS_BY_PLACE = {"obd-hutchinson": "the probes are drawn for a place in a tensor, not for a unit"}
 networks = pytest.mark.parametrize("network", [chain, residual])

@@ -18,7 +18,10 @@ READS = "it looks at what the layers that read a unit make of it, and the identi
 CHANGE = {  # criterion, kind of identity -> why its scores change
     **{(name, "depthwise"): OWN for name in ("l1", "l2", "lamp", "agglomerative")},
     ("agglomerative", "norm"): OWN,
-    **{(name, "pointwise"): READS for name in ("obs", "obs-fisher", "thinet", "thinet-omp", "lasso", "flap", "dcp")},
+    **{
+        (name, "pointwise"): READS
+        for name in ("obs", "obs-fisher", "thinet", "thinet-omp", "lasso", "flap", "dcp", "wanda")
+    },
     **{("llm-pruner", kind): "it sums over every weight that goes with a unit" for kind in ("depthwise", "pointwise")},
     **{("grasp", kind): "the norm of the gradient is over the weights of the identity as well" for kind in KINDS},
 }

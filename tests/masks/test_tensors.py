@@ -70,7 +70,7 @@ def test_only_and_skip():
 
 @pytest.mark.parametrize("grain", ["elements", "4:2", (0, 1), (4,), "2:4:8"])
 def test_what_is_no_grain_is_said(grain):
-    with pytest.raises(InputError, match="expected 'element', 'kernel', a block such as"):
+    with pytest.raises(InputError, match="expected 'element', 'kernel', 'filter', a block such as"):
         prunus.tensors(small(), grain)
 
 

@@ -135,10 +135,10 @@ def test_reparametrised_weights(norm):
 
 
 def test_weight_norm_over_other_dimensions():
-    """A removed unit's weight is then 0 / 0 in the silenced original."""
+    """A removed unit's weight would be 0 / 0 in the silenced original, and is silenced as it is read."""
     transposed = old_weight_norm(nn.ConvTranspose2d(16, 8, 3), dim=1)
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), transposed, nn.ReLU(), nn.Conv2d(8, 2, 1))
-    assert not cut(net, X).verified.exact
+    assert cut(net, X).verified.max_relative_error < 1e-12
 
 
 def test_standardised_weights():
