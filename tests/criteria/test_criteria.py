@@ -206,7 +206,7 @@ def test_normalisers_leave_a_group_of_zeros_at_zero():
     zeros = torch.zeros(3, dtype=torch.float64)
     for name in ("none", "mean", "max"):
         assert torch.equal(normalizers[name].call(zeros), zeros)
-    assert normalizers["rank"].call(zeros).tolist() == [1 / 3, 2 / 3, 1.0]
+    assert normalizers["rank"].call(zeros).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_normaliser_can_be_a_function():
