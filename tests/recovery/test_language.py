@@ -263,7 +263,7 @@ MODELS = os.environ.get("PRUNUS_MODELS")
 
 
 @pytest.mark.skipif(MODELS is None or not Path(MODELS, "smollm2").is_dir(), reason="no language model here")
-def test_smollm2_is_better_with_repair_than_without():
+def test_smollm2_gains_by_least_squares_and_biases_do_little():
     declare_torchvision_operators()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -292,4 +292,4 @@ def test_smollm2_is_better_with_repair_than_without():
         with torch.no_grad():
             scores = net(fresh).logits[:, :-1]
         found[method] = float(F.cross_entropy(scores.flatten(0, 1), fresh[:, 1:].flatten()))
-    assert found["least-squares"] < found[None] - 0.02 and found["bias"] < found[None]
+    assert found["least-squares"] < found[None] - 0.02 and found["bias"] < found[None] + 0.01
