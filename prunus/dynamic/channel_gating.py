@@ -72,7 +72,7 @@ class ChannelGating(Method):
         """A `BinaryGate`."""
         return BinaryGate(inputs, outputs, self.floor, self.bias)
 
-    def loss(self, ce: Tensor, seen: Sequence[Seen], usual: float) -> Tensor:
+    def loss(self, ce: Tensor, seen: Sequence[Seen], usual: float | None) -> Tensor:
         """Cross-entropy and the distance of the layers' rates from the target."""
         rates = torch.stack([s.mask.mean() for s in seen])
         return ce.mean() + self.target * (rates - self.keep).square().sum()

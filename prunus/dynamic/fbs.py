@@ -73,7 +73,7 @@ class FBS(Method):
         """An `FBSGate`."""
         return FBSGate(inputs, outputs, self.floor, self.init)
 
-    def loss(self, ce: Tensor, seen: Sequence[Seen], usual: float) -> Tensor:
+    def loss(self, ce: Tensor, seen: Sequence[Seen], usual: float | None) -> Tensor:
         """Cross-entropy and the L1 norm of the saliencies."""
         return ce.mean() + self.sparsity * sum(s.saliency.abs().sum(1) for s in seen).mean()  # type: ignore[union-attr]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunus.core import InputError
 from prunus.core.checks import above_zero, check_fields, not_negative, one_of
 from prunus.dynamic.gate import Gate, Seen
 from prunus.dynamic.method import Method, kth_largest, methods
@@ -137,14 +138,17 @@ class ManiDP(Method):
         """A `ManiGate`."""
         return ManiGate(inputs, outputs, self.floor, self.init)
 
-    def loss(self, ce: Tensor, seen: Sequence[Seen], usual: float) -> Tensor:
-        """Cross-entropy, complexity and similarity."""
-        saliencies = [s.saliency for s in seen]
-        return (
-            ce.mean()
-            + self.complexity * complexity(ce, saliencies, usual, self.share, self.power)
-            + self.similarity * similarity(saliencies, [s.features for s in seen])
-        )
+    def loss(self, ce: Tensor, seen: Sequence[Seen], usual: float | None) -> Tensor:
+        """Cross-entropy, complexity and similarity; raises `InputError` where complexity counts and `usual` is None."""
+        saliencies, total = [s.saliency for s in seen], ce.mean()
+        if self.complexity:
+            if usual is None:
+                raise InputError(
+                    "the loss compares with the mean cross-entropy over the training data, which is not known yet: "
+                    "call training.begin(batches) before the first step, or take complexity=0."
+                )
+            total = total + self.complexity * complexity(ce, saliencies, usual, self.share, self.power)
+        return total + self.similarity * similarity(saliencies, [s.features for s in seen])
 
     @torch.no_grad()
     def close_(self, gates: Sequence[Gate], means: Sequence[Tensor], progress: float) -> None:

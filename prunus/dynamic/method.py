@@ -36,13 +36,16 @@ class Method:
         """A new gate for a convolution from `inputs` to `outputs` channels."""
         raise NotImplementedError
 
-    def loss(self, ce: Tensor, seen: Sequence[Seen], usual: float) -> Tensor:
+    def loss(self, ce: Tensor, seen: Sequence[Seen], usual: float | None) -> Tensor:
         """The loss of a batch.
 
         Args:
             ce: ``(N,)``, the cross-entropy of every sample.
             seen: what every gate did, in order.
-            usual: the mean cross-entropy over the training data in the period before.
+            usual: the mean cross-entropy over the training data in the period before; None where it is not known, in
+                the first period of a training that did not begin with a pass over them.
+
+        Raises: `InputError` where the loss compares with `usual`, and it is None.
         """
         return ce.mean()
 

@@ -25,8 +25,6 @@ from prunus.masks.moment import Method, Moment, methods
 from prunus.masks.rules import RULES, Covered, on_device
 from prunus.masks.tensors import Tensors
 
-KEPT = ("dense", "thresholds", "memory")  # tensors by name, of a state
-
 
 class MaskPruner:
     r"""Trains a network under masks of its weights: `prunus.Pruner` for single weights.
@@ -163,6 +161,10 @@ class MaskPruner:
             self._rule.begin_(self.covered)
         self._begun = True
 
+    def _check_begun(self, verb: str) -> None:
+        if not self._begun:
+            raise InputError(f"{verb}: no mask was ever put on. attach(optimizer) comes before training.")
+
     def _masks(self) -> dict[str, Tensor]:
         """The masks of the parameters, where they are."""
         rows = {g.id: g.slices[0].scatter(self.keep[g.offset : g.offset + g.units, None]) for g in self.groups}
@@ -222,8 +224,10 @@ class MaskPruner:
 
         Returns: what `prunus.mask_` returns.  The optimizer goes on with what is left.
 
-        Raises: `InputError` where another pruner, attached since, moves the masks of these weights.
+        Raises: `InputError` when neither `attach` nor `load_state_dict` came before, or where another pruner, attached
+        since, moves the masks of these weights.
         """
+        self._check_begun("finish_()")
         check_free(self.covered.parameters, self)
         with self._whole(self._optimizers):
             self._begin()
@@ -262,8 +266,9 @@ class MaskPruner:
     def state_dict(self) -> dict[str, Any]:
         """Numbers, text and tensors: with the state of network and optimizer, all that a run needs to go on to the bit.
 
-        Masks are a bit a weight.
+        Masks are a bit a weight.  Raises: `InputError` before `attach`.
         """
+        self._check_begun("state_dict()")
         masks = Plan(masks={name: Mask.of(mask) for name, mask in self.covered.masks.items()})
         thresholds = {name: t.detach().clone() for name, t in self.covered.thresholds.items()}
         tensors = {"dense": self.covered.dense, "memory": self.memory, "thresholds": thresholds}

@@ -53,6 +53,7 @@ def test_the_sums_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) ->
     halves = [GateTraining(net, steps=1, periods=1) for _ in range(2)]
     parts = (slice(0, 3), slice(3, 8))
     for training, part in ((whole, slice(0, 8)), *zip(halves, parts)):
+        training.begin([(x, y)])
         with training.watching():
             z = net(x[part])
         training.loss(z, y[part])
