@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from prunus.core.checks import Kind, check_arguments
 from prunus.core.held import check_free, let_go_
+from prunus.core.inference import Form, forms
+from prunus.core.inputs import Inputs
 from prunus.core.undo import all_or_nothing, keep_values
 
 SUFFIX = "_basis"  # of the child that holds the basis of a parameter: `weight_basis`
@@ -198,3 +200,10 @@ def _own(kind: type[nn.Module]) -> type[nn.Module]:
 
 def _leaves(module: nn.Module) -> tuple[str, ...]:
     return type(module).__dict__.get(_LEAVES, ())
+
+
+def _folded(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, list[str]]:
+    return model, [f"weights in a basis are folded ({len(fold_(model))})"]
+
+
+forms["bases"] = Form(lambda model: any(interspaced(model)), _folded)

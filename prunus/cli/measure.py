@@ -24,26 +24,29 @@ def command(
 ) -> None:
     """What a network costs: parameters, multiply-adds, and milliseconds in real runtimes."""
     import prunus.export  # noqa: F401 (registers its backends)
-    from prunus.measure import backends, key, latency, macs, params, state_size
+    from prunus.measure import backends, form_for, inference_form, key, latency, macs, params, state_size
 
     names, sizes = [backends[name.strip()].name for name in backend.split(",")], _sizes(batch)
     found = target(what, input=input, weights=weights, classes=classes)
-    counted = macs(found.module, found.example)
+    run = inference_form(found.module, found.example, reads=("gates",))
+    counted = macs(run.model, found.example)
+    forms = {name: form_for(name, found.module, found.example) for name in names}
     times = {
         key(name, size, threads): asdict(
-            latency(found.module, found.example, backend=name, batch=size, threads=threads, seconds=seconds)
+            latency(form.model, found.example, backend=name, batch=size, threads=threads, seconds=seconds)
         )
-        for name in names
+        for name, form in forms.items()
         for size in sizes
     }
     data = {
         "model": found.name,
-        "params": params(found.module),
+        "params": params(run.model),
         "macs": counted.total,
-        "size_bytes": state_size(found.module),
+        "size_bytes": state_size(run.model),
         "macs_by_operator": dict(counted.by_operator),
         "not_counted": dict(counted.not_counted),
         "latency": times,
+        "notes": list(dict.fromkeys(note for form in (run, *forms.values()) for note in form.notes)),
     }
     emit(data, lambda: _table(data), json)
 
@@ -71,4 +74,6 @@ def _table(data: dict[str, Any]) -> Any:
         table.add_row(f"latency {name}", spread)
     left_out = ", ".join(f"{op} x{n}" for op, n in data["not_counted"].items())
     table.add_row("not counted as multiply-adds", left_out or "nothing")
+    for note in data["notes"]:
+        table.add_row("as it is run", escape(note))
     return table

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from prunus.core import InputError
 from prunus.core.callbacks import EXAMPLE, forward
 from prunus.core.checks import check_arguments, is_int, one_of, sequence
+from prunus.core.inference import Form, forms
 from prunus.core.inputs import Inputs
 from prunus.core.running import undisturbed, with_batch
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.buckets import buckets
 from prunus.dynamic.folded import Folded, chain_of, fold
 from prunus.dynamic.gate import Gate
-from prunus.dynamic.network import _of, gates, static_
+from prunus.dynamic.network import _of, dynamic_of, gates, static_
 from prunus.dynamic.places import Convolution
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the channels, at which the break-even is looked for
@@ -264,7 +265,7 @@ def inputs_of_layers(network: nn.Module, layers: dict[str, Any], example_inputs:
 def break_even(layer: Skipping, shape: tuple[int, ...], times: int = 5) -> float:
     """The share of multiply-adds up to which gathering is faster than the whole layer, by the clock."""
     c_in, c_out = layer.channels
-    x = torch.randn(shape)
+    x = torch.randn(shape, dtype=layer.head.weight.dtype, device=layer.head.weight.device)
 
     def seconds(call: Callable[[], Any]) -> float:
         call()
@@ -275,7 +276,7 @@ def break_even(layer: Skipping, shape: tuple[int, ...], times: int = 5) -> float
             taken.append(time.perf_counter() - begun)
         return sorted(taken)[len(taken) // 2]
 
-    whole = seconds(lambda: layer.run(x, None, None) * torch.ones(1, c_out, *[1] * (x.dim() - 2)))
+    whole = seconds(lambda: layer.run(x, None, None) * x.new_ones(1, c_out, *[1] * (x.dim() - 2)))
     best, narrow = 0.0, layer.source is not None
     for share in SHARES:
         out = torch.arange(max(int(share * c_out), 1))
@@ -305,3 +306,11 @@ def report(network: nn.Module) -> list[str]:
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
+
+
+def _skips(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, list[str]]:
+    network = skipping(model, inputs)
+    return network, report(network)
+
+
+forms["gates"] = Form(lambda model: dynamic_of(model) is not None, _skips)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunus.core import InputError, Inputs, TraceError, VerificationError
+from prunus.core.backends import form_for
 from prunus.core.callbacks import EXAMPLE, forward
 from prunus.core.checks import a_positive_int, check_arguments, optional
 from prunus.core.kinds import check_kind
@@ -62,7 +63,7 @@ def to_onnx(
     with replacing(path) as partial:
         with EXPORTING, undisturbed(model), _said(f"writing {path.name}"):
             # torch.export takes a batch of 1 for a constant
-            _write(_plain(model), with_batch(inputs, batch or 2), partial, free=batch is None)
+            _write(_plain(model, inputs), with_batch(inputs, batch or 2), partial, free=batch is None)
             sizes = (1, 3) if batch is None else (batch,)
             error = max(_error(model, like(inputs, n), partial) for n in sizes) if verify else None
         if error is not None and not error <= TOLERANCE:
@@ -77,8 +78,9 @@ def _ordinary(t: Tensor) -> bool:
     return type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """The network in the contiguous format: channels_last pooling is exported as a gather, which no runtime likes."""
+def _plain(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """As it is run, in the contiguous format: channels_last pooling is exported as a gather, which no runtime likes."""
+    model = form_for("onnxruntime", model, inputs).model
     if all(p.is_contiguous() for p in model.parameters()):
         return model
     return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

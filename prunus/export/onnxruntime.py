@@ -35,7 +35,7 @@ def session(path: str | Path, *, threads: int) -> Any:
         raise FileError(f"ONNX Runtime cannot read '{path}': {reason} Export the network again.") from error
 
 
-@backends.register("onnxruntime")
+@backends.register("onnxruntime", reads=("gates",))
 def onnxruntime_backend(model: nn.Module | str | Path, inputs: Inputs, threads: int) -> Callable[[], Any]:
     """ONNX Runtime on the CPU: takes a module, which is exported first, or the path of an ONNX file.
 

@@ -23,7 +23,7 @@ def installed() -> bool:
     return find_spec("openvino") is not None
 
 
-@backends.register("openvino", installed=installed)
+@backends.register("openvino", reads=("gates",), installed=installed)
 def openvino_backend(model: nn.Module | str | Path, inputs: Inputs, threads: int) -> Callable[[], Any]:
     """OpenVINO on the CPU in float32: takes a module, which is exported to ONNX first, or the path of an ONNX file.
 

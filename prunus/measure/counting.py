@@ -19,6 +19,7 @@ from prunus.core import FileError, Inputs
 from prunus.core.callbacks import EXAMPLE, forward
 from prunus.core.checks import check_arguments
 from prunus.core.counting import FORMULAS
+from prunus.core.inference import inference_form
 from prunus.core.process import plain_attention
 from prunus.core.running import undisturbed
 
@@ -80,7 +81,8 @@ def macs(model: nn.Module, example_inputs: Any) -> Macs:
 
     A convolution costs ``batch * positions * C_out * C_in / groups * prod(kernel)`` (output positions; input positions
     when transposed), a matrix product ``n * m * k``, attention its two products.  Counted on the operators that really
-    run, by `torch.utils.flop_counter` (a FLOP there is half a multiply-add), and divided by the batch.
+    run, by `torch.utils.flop_counter` (a FLOP there is half a multiply-add), and divided by the batch.  Filters in a
+    basis, and weights that parametrizations compute, are put together once (`inference_form`) and count as plain ones.
 
     The model, its modes and the random state are left as they were.
 
@@ -93,6 +95,7 @@ def macs(model: nn.Module, example_inputs: Any) -> Macs:
     """
     check_arguments(locals())
     inputs = Inputs.of(example_inputs)
+    model = inference_form(model, inputs, reads=("gates",)).model  # what gates save, `prunus.dynamic.realised` says
     batch = max(inputs.batch, 1)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     leaves = _Leaves()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +14,10 @@ import torch
 from torch import nn
 
 from prunus.core import InputError, Inputs
-from prunus.core.backends import backends
+from prunus.core.backends import backends, form_for
 from prunus.core.callbacks import EXAMPLE, forward
 from prunus.core.checks import Kind, a_mapping, check_arguments
+from prunus.core.inference import copied
 from prunus.core.running import with_batch
 from prunus.core.words import a_network
 
@@ -74,6 +74,9 @@ def latency(
 ) -> Latency:
     """Time one network in one backend; `compare_latency` and `race` give the fairer ratio of several.
 
+    What is timed is the network as it is run (`inference_form`): filters in a basis are put together once, say, and not
+    in every forward.
+
     Args:
         model: a module, or for file based backends the path of an exported network.
         example_inputs: what forward takes; repeated or cut to `batch` samples.
@@ -101,6 +104,8 @@ def race(
 ) -> dict[str, Latency]:
     """Time several networks against each other in one backend, taking turns in one process; `seconds` for each.
 
+    Each is timed as it is run (`inference_form`).
+
     Args:
         models: by name, what `latency` takes; example_inputs, backend, batch, threads: as there, the same for all.
 
@@ -113,7 +118,8 @@ def race(
             raise InputError(f"latency: {name}={value} must be positive.")
     inputs = with_batch(Inputs.of(example_inputs), batch)
     with torch_threads(threads):
-        calls = {name: entry.call(model, inputs, threads) for name, model in models.items()}
+        ready = {n: form_for(backend, m, inputs).model if isinstance(m, nn.Module) else m for n, m in models.items()}
+        calls = {name: entry.call(model, inputs, threads) for name, model in ready.items()}
     title = f"timing in {backend}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
     return compare_latency(calls, threads=threads, seconds=seconds, title=title)
 
@@ -202,7 +208,7 @@ def torch_backend(model: nn.Module | str | Path, inputs: Inputs, threads: int) -
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the torch backend times a module; given {model!r}. Load the network first: prunus.load.")
-    twin = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     weights = list(twin.parameters())
     device = weights[0].device if weights else torch.device("cpu")
     inputs = inputs.map(lambda t: t.to(device))

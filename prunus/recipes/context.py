@@ -68,14 +68,11 @@ class Context:
         return context
 
     def cost(self, model: nn.Module) -> dict[str, int]:
-        """Parameters and multiply-adds per sample."""
-        from prunus.bases import fold_, interspaced
-        from prunus.measure import macs, params
+        """Parameters and multiply-adds per sample, of the network as it is run."""
+        from prunus.measure import inference_form, macs, params
 
-        if any(interspaced(model)):  # what is run in the end are plain filters
-            model = copy.deepcopy(model)
-            fold_(model)
-        return {"params": params(model), "macs": macs(model, self.example).total}
+        run = inference_form(model, self.example, reads=("gates",)).model
+        return {"params": params(run), "macs": macs(run, self.example).total}
 
     def needed(self) -> Data:
         """The data; raises `InputError` when the recipe names none."""

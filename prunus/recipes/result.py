@@ -13,8 +13,6 @@ import torch
 from torch import nn
 
 from prunus.core import PrunusError
-from prunus.dynamic import dynamic_of, skipping
-from prunus.dynamic.skip import report
 from prunus.recipes.context import Context, weights_in
 from prunus.recipes.masking import density
 
@@ -51,12 +49,12 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
     )
     gated = next((s["dynamic"] for s in stages if "dynamic" in s), None)
     zeros = left < whole or gated is not None
-    times, failed = _latency(context, models, context.recipe.measure.chosen(zeros=zeros))
+    times, notes = _latency(context, models, context.recipe.measure.chosen(zeros=zeros))
     if not zeros and context.recipe.measure.backends == "auto":  # it was not asked for, and nothing depends on it
-        failed = [said for said in failed if not said.startswith("not timed in sparse")]
+        notes = [said for said in notes if not said.startswith("not timed in sparse")]
     if gated is not None:
         sides["after"]["macs"] = gated["mean"]
-        failed.append(
+        notes.append(
             "timed in torch as it skips channels (prunus.dynamic.skipping), in the engine with its gates, elsewhere "
             "masked, which skips none"
         )
@@ -78,7 +76,7 @@ def compose(context: Context, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "left_alone": left_alone(stages),
         "exported": {k: v for s in stages for k, v in s.get("exported", {}).items()},
         "dynamic": gated,
-        "notes": list(dict.fromkeys([note for s in stages for note in s.get("notes", [])] + failed)),
+        "notes": list(dict.fromkeys([note for s in stages for note in s.get("notes", [])] + notes)),
     }
 
 
@@ -99,25 +97,26 @@ def _latency(
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Median milliseconds by ``backend,b<batch>,t<threads>`` and side, both sides timed in turns.
 
-    Also returns, in words, the backends that could not run the network: a finished run is not lost over a timing.
+    Also returns, in words, in which form the networks were run, and the backends that could not run them: a finished
+    run is not lost over a timing.
     """
     import prunus.export  # noqa: F401 (registers its backends)
-    from prunus.measure import key, race
+    from prunus.measure import form_for, key, race
 
-    m, times, failed = context.recipe.measure, {}, []
-    skips = {s: skipping(n.eval(), context.example) if dynamic_of(n) else n for s, n in models.items()}
-    failed += [f"{side}: {row}" for side, n in skips.items() for row in (report(n) if n is not models[side] else ())]
+    m, times, said = context.recipe.measure, {}, []
     with tempfile.TemporaryDirectory() as folder:
         for backend in backends:
             try:
-                ready = _as_files(context, models, Path(folder)) if backend in READ_ONNX else models
-                ready = skips if backend == "torch" else ready
+                forms = {side: form_for(backend, model, context.example) for side, model in models.items()}
+                said += [f"{side}: {note}" for side, form in forms.items() for note in form.notes]
+                ready: Mapping[str, Any] = {side: form.model for side, form in forms.items()}
+                ready = _as_files(context, ready, Path(folder)) if backend in READ_ONNX else ready
                 for n in m.batches:
                     raced = race(ready, context.example, backend=backend, batch=n, threads=m.threads, seconds=m.seconds)
                     times[key(backend, n, m.threads)] = {side: round(t.median_ms, 6) for side, t in raced.items()}
             except PrunusError as error:
-                failed.append(f"not timed in {backend}: {error}")
-    return times, failed
+                said.append(f"not timed in {backend}: {error}")
+    return times, said
 
 
 def _as_files(context: Context, models: Mapping[str, nn.Module], folder: Path) -> dict[str, nn.Module | str | Path]:

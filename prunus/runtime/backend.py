@@ -14,7 +14,7 @@ from prunus.runtime.engine import compile
 from prunus.runtime.files import load
 
 
-@backends.register("sparse")
+@backends.register("sparse", reads=("bases", "gates"))
 def sparse_backend(model: nn.Module | str | Path, inputs: Inputs, threads: int) -> Callable[[], Any]:
     """prunus's own engine on the CPU, in which zeros take no time: a module, or a file of `prunus.runtime.save`."""
     network = compile(model, inputs, threads=threads) if isinstance(model, nn.Module) else load(model, threads=threads)

@@ -199,6 +199,28 @@ def test_measure_a_model_and_a_run(cut: Path, capsys: pytest.CaptureFixture[str]
     assert small["latency"]["onnxruntime,b1,t1"]["median_ms"] > 0
 
 
+def test_measure_counts_and_times_a_network_in_a_basis_folded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "nets.py"
+    file.write_text(
+        "import prunus\n"
+        "plain = prunus.zoo.digits_net\n"
+        "def in_a_basis():\n    net = plain()\n    prunus.interspace_(net)\n    return net\n"
+    )
+    timing = ["--input", "1,1,8,8", "--backend", "torch", "--seconds", "0.01"]
+    said = []
+    for name in ("plain", "in_a_basis"):
+        assert code("measure", f"{file}:{name}", *timing, "--json") == 0
+        said.append(json.loads(capsys.readouterr().out))
+    plain, folded = said
+    counts = ("params", "macs", "size_bytes", "macs_by_operator", "not_counted")
+    assert [plain[k] for k in counts] == [folded[k] for k in counts]
+    assert plain["notes"] == [] and folded["notes"][0].startswith("weights in a basis are folded (")
+    assert code("measure", f"{file}:in_a_basis", *timing) == 0
+    assert "weights in a basis are folded" in " ".join(capsys.readouterr().out.split())
+
+
 def test_export_report_and_compare(cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code("export", cut, "--to", "onnx", "--out", tmp_path / "net.onnx", "--json") == 0
     said = json.loads(capsys.readouterr().out)["onnx"]

@@ -133,6 +133,7 @@ def test_coefficients_in_a_basis_are_masked_as_weights_are_and_the_end_is_a_plai
     assert result["after"]["macs"] == result["before"]["macs"]  # plain filters in the end
     kept = load_file(tmp_path / "run" / "model.safetensors")
     assert not any("basis" in name for name in kept)
+    assert "after: weights in a basis are folded (3)" in result["notes"]
 
 
 @pytest.mark.parametrize(
