@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 
 from prunus.core.checks import check_arguments, ints
 from prunus.core.forked import renewed
+from prunus.core.undo import interrupts_held
 from prunus.runtime import jit, memory
 from prunus.runtime.emit import Emitter
 
 PATIENCE = 4096  # looks at the gate, some microseconds, before a thread gives way: on a busy machine others have to run
 MOST = 256  # threads
+OPEN = 2**62  # in the gate, when nobody is to wait
 YIELD = "" if sys.platform == "win32" else "sched_yield"
 some_threads = ints(1, MOST)
 
@@ -32,7 +34,7 @@ class Workers:
         self.renew()
         renewed(self)
         self.walk = memory.SIGNATURE(jit.address(emit_walk(jit.machine().lanes)))
-        self.gate = memory.buffer(8)
+        self.gate = memory.buffer(8).view(np.int64)
 
     def renew(self) -> None:
         """Makes the threads, which begin to run with the first table."""
@@ -50,10 +52,17 @@ class Workers:
         if self.pool is None:
             self.walk(at, 0, 1)
             return
-        others = [self.pool.submit(self.walk, at, i, self.threads) for i in range(1, self.threads)]
-        self.walk(at, 0, self.threads)
-        for other in others:
-            other.result()
+        others: list[Future[None]] = []
+        with interrupts_held():  # threads wait for each other, in memory that has to stay until all are done
+            try:
+                for i in range(1, self.threads):
+                    others.append(self.pool.submit(self.walk, at, i, self.threads))
+                self.walk(at, 0, self.threads)
+            except BaseException:  # no thread could be started: those that were are not to wait for it
+                self.gate[:] = OPEN
+                raise
+            finally:
+                wait(others)
 
 
 class _Function:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -90,3 +92,38 @@ def test_one_network_is_called_by_several_threads_at_a_time() -> None:
     for worker in workers:
         worker.join(60)
     assert not wrong and not any(worker.is_alive() for worker in workers)
+
+
+def test_threads_that_are_left_without_the_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = layers(), torch.randn(1, 3, 12, 12)
+    network = compile(model, x, threads=3)
+    pool, started = network.workers.pool, []
+
+    def submit(*given: Any) -> Any:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(ThreadPoolExecutor.submit(pool, *given))
+        return started[0]
+
+    monkeypatch.setattr(pool, "submit", submit)
+    with pytest.raises(RuntimeError, match="new thread"):
+        network(x)
+    assert started[0].done()
+    monkeypatch.undo()
+    assert torch.allclose(network(x), model(x), atol=1e-5)
+
+
+def test_an_interrupt_waits_until_all_threads_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = layers(), torch.randn(1, 3, 12, 12)
+    network = compile(model, x, threads=2)
+    pool, started = network.workers.pool, []
+
+    def submit(*given: Any) -> Any:
+        started.append(ThreadPoolExecutor.submit(pool, *given))
+        signal.raise_signal(signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(pool, "submit", submit)
+    with pytest.raises(KeyboardInterrupt):
+        network(x)
+    assert started and all(one.done() for one in started)
