@@ -42,6 +42,8 @@ class Basis(nn.Module):
 
     holds_weights = False  # of layers: masks leave it whole
 
+    decays = False  # no weight decay pulls at it: what decays are coefficients
+
     of_coefficients = True  # the parameter beside it holds coefficients: masks and scores are of them
 
     def __init__(self, vectors: Tensor, unit: bool = True) -> None:

@@ -16,7 +16,8 @@ Row = dict[str, str]
 
 def command(
     kind: Annotated[
-        str, typer.Argument(help="criteria, allocators, regularizers, methods, recipes, models, backends or formats")
+        str,
+        typer.Argument(help="criteria, allocators, regularizers, methods, inits, recipes, models, backends or formats"),
     ],
     json: Json = False,
 ) -> None:
@@ -75,6 +76,12 @@ def _methods() -> list[Row]:
     return _entries(methods)
 
 
+def _inits() -> list[Row]:
+    from prunus.bases import inits
+
+    return _entries(inits)
+
+
 def _models() -> list[Row]:
     from prunus.zoo import models
 
@@ -107,6 +114,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "allocators": _allocators,
     "regularizers": _regularizers,
     "methods": _methods,
+    "inits": _inits,
     "recipes": _recipes,
     "models": _models,
     "backends": _backends,

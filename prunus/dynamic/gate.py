@@ -103,6 +103,7 @@ class Gate(nn.Module):
     """
 
     macs: int  # multiply-adds of one saliency
+    decays = False  # no weight decay pulls at its parameters
     scales = True  # whether a channel that is on is multiplied by its saliency
     rule = ""  # by which channels are on
     absolute = False  # whether `pool` is the mean of absolute values

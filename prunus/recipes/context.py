@@ -19,7 +19,8 @@ from prunus.recipes.dynamic import Dynamic
 from prunus.recipes.folder import START, Folder
 from prunus.recipes.inputs import function, inputs_like, measure_of, parse_input
 from prunus.recipes.load import expand
-from prunus.recipes.schema import DropBlocks, Prune, Recipe
+from prunus.recipes.parts import BasisSpec
+from prunus.recipes.schema import DropBlocks, Prune, Recipe, basis_of
 from prunus.recipes.sparsity import Weights
 from prunus.zoo import Model, build
 
@@ -115,17 +116,12 @@ class Context:
         return islice(split.batches(size, self.preprocess, seed=self.recipe.seed, train=True, augment="none"), count)
 
 
-def basis_of(stages: Iterable[Any]) -> str:
-    """The basis that the network is in after these stages."""
-    return next((s.basis for s in stages if isinstance(s, Weights) and s.basis != "none"), "none")
-
-
-def in_basis_(model: nn.Module, basis: str) -> nn.Module:
+def in_basis_(model: nn.Module, basis: BasisSpec, seed: int = 0) -> nn.Module:
     """The network with its filters in a basis, if they are not yet."""
     from prunus.bases import interspace_, interspaced
 
-    if basis != "none" and not any(interspaced(model)):
-        interspace_(model, sharing=basis)
+    if basis and not any(interspaced(model)):
+        interspace_(model, **basis.model_dump(), seed=seed)
     return model
 
 

@@ -32,7 +32,7 @@ Facts = dict[str, Any]
 
 def weights_for(context: Context, stage: Weights, model: nn.Module) -> Tensors:
     """The weights that a stage is about."""
-    model = in_basis_(model, stage.basis)
+    model = in_basis_(model, stage.basis, context.recipe.seed)
     return weights_of(model, context.example, stage.grain, only=stage.only, skip=stage.skip)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from prunus.core import Budget, BudgetError, InputError, did_you_mean
+from prunus.core import Budget, BudgetError, InputError, UnknownNameError, did_you_mean
 from prunus.regularizers import Regularizer, regularizers
 
 
@@ -90,6 +90,51 @@ class RegularizerSpec(BaseModel):
             if not isinstance(value, (int, float)):
                 raise InputError(f"regularizer '{self.name}': {argument}={value!r} is not a number.")
         return factory(**given)
+
+
+BASES = ("none", "fine", "medium", "coarse")
+
+
+class BasisSpec(Strict):
+    """In which basis filters are, or the name of who shares one alone: ``fine``.
+
+    `sharing`: filters share a basis in a layer (``fine``), in a stage of the network (``medium``), or in all of it
+    (``coarse``); ``none`` leaves the network as it is.  `init`, `unit` and `block` are as of `prunus.interspace_`.
+    """
+
+    sharing: str = "none"
+    init: str = "standard"
+    unit: bool = True
+    block: int | None = Field(None, ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        return {"sharing": given} if isinstance(given, str) else given
+
+    @field_validator("sharing")
+    @classmethod
+    def _known_sharing(cls, name: str) -> str:
+        if name not in BASES:
+            raise UnknownNameError(f"there is no basis '{name}'.{did_you_mean(name, BASES)} Known: {', '.join(BASES)}.")
+        return name
+
+    @field_validator("init")
+    @classmethod
+    def _known_init(cls, name: str) -> str:
+        from prunus.bases import inits
+
+        return inits[name].name
+
+    @model_validator(mode="after")
+    def _is_of_a_basis(self) -> BasisSpec:
+        said = [key for key in ("init", "unit", "block") if getattr(self, key) != type(self).model_fields[key].default]
+        if said and not self:
+            raise InputError(f"{said[0]}: is of a basis, and there is none; write basis: {{sharing: fine, ...}} too.")
+        return self
+
+    def __bool__(self) -> bool:
+        return self.sharing != "none"
 
 
 class DistillSpec(Strict):

@@ -12,6 +12,7 @@ from prunus.recipes import text
 from prunus.recipes.schema import STAGE_KEYS, STAGES, Recipe
 
 RUN_KEYS = frozenset(Recipe.model_fields)
+SHORT = {"data": "source", "basis": "sharing"}  # what a text in the place of a mapping says; else its name
 
 
 def resolve(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,8 +85,6 @@ def override(raw: Mapping[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
             _override_stage(out, keys, new)
             continue
         _known_key(keys[0], RUN_KEYS | STAGE_KEYS)
-        if keys[0] == "data" and len(keys) > 1 and isinstance(out.get("data"), str):
-            out["data"] = {"source": out["data"]}
         own = [s for s in out.get("stages") or () if isinstance(s, dict) and keys[0] in s]
         if keys[0] in STAGE_KEYS and len(keys) > 1:  # a part of a value: only where there is such a value
             own = [s for s in own if s[keys[0]] is not None]
@@ -140,6 +139,7 @@ def _known_key(key: str, known: Iterable[str]) -> None:
 def _put(data: dict[str, Any], keys: list[str], new: Any) -> None:
     for key in keys[:-1]:
         inner = data.get(key)
-        data[key] = inner if isinstance(inner, dict) else {"name": inner} if isinstance(inner, str) else {}
+        short = {SHORT.get(key, "name"): inner} if isinstance(inner, str) else {}
+        data[key] = inner if isinstance(inner, dict) else short
         data = data[key]
     data[keys[-1]] = new

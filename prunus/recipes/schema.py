@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,8 +11,16 @@ from prunus.allocators import allocators
 from prunus.core import InputError, UnknownNameError, did_you_mean
 from prunus.criteria import criteria
 from prunus.recipes.dynamic import Dynamic
-from prunus.recipes.parts import BudgetSpec, DataSpec, DistillSpec, MeasureSpec, RegularizerSpec, Strict
-from prunus.recipes.sparsity import Mask, SparseTrain, Tickets
+from prunus.recipes.parts import (
+    BasisSpec,
+    BudgetSpec,
+    DataSpec,
+    DistillSpec,
+    MeasureSpec,
+    RegularizerSpec,
+    Strict,
+)
+from prunus.recipes.sparsity import Mask, SparseTrain, Tickets, Weights
 from prunus.recipes.stage import Stage, Training
 
 
@@ -24,15 +33,17 @@ class Sparsify(Training):
 
     do: Literal["sparsify"]
     regularizer: RegularizerSpec = RegularizerSpec(name="bn-gamma")
+    basis: BasisSpec = BasisSpec()
     initial_scale: float | None = Field(None, gt=0)
     distill: DistillSpec | None = None
 
 
 class Finetune(Training):
-    """Train what is left."""
+    """Train what is left; with a `basis` (`BasisSpec`) in its coefficients, all of them where nothing was masked."""
 
     do: Literal["finetune"]
     regularizer: RegularizerSpec | None = None
+    basis: BasisSpec = BasisSpec()
     distill: DistillSpec | None = None
 
 
@@ -122,6 +133,33 @@ class Export(Stage):
         return names
 
 
+def basis_of(stages: Iterable[Stage]) -> BasisSpec:
+    """The basis that the network is in after these stages."""
+    return next((basis for stage in stages if (basis := getattr(stage, "basis", None))), BasisSpec())
+
+
+def check_bases(stages: Sequence[Stage]) -> None:
+    """Raise `InputError` for a second basis, one that comes after masks, and blocks of layers that are cut."""
+    for i, stage in enumerate(stages):
+        basis, before = getattr(stage, "basis", None), basis_of(stages[:i])
+        if not basis or basis == before:
+            continue
+        if before:
+            raise InputError(f"stage '{stage.name}' names another basis than the one that the network is in already.")
+        masked = next((s.name for s in stages[:i] if isinstance(s, Weights)), None)
+        if masked is not None:
+            raise InputError(
+                f"stage '{stage.name}' puts the network in a basis after stage '{masked}' has masked its weights, "
+                f"which would be lost; give the basis to stage '{masked}'."
+            )
+        cut = next((s.name for s in stages if isinstance(s, Prune)), None)
+        if basis.block is not None and cut is not None:
+            raise InputError(f"stage '{cut}' cuts units, and block: {basis.block} ties them together; leave one out.")
+        gated = next((s.name for s in stages if isinstance(s, Dynamic)), None)
+        if gated is not None:
+            raise InputError(f"stage '{gated}' gives the network gates, which know no bases; leave one out.")
+
+
 STAGES: dict[str, type[Stage]] = {
     "sparsify": Sparsify,
     "prune": Prune,
@@ -203,6 +241,7 @@ class Recipe(Strict):
                     f"stage '{stage.name}' changes the network after stage '{self.stages[gated[0]].name}' has put "
                     "gates in; prune and train before it, only exports may follow."
                 )
+        check_bases(self.stages)
         trains = [s.name for s in self.stages if isinstance(s, Training)]
         if self.loss is not None and trains:
             raise InputError(
@@ -216,6 +255,7 @@ __all__ = [
     "STAGES",
     "STAGE_KEYS",
     "AnyStage",
+    "BasisSpec",
     "BudgetSpec",
     "DataSpec",
     "DistillSpec",

@@ -13,24 +13,21 @@ from prunus.criteria import criteria, of_data
 from prunus.masks import FAMOUS, methods, repairs
 from prunus.masks.tensors import check_grain
 from prunus.masks.training import made
-from prunus.recipes.parts import BudgetSpec, Strict
+from prunus.recipes.parts import BasisSpec, BudgetSpec, Strict
 from prunus.recipes.stage import Stage, Training
-
-BASES = ("none", "fine", "medium", "coarse")
 
 
 class Weights(Strict):
     """Which weights, and how many may stay: ``budget.density`` 0.05 keeps 5 %.
 
-    With a `basis` it is coefficients that are masked: filters share one in a layer (``fine``), in a stage (``medium``)
-    or in the whole network (``coarse``).
+    With a `basis` (`BasisSpec`) it is coefficients that are masked.
 
     `grain` is ``element``, ``kernel``, ``filter``, an N:M pattern such as ``2:4``, or a block of outputs and inputs,
     ``[4, 1]``.
     """
 
     budget: BudgetSpec
-    basis: str = "none"
+    basis: BasisSpec = BasisSpec()
     grain: str | tuple[int, int] = "element"
     only: list[str] = []
     skip: list[str] = []
@@ -41,13 +38,6 @@ class Weights(Strict):
         if budget.density is None or budget.params is not None or budget.macs is not None:
             raise InputError("weights are masked to a density; write budget: {density: 0.05}, which keeps 5 %.")
         return budget
-
-    @field_validator("basis")
-    @classmethod
-    def _known_basis(cls, name: str) -> str:
-        if name not in BASES:
-            raise UnknownNameError(f"there is no basis '{name}'.{did_you_mean(name, BASES)} Known: {', '.join(BASES)}.")
-        return name
 
     @field_validator("grain")
     @classmethod

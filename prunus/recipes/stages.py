@@ -10,7 +10,7 @@ from torch import nn
 
 from prunus.core import Groups, Report
 from prunus.criteria import of_data
-from prunus.recipes.context import Context
+from prunus.recipes.context import Context, in_basis_
 from prunus.recipes.dynamic import Dynamic, train_gates
 from prunus.recipes.fitting import fit
 from prunus.recipes.masking import hold_zeros_, mask, sparse_train, tickets
@@ -46,6 +46,7 @@ def carry_out(context: Context, stage: Stage, model: nn.Module) -> Outcome:
 
 def _train(context: Context, stage: Sparsify | Finetune, model: nn.Module) -> Outcome:
     """Train: under a regularizer, with a teacher, or plainly."""
+    in_basis_(model, stage.basis, context.recipe.seed)
     regularizer = stage.regularizer.make() if stage.regularizer is not None else None
     groups = _groups(context, model) if regularizer is not None else None
     if isinstance(stage, Sparsify) and stage.initial_scale is not None:

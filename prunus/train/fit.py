@@ -76,7 +76,8 @@ def fit(
         epochs, lr: how many passes over ``data.train``, and the learning rate that `schedule` begins with.
         schedule: learning rate: a function of the step, a name, or a name with options
             (`prunus.train.rates.learning_rate`).
-        optimizer, momentum, weight_decay: its name (``"sgd"``, say), and what it is made with.
+        optimizer, momentum, weight_decay: its name (``"sgd"``, say), and what it is made with; bases of filters and
+            gates do not decay, learned thresholds as their method says.
         decay: ``"all"`` or ``"weights"`` (none on biases and normalisations).
         batch: samples a step, over all processes together.
         regularizer: a `Regularizer`, a name, or ``{"name": ..., **arguments}``; needs `groups` of this model.

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from prunus.core.decay import undecayed
 from prunus.core.errors import InputError, UnknownNameError, did_you_mean
 from prunus.core.groups import Groups
-from prunus.dynamic import gate_parameters
 
 OPTIMIZERS = ("sgd", "adamw")
 DECAYS = ("all", "weights")
@@ -22,8 +22,8 @@ def build_optimizer(
     """SGD (with Nesterov's momentum when there is any) or AdamW over the parameters that are not frozen.
 
     ``decay="all"`` decays every parameter, as the references of network slimming do; ``decay="weights"`` leaves out
-    what has one dimension: biases, and the scales and shifts of normalisations.  Gates are a group of their own, which
-    does not decay.
+    what has one dimension: biases, and the scales and shifts of normalisations.  What does not decay by its
+    method, gates and bases of filters (`undecayed`), is a group of its own.
 
     Raises: `InputError` when nothing can be trained, `UnknownNameError` for an unknown name.
     """
@@ -35,16 +35,16 @@ def build_optimizer(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise InputError("no parameter of the network requires a gradient; there is nothing to train.")
-    own = {id(p) for p in gate_parameters(model)}
-    gates = [p for p in parameters if id(p) in own]
-    parameters = [p for p in parameters if id(p) not in own]
+    free = {id(p) for p in undecayed(model)}
+    own = [p for p in parameters if id(p) in free]
+    parameters = [p for p in parameters if id(p) not in free]
     groups = [{"params": parameters, "weight_decay": weight_decay}]
     if decay == "weights":
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
         ]
-    groups = [group for group in [*groups, {"params": gates, "weight_decay": 0.0}] if group["params"]]
+    groups = [group for group in [*groups, {"params": own, "weight_decay": 0.0}] if group["params"]]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
