@@ -14,6 +14,7 @@ import prunus
 from prunus import zoo
 from prunus.core import FileError, InputError, NothingToPruneError
 from prunus.dynamic import dynamic_, dynamic_of, gates, opened, realised, static_, warm_start_, watched
+from prunus.dynamic.places import Work
 from tests.dynamic.problem import Basic, Separable, example, settled
 
 
@@ -197,6 +198,18 @@ def test_a_warm_start_changes_nothing_but_says_which_channels_matter(make: Any, 
     for place, tape, rms in zip(dynamic_of(net).placement.places, tapes, maps):  # type: ignore[union-attr]
         expected = torch.ones_like(rms) if place.layer in at_one else (rms / rms.mean()).clamp(min=0.05)
         torch.testing.assert_close(tape[0].saliency, expected.expand(16, -1), rtol=1e-9, atol=1e-9)
+
+
+def test_a_warm_start_takes_batches_with_labels_and_layers_without_gates_are_of_none() -> None:
+    found = []
+    for batches in ([example(8)], [(example(8), torch.zeros(8))], [[example(8), torch.zeros(8)]]):
+        net = settled(Basic())
+        placed = dynamic_(net, example(), "fbs").placement
+        warm_start_(net, batches)
+        found.append(torch.cat([p.flatten() for gate in gates(net) for p in gate.parameters()]))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert (Work("stem", 1).out, Work("stem", 1).into) == (-1, -1)
+    assert any((work.out, work.into) == (-1, -1) for work in placed.work)
 
 
 def test_a_warm_start_needs_factors_and_data() -> None:

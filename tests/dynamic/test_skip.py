@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunus import zoo
 from prunus.core import InputError
-from prunus.dynamic import by_lists, dynamic_, gates, skipping
+from prunus.dynamic import by_lists, dynamic_, dynamic_of, gates, skipping
 from prunus.dynamic.buckets import buckets
 from prunus.dynamic.skip import Skipping, report
 from tests.dynamic.problem import Basic, Separable, example, settled
@@ -119,6 +119,45 @@ def test_equal_masks_share_a_bucket_and_different_ones_do_not() -> None:
     near[0, 10] = True
     assert len(buckets(near, None, 1.0)) == 2  # type: ignore[arg-type]
     assert buckets(on, None, 0.05) is None
+
+
+def test_inputs_that_differ_in_one_channel_share_a_bucket_only_where_that_is_cheaper() -> None:
+    on = torch.tensor([[1, 0]] * 8 + [[1, 1]] * 8).bool()  # together 16, apart 8 / 2 + 8 + 2 * 0.5
+    assert [len(r) for r in buckets(on, None, 1.0) or ()] == [8, 8]
+    two = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0]]).bool()  # together 2 * 5 / 6, apart 2 * 4 / 6 + 1
+    assert [r.tolist() for r in buckets(two, None, 1.0) or ()] == [[0, 1]]
+    assert buckets(two, None, 0.83) is None and len(buckets(two, None, 0.84) or ()) == 1
+
+
+def test_the_floor_holds_for_one_input() -> None:
+    net, x = gated(Basic, "manidp"), example(2)
+    for gate in gates(net):
+        gate.threshold.fill_(1e6)  # no channel is on but for the floor
+    quick = skipping(net, x, dense="never")
+    with torch.no_grad():
+        equal(quick(x[:1]), net(x[:1]))
+    assert quick.a1.active.numel() == gates(net)[0].floor == 1
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2)])
+def test_norms_behind_an_activation_are_scaled_and_maps_stay_compact_through_pools(pool: nn.Module) -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+            self.relu, self.norm, self.pool = nn.ReLU(), nn.BatchNorm2d(8), pool
+            self.two, self.last = nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.two(self.pool(self.norm(self.relu(self.one(self.stem(x)))))).mean((2, 3)))
+
+    net, x = gated(Late), example(3)
+    place = dynamic_of(net).placement.places[0]  # type: ignore[union-attr]
+    assert (place.layer, place.site, place.compact) == ("one", "norm", True)
+    quick = skipping(net, x, dense="never")
+    with torch.no_grad():
+        for part in (x[:1], x):
+            equal(quick(part), net(part))
 
 
 def test_wrong_use_is_said() -> None:
