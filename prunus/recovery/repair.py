@@ -3,9 +3,12 @@ r"""Closed-form repair of a network that was cut, layer after layer, by least sq
 Every layer is solved again, in the order of execution, so that from the inputs that it has in the cut network it gives
 what it gave in the original; where it is the last part of a residual sum, so that the sum does:
 
-.. math:: \min_{W, b} \tfrac1N \sum_n a_n \lVert t_n - W \hat x_n - b \rVert^2 + \lambda \lVert W - W_0 \rVert^2
+.. math:: \min_{W, b} \sum_n a_n \lVert t_n - W \hat x_n - b \rVert^2 \Big/ \sum_n a_n
+    + \lambda \lVert W - W_0 \rVert^2
 
-where :math:`a_n` bounds what a row can weigh (see `prunus.recovery.moments.shares`).
+where :math:`a_n` bounds what a row can weigh (see `prunus.recovery.moments.shares`), and :math:`\lambda` is that
+multiple of the inputs' mean variance with which a fifth of the rows, held out, is met best (see
+`prunus.recovery.moments.chosen_ridge`).
 
 A layer without a bias before a batch norm gives its :math:`b` to the running mean.  Statistics of batch norms stay as
 they were otherwise: they belong to the outputs that are rebuilt.
@@ -27,11 +30,12 @@ from prunus.core.undo import all_or_nothing, keep_values
 from prunus.observe.layers import Layer, Weights
 from prunus.observe.moments import LARGEST
 from prunus.recovery.behind import affine, mean_after, residual
-from prunus.recovery.moments import RIDGE, Moments
+from prunus.recovery.moments import Moments, chosen_ridge
 from prunus.recovery.solvable import ENOUGH, parameters_read
 from prunus.recovery.targets import Targets, rows_of, run
 
 AT_ONCE = 4096  # rows of a layer that are counted together
+PIECES, HELD = 20, 5  # of a layer's rows; every `HELD`th piece is held out to choose the ridge
 
 
 @dataclass(frozen=True)
@@ -110,13 +114,15 @@ def repair_(
         if layer.fan > LARGEST:
             wide.append(layer.name)
             return
-        moments = behind.moments(layer, number)
-        if moments is None:
+        counted = behind.moments(layer, number)
+        if counted is None:
             return
         prior = layer.weight.reshape(layer.groups, -1, layer.fan).double()
-        few = ENOUGH * layer.fan / len(wanted.rows[layer.key])
-        thin.extend([layer.name] if few > 1 else [])
-        weight, bias = moments.solve(prior, ridge=RIDGE * max(1.0, few) ** 2, intercept=takes)
+        thin.extend([layer.name] if len(wanted.rows[layer.key]) < ENOUGH * layer.fan else [])
+        moments, held = counted
+        ridge = chosen_ridge(moments, held, prior, intercept=takes)
+        moments.join(held)
+        weight, bias = moments.solve(prior, ridge=ridge, intercept=takes)
         keep_values(parameters[layer.name])
         layer.weight.copy_(weight.reshape(layer.weight.shape))
         parameters[layer.name].grad = None
@@ -166,8 +172,9 @@ class Behind:
                 self.live[tensor] = out
         self.live = {tensor: value for tensor, value in self.live.items() if self.until[tensor] > number}
 
-    def moments(self, layer: Layer, number: int) -> Moments | None:
-        """The sums over a layer's rows and what they shall give; None where nothing can rebuild that."""
+    def moments(self, layer: Layer, number: int) -> tuple[Moments, Moments] | None:
+        """The sums over a layer's rows and what they shall give: of four fifths, and of those that are held out to
+        choose the ridge.  None where nothing can rebuild what is wanted."""
         joined, summed = self.sums.get(number), layer.key in self.wanted.summed
         if summed and (joined is None or joined.other not in self.live):
             return None
@@ -178,12 +185,23 @@ class Behind:
         kept = torch.arange(values.shape[1]) if axis is None else self.alive[axis].nonzero()[:, 0]
         if len(kept) != layer.weight.shape[0]:
             return None
-        moments = Moments()
-        for part in torch.arange(len(index), device=index.device).split(AT_ONCE):
+        fit, held = Moments(), Moments()
+        every = torch.arange(len(index), device=index.device)
+        out = held_out(len(index)).to(index.device)
+        of = [(fit, every[~out]), (held, every[out])]
+        for moments, part in ((m, part) for m, rows in of if len(rows) for part in rows.split(AT_ONCE)):
             target = values[part][:, kept.to(values.device)].double()
             if summed and joined is not None:
                 target = target - rows_of(layer, self.live[joined.other], index[part]).double()
             if norm is not None:
                 target = (target - norm[1]) / norm[0]
             moments.add(layer.inputs(index[part]), target, self.wanted.shares[layer.key][part])
-        return moments
+        return fit, held
+
+
+def held_out(rows: int) -> Tensor:
+    """Which of so many rows in the order of the data are held out: every fifth of 20 pieces, ``(rows,)``.
+
+    Rows of one sample lie together, so that pieces tell samples apart.
+    """
+    return torch.arange(rows) * PIECES // max(rows, 1) % HELD == HELD - 1

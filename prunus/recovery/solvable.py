@@ -16,7 +16,7 @@ from prunus.recovery.behind import residual
 PER_UNKNOWN = 20  # rows of a least-squares system for every unknown, where there are so many
 LEAST_ROWS = 8192
 VIEWS = ("t", "transpose", "permute", "view", "_unsafe_view", "expand", "unsqueeze", "squeeze", "select", "slice")
-ENOUGH = 5  # rows for every unknown; with fewer the ridge grows
+ENOUGH = 5  # rows for every unknown; where there are fewer, a note says so
 
 
 @dataclass(frozen=True)
