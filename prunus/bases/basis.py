@@ -42,6 +42,8 @@ class Basis(nn.Module):
 
     holds_weights = False  # of layers: masks leave it whole
 
+    makes_weights = True  # its products are of a change of the weights, not of a sample: they are not counted
+
     decays = False  # no weight decay pulls at it: what decays are coefficients
 
     of_coefficients = True  # the parameter beside it holds coefficients: masks and scores are of them

@@ -76,6 +76,11 @@ def inference_form(model: nn.Module, example_inputs: Any, *, reads: Collection[s
     return Inference(model, tuple(notes))
 
 
+def makes_weights(module: nn.Module) -> bool:
+    """Whether a module computes weights, which `inference_form` does once: its multiply-adds are of no sample."""
+    return isinstance(module, parametrize.ParametrizationList) or bool(getattr(module, "makes_weights", False))
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also where modules keep tensors that they have computed, which torch does not copy.
 

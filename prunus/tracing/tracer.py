@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from prunus.core.counting import multiply_adds
 from prunus.core.effective import Expressions, Numbering, leaves_of
+from prunus.core.inference import makes_weights
 from prunus.tracing.calls import ALIGNED, Call, Dim, Dims, Equation, Fact, Ref, numbers_of
 from prunus.tracing.decisions import decision
 from prunus.tracing.effective import Uses
@@ -183,7 +184,7 @@ class Tracer(TorchDispatchMode):
         )
         if name == "lift_fresh" or self.plain.issuperset(reads):
             self.plain.update(self.call.writes)
-        self.call.macs = multiply_adds(func, args, kwargs, out)
+        self.call.macs = 0 if self.modules.makes_weights else multiply_adds(func, args, kwargs, out)
         self.call.decided = decision(func, args, out)
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.random[name] = self.modules.current
@@ -239,10 +240,16 @@ class ModuleStack:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.stack = [""]
+        self.makers = {name for name, module in model.named_modules() if makes_weights(module)}
 
     @property
     def current(self) -> str:
         return self.stack[-1]
+
+    @property
+    def makes_weights(self) -> bool:
+        """Whether it is part of one that computes weights."""
+        return not self.makers.isdisjoint(self.stack)
 
     def __enter__(self) -> None:
         self.handles = []

@@ -19,6 +19,7 @@ CONVOLUTIONS = {
     "no batch": (nn.Conv2d(4, 6, 3), (4, 7, 7)),
     "3d": (nn.Conv3d(2, 3, 2, stride=(1, 2, 1)), (2, 2, 5, 5, 5)),
     "linear": (nn.Linear(12, 5), (2, 3, 12)),
+    "linear, rows": (nn.Linear(12, 5), (2, 12)),
 }
 
 

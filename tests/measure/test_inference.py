@@ -162,6 +162,14 @@ def test_multiply_adds_are_those_of_the_folded_network() -> None:
         assert found.by_operator == wanted.by_operator and found.by_module == wanted.by_module
 
 
+def test_a_cut_counts_what_is_run() -> None:
+    wanted = prunus.trace(plain(), X).costs()["macs"]
+    for net in (in_a_basis(), in_a_basis("coarse"), normalised(False)):
+        assert prunus.trace(net, X).costs()["macs"] == wanted == macs(net, X).total
+    report = prunus.prune_(net := in_a_basis(), X, budget=prunus.Budget(macs=0.6))
+    assert report.before["macs"] == wanted and report.after["macs"] == macs(net, X).total <= 0.6 * wanted
+
+
 def test_what_is_exported_to_onnx_has_no_basis_in_it() -> None:
     net = in_a_basis()
     ready = _plain(net, Inputs.of(X))
