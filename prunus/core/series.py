@@ -76,7 +76,7 @@ class Series:
                 ends.append(End(i, taken.stages, taken.above, taken.degree, into))
             if way.writes(op):
                 given = (given * 2 if op.name in OF_ITSELF else given) if passes else []
-                made = self._made(i, op, joined(given, product=_multiplies(op)), way)
+                made = self._made(i, op, joined(given, product=multiplies(op)), way)
                 flows.update({n: made for n, axes in zip(op.writes, op.axes) if way.on(axes)})
         layers = [end for end in ends if groups.operators[end.operator].macs is not None]
         reading = [end for end in layers if end.slices]
@@ -90,7 +90,7 @@ class Series:
             own = [s for s in own if s.role != "depthwise"]
         counted = tuple(s for s in own if s.role in self.roles)
         lead = [s for s in own if s.role not in SHIFTS]
-        if any(s.role == "other" for s in own) and not _multiplies(op):
+        if any(s.role == "other" for s in own) and not multiplies(op):
             return Flow(frozenset(), given.above, given.degree)  # a part of a sum that no slice counts for: positions
         if not counted or not all(s.role in self.roles for s in lead):
             return given
@@ -214,5 +214,6 @@ def joined(flows: list[Flow], *, product: bool) -> Flow:
     return Flow(stages, none.union(*(f.above for f in flows)), sum(degrees) if product else max(degrees))
 
 
-def _multiplies(op: Operator) -> bool:
+def multiplies(op: Operator) -> bool:
+    """Whether an operator multiplies the tensors that go into it, or one with itself."""
     return op.name in PRODUCTS | OF_ITSELF or op.name.startswith("_scaled_dot_product")

@@ -1,25 +1,29 @@
 r"""Merging: what layers read of a removed unit, they read from the kept one that is most like it.
 
-With :math:`f_u` what makes a unit (its filter, with bias and batch norm folded in; those of all layers that make it),
+With :math:`f_u` what a layer reads of a unit, by all that makes it (`prunus.recovery.alike`: filters, with bias and
+batch norm folded in, times what lies in series, beside what is added),
 
 .. math:: W_{:,k} \mathrel{+}= \sum_{h \to k} t_h W_{:,h}, \qquad
-    t_h = \max(0, f_h^T f_k / f_k^T f_k), \quad k = \arg\min_k \lVert f_h - t_h f_k \rVert .
+    t_h = \max(0, f_h^T f_k / f_k^T f_k), \quad k = \arg\min_k \lVert f_h - t_h f_k \rVert ,
 
-Units that are equal, or positive multiples of each other before a ReLU, are merged without a change of the function.
+with a factor for every layer that reads, and the distance summed over them.  Units that are equal are merged without a
+change of the function; so are positive multiples of each other, by one factor in all that is added up, where ReLU,
+pools, norms by running statistics, scales and depthwise convolutions lie between: factors in series multiply.
 It changes the weights before the cut, and so comes before its proof.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from prunus.core import Group, Groups, Plan, Slice
+from prunus.core import Group, Groups, Plan
 from prunus.core.checks import check_arguments
 from prunus.core.undo import all_or_nothing, keep_values
-from prunus.recovery.behind import readers
+from prunus.recovery.alike import Likeness, Read
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +45,9 @@ class Merged:
 def merge_(model: nn.Module, groups: Groups, plan: Plan) -> Merged:
     """Before `shrink_`: add what layers read of every unit that `plan` removes to what they read of a kept one.
 
-    The kept unit is that of the same part whose makers are nearest in direction; where none points the same way,
-    nothing is added, and the unit is only removed.  Groups over which a norm, a softmax or a product of activations
-    runs are left out (a note says so): there a merged pair is not two units.
+    The kept unit is that of the same part which is nearest in direction; where none points the same way, nothing is
+    added, and the unit is only removed.  Groups over which a norm or a softmax runs, or sums of products of
+    activations, are left out (a note says so): there a merged pair is not two units.
 
     Args:
         model: changed in place: the weights that read units of which some are merged.
@@ -65,91 +69,51 @@ def merge_(model: nn.Module, groups: Groups, plan: Plan) -> Merged:
     """
     check_arguments(locals())
     groups = groups.bind(model)
-    keep = groups.mask(plan)
+    keep, seen = groups.mask(plan), groups.seen()
     found, notes = [], []
     for group in groups:
         kept = keep[group.offset : group.offset + group.units]
         if bool(kept.all()) or not group.with_role("in"):
             continue
-        if group.computes("in", "out", "depthwise"):
-            notes.append(f"group '{group.id}' was not merged: forward computes its weights from parameters")
+        if group.computes("in"):
+            notes.append(f"group '{group.id}' was not merged: forward computes what reads it from parameters")
             continue
         if _runs_over(groups, group):
             notes.append(f"group '{group.id}' was not merged: a norm, softmax or product runs over its units")
             continue
-        found.append((group, *nearest(makers(model, groups, group), kept, group.parts)))
+        read = Read(model, seen, seen[group.id], kept)
+        if len(read.readers) < len({(id(s.tensor), s.dim) for s in group.with_role("in")}):
+            notes.append(f"group '{group.id}' was not merged: by which operators its units are read is not known")
+            continue
+        found.append((read, *nearest([one for _, one in read.readers], group.units // group.parts)))
     with all_or_nothing(model):
-        for group, source, target, factor in found:
-            for s in {(id(s.tensor), s.dim): s for s in group.with_role("in")}.values():
+        for read, target, factors in found:
+            for (s, _), factor in zip(read.readers, factors, strict=True):
                 columns = s.weight.double().cpu()
-                added = torch.zeros_like(columns).index_add_(0, target, factor[:, None] * columns[source])
+                added = factor[:, None] * columns[read.pairs[0]]
                 keep_values(s.tensor)
-                s.tensor.add_(s.scatter(added).to(s.tensor))
-        merged = [int((factor > 0).sum()) for _, _, _, factor in found]
+                s.tensor.add_(s.scatter(torch.zeros_like(columns).index_add_(0, target, added)).to(s.tensor))
+        merged = [int((factors > 0).any(0).sum()) for _, _, factors in found]
         return Merged(sum(merged), sum(n > 0 for n in merged), tuple(notes))
 
 
-def nearest(rows: Tensor, kept: Tensor, parts: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """The removed units, the kept unit of the same part that each is nearest to in direction, and its factor.
+def nearest(read: Sequence[Likeness], part: int) -> tuple[Tensor, Tensor]:
+    """For every removed unit the kept one that it is nearest to, and the factors, ``(readers, removed)``.
 
-    >>> nearest(torch.tensor([[1., 0.], [0., 1.], [0., 4.]]), torch.tensor([True, True, False]))
-    (tensor([2]), tensor([1]), tensor([4.]))
+    Args:
+        read: what layers read of the units, as one channel each; part: how many units are a part of the group.
+
+    >>> pairs = torch.tensor([2]), torch.tensor([0, 1])
+    >>> nearest([Likeness.of(pairs, torch.tensor([[[1., 0.]], [[0., 1.]], [[0., 4.]]]))], 3)
+    (tensor([1]), tensor([[4.]]))
     """
-    source, stays = (~kept).nonzero().flatten(), kept.nonzero().flatten()
-    part = torch.arange(len(rows)) // (len(rows) // parts)
-    products = (rows[source] @ rows[stays].mT).clamp(min=0)  # (removed, kept)
-    products = torch.where(part[source][:, None] == part[stays], products, 0.0)
-    norms = rows[stays].square().sum(1).clamp(min=torch.finfo(rows.dtype).tiny)
-    best = (products.square() / norms).argmax(1)
-    return source, stays[best], products.gather(1, best[:, None])[:, 0] / norms[best]
-
-
-def makers(model: nn.Module, groups: Groups, group: Group) -> Tensor:
-    """What makes every unit, in float64: ``(units, n)``, layer by layer, with the batch norm behind a layer folded in.
-
-    A norm that stands elsewhere counts by its scale and shift.
-    """
-    slices = {s.name: s for s in group.with_role("out", "bias", "depthwise", "norm_scale", "norm_shift", "stat")}
-    rows, used = [], set[str]()
-    for number, op in enumerate(groups.operators):
-        named = dict.fromkeys((*op.parameters, f"{op.module}.weight", f"{op.module}.bias")) if op.macs else ()
-        own = [slices[name] for name in named if name in slices and name not in used]
-        weight = next((s for s in own if s.role in ("out", "depthwise")), None)
-        if weight is None:
-            continue
-        bias = next((s for s in own if s.role == "bias"), None)
-        reads = readers(groups.operators, number, op.writes[0])
-        norm = groups.operators[reads[0]] if len(reads) == 1 else None
-        names = [name for name in norm.parameters if name in slices] if norm and "batch_norm" in norm.name else []
-        scale, shift = _affine(model, norm.module if norm else "", [slices[name] for name in names])
-        channels = weight.weight.double().cpu().reshape(group.units, weight.index.shape[1], -1)  # (units, m, fan)
-        offset = bias.weight.double().cpu() if bias is not None else torch.zeros(channels.shape[:2]).double()
-        rows += [(channels * _wide(scale, channels)).flatten(1), offset * scale + shift]
-        used.update(name for name in (weight.name, bias.name if bias else None, *names) if name)
-    for name, s in slices.items():
-        if name not in used and s.role == "norm_scale":
-            path = name.rpartition(".")[0]
-            own = [s for other, s in slices.items() if other.rpartition(".")[0] == path]
-            rows += [values.expand(group.units, -1) for values in _affine(model, path, own)]
-        elif name not in used and s.role in ("out", "depthwise"):
-            rows.append(s.weight.double().cpu())
-    return torch.cat(rows, 1) if rows else torch.zeros(group.units, 1, dtype=torch.float64)
-
-
-def _affine(model: nn.Module, module: str, slices: list[Slice]) -> tuple[Tensor, Tensor]:
-    """Scale and shift ``(units, m)`` of a norm by its statistics; 1 and 0 of none."""
-    of = {s.role if s.role != "stat" else s.name.rpartition(".")[2]: s.weight.double().cpu() for s in slices}
-    scale, shift = (
-        of.get(role, torch.full((1, 1), value).double()) for role, value in (("norm_scale", 1.0), ("norm_shift", 0.0))
-    )
-    if "running_var" in of:
-        scale = scale * (of["running_var"] + getattr(model.get_submodule(module), "eps", 1e-5)).rsqrt()
-        shift = shift - scale * of["running_mean"]
-    return scale, shift
-
-
-def _wide(scale: Tensor, channels: Tensor) -> Tensor:
-    return scale.expand(channels.shape[0], -1)[:, :, None]
+    source, stays = read[0].pairs
+    same = (source // part)[:, None] == stays // part
+    products = torch.cat([one.products for one in read]).clamp(min=0) * same  # (readers, removed, kept)
+    squares = torch.cat([one.squares[:, stays] for one in read]).clamp(min=torch.finfo(products.dtype).tiny)
+    best = (products.square() / squares[:, None]).sum(0).argmax(1)
+    factors = products.gather(2, best.expand(len(read), -1)[..., None])[..., 0] / squares[:, best]
+    return stays[best], factors
 
 
 def _runs_over(groups: Groups, group: Group) -> bool:

@@ -10,7 +10,8 @@ import prunus
 from prunus.criteria import score
 from prunus.criteria.clustering import clusters, halvings, joins
 from prunus.recovery import merge_
-from prunus.recovery.merge import makers, nearest
+from prunus.recovery.alike import Likeness, Read
+from prunus.recovery.merge import nearest
 from tests.traced import batches, chain, residual
 
 
@@ -98,18 +99,18 @@ def test_multiples_before_a_relu_merge_by_their_factor_through_a_batch_norm_too(
         x = torch.randn(4, 2, 6, 6, dtype=torch.float64)
         groups, before = prunus.trace(net, x), net(x).detach()
         plan = groups.plan(torch.tensor([True, True, False]))
-        rows = makers(net, groups, groups["0"])
-        assert nearest(rows, torch.tensor([True, True, False]))[2].item() == pytest.approx(2.5)
+        read = Read(net, groups, groups["0"], torch.tensor([True, True, False]))
+        assert nearest([read.readers[0][1]], 3)[1].item() == pytest.approx(2.5)
         merge_(net, groups, plan)
         prunus.shrink_(net, groups, plan)
         torch.testing.assert_close(net(x), before, rtol=1e-10, atol=1e-12)
 
 
 def test_what_points_away_is_not_merged_and_parts_stay_apart():
-    rows = double([1, 0], [-1, 0.0], [0, 1], [1, 0])
-    source, target, factor = nearest(rows, torch.tensor([True, False, True, False]), parts=2)
-    assert source.tolist() == [1, 3] and factor.tolist() == [0, 0]  # the fourth's copy is of another part
-    assert nearest(rows, torch.tensor([True, False, True, False]))[1:][1].tolist() == [0, 1]
+    rows, pairs = double([1, 0], [-1, 0.0], [0, 1], [1, 0])[:, None], (torch.tensor([1, 3]), torch.tensor([0, 2]))
+    assert nearest([Likeness.of(pairs, rows)], 2)[1].tolist() == [[0, 0]]  # the fourth's copy is of another part
+    target, factors = nearest([Likeness.of(pairs, rows)], 4)
+    assert target[1] == 0 and factors.tolist() == [[0, 1]]
     model, groups = chain()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     assert merge_(model, groups, groups.plan(torch.arange(groups.units) % 2 == 0)).units
