@@ -1,6 +1,7 @@
 """Which weights get a basis, which basis, where it starts, and that every method takes coefficients as weights."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -8,7 +9,16 @@ from torch import nn
 
 import prunus
 from prunus import InputError, UnknownNameError
-from prunus.bases import Interspaced, inits, interspaced, parameter_groups, shared
+from prunus.bases import (
+    Basis,
+    Interspaced,
+    dictionary,
+    inits,
+    interspaced,
+    parameter_groups,
+    shared,
+    sparse_dictionary,
+)
 from prunus.bases.basis import coefficients
 from prunus.core import ELEMENTS
 from prunus.zoo import resnet20, vgg16
@@ -363,3 +373,19 @@ def test_bad_input_says_what_to_do_and_changes_nothing():
     assert names_of(report) == [("conv2.weight",)] and report.left_alone[0].why == "it is skipped"
     with pytest.raises(InputError, match="'conv2.weight' is in a basis already: prunus.fold_"):
         prunus.interspace_(net)
+
+
+def test_defaults():
+    given = {name: p.default for name, p in inspect.signature(prunus.interspace_).parameters.items()}
+    del given["model"]
+    assert given == {"sharing": "fine", "init": "standard", "block": None, "unit": True, "skip": (), "seed": 0}
+    assert inspect.signature(dictionary).parameters["rounds"].default == 10
+    assert inspect.signature(sparse_dictionary).parameters["rounds"].default == 10
+    assert inspect.signature(parameter_groups).parameters["basis_decay"].default == 0
+    assert Basis(torch.eye(4)).unit and not Basis.decays
+    bases = []
+    for options in ({}, {"seed": 0}, {"seed": 1}):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3))
+        prunus.interspace_(net, init="orthonormal", **options)
+        bases.append(net[0].weight_basis.vectors)
+    assert torch.equal(bases[0], bases[1]) and not torch.equal(bases[0], bases[2])
