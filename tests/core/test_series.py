@@ -249,6 +249,22 @@ def test_scales_multiply_in_series_and_the_largest_counts_side_by_side():
     assert score(groups, "bn-gamma")["a"].tolist() == [8.0, 0.0, 2.0, 1.0, 3.0, 4.0]
 
 
+def test_the_largest_of_the_ways_into_a_norm_and_of_the_slices_of_a_stage_counts():
+    net = Net(lambda m, x: pooled(m.fc, m.n(m.na(m.a(x)) + m.nb(m.b(x))).relu()), a=conv(3, 3), na=nn.BatchNorm2d(3),
+              b=conv(3, 3), nb=nn.BatchNorm2d(3), n=nn.BatchNorm2d(3), fc=nn.Linear(3, 3))  # fmt: skip
+    with torch.no_grad():
+        net.na.weight.copy_(torch.tensor([2.0, 0.0, 5.0]))
+        net.nb.weight.copy_(torch.tensor([4.0, 1.0, 1.0]))
+        net.n.weight.copy_(torch.tensor([3.0, 2.0, 1.0]))
+    groups = prunus.trace(net, images())
+    assert score(groups, "bn-gamma")["a"].tolist() == [12.0, 2.0, 5.0]
+    series = Series(groups, groups["a"], GATE)
+    terms = {s: torch.full((3,), 2.0 if s.name.endswith("weight") else 3.0) for s in groups["a"].slices}
+    assert series.path(terms).tolist() == [2 * 3 * 3] * 3  # a filter, then norms whose shifts are larger
+    terms |= {s: 7 * t for s, t in terms.items() if s.name in ("n.weight", "b.weight")}
+    assert series.path(terms).tolist() == [14 * 3 * 14] * 3
+
+
 def test_the_stages_of_a_group_know_what_lies_before_them():
     net = Net(inverted, **INVERTED, fc=nn.Linear(6, 3))
     groups = prunus.trace(net, images())

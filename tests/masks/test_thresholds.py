@@ -6,7 +6,8 @@ from torch import nn
 
 import prunus
 from prunus.masks import MaskPruner
-from prunus.masks.during.dst import Step
+from prunus.masks.during.dst import Step, trained_thresholds
+from prunus.masks.rules import Covered
 
 
 def started(name, **options):
@@ -54,6 +55,18 @@ def test_the_slope_of_a_step():
     y.sum().backward()
     assert y.tolist() == [0, 0, 0, 1, 1, 1]
     assert x.grad.tolist() == pytest.approx([0, 0.4, 2, 1.6, 0.4, 0])
+
+
+@pytest.mark.parametrize(("left", "again"), [(1, True), (2, False)])
+def test_a_tensor_down_to_a_hundredth_of_its_weights_starts_again(left, again):
+    weights = torch.arange(1.0, 101.0, dtype=torch.float64).view(1, 100)
+    covered = Covered({"w": nn.Parameter(weights.clone())}, {"w": torch.ones(1, 100, dtype=torch.bool)})
+    with torch.no_grad():
+        trained_thresholds(0.5, 9).rule.begin_(covered)
+        covered.thresholds["w"].fill_(100.5 - left)
+        trained_thresholds(0.5, 9).rule.conceal_(covered, ())
+    assert covered.thresholds["w"].tolist() == [0.0 if again else 100.5 - left]
+    assert int(covered.parameters["w"].count_nonzero()) == (100 if again else left)
 
 
 def test_a_tensor_that_is_nearly_gone_starts_again():

@@ -357,6 +357,15 @@ def test_soft_filters_are_zero_when_chosen_and_train_on(asymptotic, gone):
             assert torch.allclose(p[i], expected, atol=1e-15), "no longer than the others on average"
 
 
+def test_soft_filters_that_were_zero_come_back_when_they_have_grown():
+    model = nn.Sequential(nn.Linear(1, 4, bias=False)).double()
+    for weights, kept in (([1.0, 2.0, 3.0, 4.0], [2, 3]), ([5.0, 1.0, 3.0, 2.0], [0, 2])):
+        model[0].weight.data = torch.tensor(weights, dtype=torch.float64).view(4, 1)
+        pruner = MaskPruner(model, prunus.tensors(model, "filter"), "sfp", density=0.5, steps=80, every=5)
+        pruner.keep[:] = torch.tensor([False, False, True, True])  # as it was chosen before
+        assert pruner.method.update(pruner.moment())["0.weight"].nonzero().flatten().tolist() == kept
+
+
 def test_asymptotic_soft_filters_follow_the_curve_of_the_paper():
     """P = 0.3: 0.225, 0.2813 and 0.2988 after an eighth, a quarter and half of the way."""
     model = nn.Sequential(nn.Linear(1, 10000, bias=False))

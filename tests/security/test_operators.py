@@ -165,5 +165,9 @@ def test_a_batch_norm_is_rehearsed_with_the_checks_and_the_shapes_of_torch(train
             with pytest.raises((RuntimeError, IndexError)):
                 aten.batch_norm(c, c, c, c, c, *rest)
             assert training or pytest.raises(RuntimeError, aten.batch_norm, x, c, c, None, None, *rest)
+            with pytest.raises(IndexError):  # as on a processor: nothing has told how many channels there are
+                aten.native_batch_norm(c, None, None, None, None, *rest[:3])
+    with pytest.raises(IndexError):
+        aten.native_batch_norm(torch.ones(4), None, None, None, None, *rest[:3])
     for a, b in zip(tree_leaves(found), tree_leaves(expected)):
         assert a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype

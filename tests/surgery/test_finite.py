@@ -34,6 +34,13 @@ def through_a_view(x):
     return F.relu(x * mask)
 
 
+def through_a_view_and_back(x):
+    """The same, where what stays is finite again, and zeros times infinities are not."""
+    mask = torch.zeros(x.shape[-1])
+    mask[:1].fill_(INF)
+    return (x * mask).clamp(-1, 1)
+
+
 def divided(x):
     return (x / x.abs().amax((2, 3), keepdim=True) + x).sigmoid()
 
@@ -43,6 +50,7 @@ NETS = {
     "zeros divided by zeros": lambda: Net(divided),
     "an infinite number": lambda: Net(lambda x: F.relu((x * 0 + 1) * -INF) + x),
     "through a view": lambda: Net(through_a_view),
+    "through a view and back": lambda: Net(through_a_view_and_back),
     "a constant": lambda: Net(lambda x: (x * torch.tensor([INF])).clamp(-1, 1)),
     "an infinity that is masked": lambda: Net(lambda x: (x + torch.tensor([-INF] + [0.0] * (x.shape[-1] - 1))).exp()),
 }
