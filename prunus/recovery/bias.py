@@ -90,6 +90,7 @@ def lost(
         means[layer.name] = given if outputs is None else given[alive[outputs].to(given.device)]
 
     run(model, groups, inputs, lambda *_: None, after, chosen.last)
+    notes = tuple(note for note in notes if note not in chosen.notes)  # those are of layers that lose nothing
     return Lost(means, inputs.batch, notes)
 
 

@@ -272,6 +272,8 @@ def test_what_is_kept_fits_in_memory_and_layers_that_lose_inputs_come_first():
     assert kept(need // 2)[0] == [rows // 2] * 3
     wanted = targets(net, groups, [x], plan=plan, memory=need // 2)
     assert 0 < sum(4 * v.numel() for v in wanted.values.values()) <= need // 4 and wanted.inputs.batch < 60
+    assert len(wanted.notes) == 2 and "6 layers" in wanted.notes[1]
+    assert lost(net, groups, [x], plan, memory=need // 2).notes == wanted.notes[:1]  # biases are of layers that lose
 
 
 def test_data_may_be_longer_than_the_example():
