@@ -13,7 +13,7 @@ from prunus.bases.basis import coefficients, interspaced
 from prunus.core import Inputs
 from prunus.core.callbacks import EXAMPLE, forward
 from prunus.core.checks import check_arguments
-from prunus.core.running import undisturbed
+from prunus.core.running import removed, undisturbed
 from prunus.masks.prunable import weights_of_layers
 
 
@@ -91,13 +91,9 @@ def costs(model: nn.Module, example_inputs: Any) -> Costs:
 
     inputs = Inputs.of(example_inputs)
     samples = max(inputs.batch, 1)
-    hooks = [m.register_forward_hook(count(keys)) for m, keys in owners.items() if isinstance(m, SIMPLE)]
-    try:
-        with undisturbed(model):
-            forward(model, inputs, "example_inputs", EXAMPLE)
-    finally:
-        for handle in hooks:
-            handle.remove()
+    simple = {m: keys for m, keys in owners.items() if isinstance(m, SIMPLE)}
+    with undisturbed(model), removed(m.register_forward_hook(count(keys)) for m, keys in simple.items()):
+        forward(model, inputs, "example_inputs", EXAMPLE)
     unseen = tuple(name for key, (name, _, _) in weights.items() if key not in counted)
     return Costs(
         prunable=sum(p.numel() for _, p, _ in weights.values()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 from torch.utils import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from prunus.core.callbacks import forward
 from prunus.core.errors import InputError
@@ -64,6 +65,24 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def removed(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that go again.  To be opened inside `undisturbed` or `all_or_nothing`: an interrupt may come among them.
+
+    >>> net, seen = nn.Linear(1, 1), []
+    >>> with undisturbed(net), removed([net.register_forward_hook(lambda *given: seen.append(1))]):
+    ...     out = net(torch.ones(1))
+    >>> len(seen), len(net._forward_hooks)
+    (1, 0)
+    """
+    made = list(hooks)
+    try:
+        yield
+    finally:
+        for hook in made:
+            hook.remove()
 
 
 @contextmanager

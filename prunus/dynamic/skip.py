@@ -15,7 +15,7 @@ from prunus.core.callbacks import EXAMPLE, forward
 from prunus.core.checks import check_arguments, is_int, one_of, sequence
 from prunus.core.inference import Form, forms
 from prunus.core.inputs import Inputs
-from prunus.core.running import undisturbed, with_batch
+from prunus.core.running import removed, undisturbed, with_batch
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.buckets import buckets
 from prunus.dynamic.folded import Folded, chain_of, fold
@@ -252,13 +252,8 @@ def inputs_of_layers(network: nn.Module, layers: dict[str, Any], example_inputs:
 
         return hook
 
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    try:
-        with undisturbed(network):
-            forward(network, with_batch(Inputs.of(example_inputs), 1), "example_inputs", EXAMPLE)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with undisturbed(network), removed(m.register_forward_pre_hook(note(n)) for n, m in layers.items()):
+        forward(network, with_batch(Inputs.of(example_inputs), 1), "example_inputs", EXAMPLE)
     return shapes
 
 

@@ -13,7 +13,7 @@ from prunus.core import InputError
 from prunus.core.callbacks import each, forward
 from prunus.core.checks import check_arguments
 from prunus.core.inputs import Inputs
-from prunus.core.running import undisturbed
+from prunus.core.running import removed, undisturbed
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.core.wrappers import unwrapped
 from prunus.dynamic.gate import Gate, wide
@@ -85,14 +85,11 @@ def _squares(model: nn.Module, places: Sequence[Place]) -> Iterator[dict[str, Te
     def add(layer: str, y: Tensor) -> None:
         sums[layer] = sums.get(layer, 0) + wide(y).square().sum([0, *range(2, y.dim())])
 
-    hooks = [
+    hooks = (
         model.get_submodule(p.site).register_forward_hook(lambda _, __, y, layer=p.layer: add(layer, y)) for p in places
-    ]
-    try:
+    )
+    with all_or_nothing(model), removed(hooks):
         yield sums
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _last(gate: Gate) -> nn.Linear:

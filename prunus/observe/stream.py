@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core import Dropped
-from prunus.core.running import undisturbed
+from prunus.core.running import removed, undisturbed
 from prunus.observe.base import Seen
 
 
@@ -100,19 +100,14 @@ def _means(
         yield module.register_forward_pre_hook(before, with_kwargs=True)
         yield module.register_forward_hook(after, with_kwargs=True)
 
-    hooks = [hook for block in blocks for hook in watch(block)]
     sums, counts = torch.zeros(0), torch.zeros(0)
-    try:
-        with undisturbed(model):
-            for _ in Seen(model, None, loader, None).forwards():  # type: ignore[arg-type]  # no groups are needed
-                found = change(flows)
-                total = torch.stack([f.sum() for f in found]).cpu()
-                many = torch.tensor([len(f) for f in found])
-                sums, counts = (sums + total, counts + many) if len(sums) else (total, many)
-                flows.clear()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with undisturbed(model), removed(hook for block in blocks for hook in watch(block)):
+        for _ in Seen(model, None, loader, None).forwards():  # type: ignore[arg-type]  # no groups are needed
+            found = change(flows)
+            total = torch.stack([f.sum() for f in found]).cpu()
+            many = torch.tensor([len(f) for f in found])
+            sums, counts = (sums + total, counts + many) if len(sums) else (total, many)
+            flows.clear()
     return sums / counts
 
 

@@ -32,7 +32,7 @@ from prunus.core.callbacks import own
 from prunus.core.checks import a_function, check_arguments, instance, optional
 from prunus.core.progress import progress
 from prunus.core.replay import Replay
-from prunus.core.running import undisturbed
+from prunus.core.running import removed, undisturbed
 from prunus.core.undo import all_or_nothing, keep_values
 from prunus.recovery.behind import residual
 from prunus.recovery.calibration import bytes_of_a_sample, first, operators_of
@@ -141,7 +141,7 @@ def block_targets(model: nn.Module, groups: Groups, plan: Plan, inputs: Inputs, 
 
         return model.get_submodule(block.modules[-1]).register_forward_hook(hook)
 
-    with undisturbed(model), _removed([after(block) for block in found]), replay:
+    with undisturbed(model), removed(after(block) for block in found), replay:
         inputs.map(torch.clone)(model)
     sizes = {one.batch for one in inputs.calls}
     once = {block: calls[0] for block, calls in seen.items() if len(calls) == 1 and len(calls[0][0]) in sizes}
@@ -201,7 +201,7 @@ def rebuild_(
         return modules[0].register_forward_pre_hook(hook, with_kwargs=True)
 
     with all_or_nothing(model):
-        with undisturbed(model), _removed([before(block) for block in wanted.outputs]):
+        with undisturbed(model), removed(before(block) for block in wanted.outputs):
             own(forward, "forward=")() if forward is not None else wanted.inputs.map(torch.clone)(model)
         next(reached, None)  # takes the bar away
         return Rebuilt(errors, wanted.inputs.batch, wanted.notes)
@@ -307,13 +307,3 @@ def _kept(tensor: Tensor, op: Operator, alive: Sequence[Tensor]) -> Tensor:
         if dim and axis is not None:
             tensor = tensor.index_select(dim, alive[axis].nonzero()[:, 0].to(tensor.device))
     return tensor
-
-
-@contextmanager
-def _removed(handles: list[Any]) -> Iterator[None]:
-    """Hooks that are there for a while."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

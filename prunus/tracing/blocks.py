@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 from prunus.core import Dropped, Inputs
 from prunus.core.checks import check_arguments
 from prunus.core.kinds import check_kind
+from prunus.core.running import removed
+from prunus.core.undo import all_or_nothing
 from prunus.tracing.calls import Call
 from prunus.tracing.recording import record
 from prunus.tracing.tracer import Tracer
@@ -78,14 +80,9 @@ def residual_blocks(model: nn.Module, example_inputs: Any) -> Residual:
     def watch(name: str) -> Any:
         return lambda module, args, kwargs, out: seen.setdefault(name, []).append((args, kwargs, out))
 
-    hooks = [
-        module.register_forward_hook(watch(name), with_kwargs=True) for name, module in model.named_modules() if name
-    ]
-    try:
+    named = [(name, module) for name, module in model.named_modules() if name]
+    with all_or_nothing(model), removed(m.register_forward_hook(watch(n), with_kwargs=True) for n, m in named):
         tracer = record(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     total = sum(call.macs for call in tracer.calls)
     modules = dict(model.named_modules())
     candidates = []

@@ -49,6 +49,45 @@ def test_the_verb_works_when_it_is_called_again(verb):
         assert name == same and torch.equal(found, expected), name
 
 
+LOOKING = {  # functions that change nothing, and hang hooks in a network while they look
+    "blocks": lambda net: prunus.blocks(net, X),
+    "costs of a basis": lambda net: prunus.bases.costs(net, X),
+}
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *LOOKING])
+def test_an_interrupt_among_hooks_leaves_none(verb, monkeypatch):
+    if verb in LOOKING:
+        net = nn.Sequential(entrance(), nn.Flatten()) if verb == "blocks" else chain(4, 6)[0]
+        if verb == "costs of a basis":
+            prunus.interspace_(net)
+        subjects, call = [net], lambda: LOOKING[verb](net)
+    else:
+        case = VERBS[verb]()
+        subjects, call = case.subjects.values(), case.call
+    modules = [m for model in subjects if isinstance(model, nn.Module) for m in model.modules()]
+    before = [(set(m._forward_hooks), set(m._forward_pre_hooks)) for m in modules]
+    made = []
+
+    def interrupted(of, number):
+        def register(self, *given, **named):
+            handle = of(self, *given, **named)
+            made.append(handle)
+            if len(made) == number:
+                raise KeyboardInterrupt
+            return handle
+
+        return register
+
+    for name in ("register_forward_hook", "register_forward_pre_hook"):
+        monkeypatch.setattr(nn.Module, name, interrupted(getattr(nn.Module, name), 2))
+    try:
+        call()
+    except KeyboardInterrupt:
+        assert [(set(m._forward_hooks), set(m._forward_pre_hooks)) for m in modules] == before
+    assert verb not in LOOKING or len(made) == 2
+
+
 def failing(*args, **kwargs):
     raise prunus.VerificationError("put here by a test")
 
