@@ -91,7 +91,7 @@ def test_the_command_of_single_weights_is_a_valid_recipe(folder: Path) -> None:
     assert command[:3] == ["prunus", "run", "pruning-at-init"]
     resolved = json.loads(prunus(["validate", *command[2:], "--json"], folder))
     mask = next(s for s in resolved["stages"] if s["do"] == "mask")
-    assert (mask["criterion"], mask["basis"], mask["budget"]["density"]) == ("synflow", "fine", 0.05)
+    assert (mask["criterion"], mask["basis"]["sharing"], mask["budget"]["density"]) == ("synflow", "fine", 0.05)
 
 
 def test_every_file_linked_to_exists() -> None:
