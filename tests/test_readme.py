@@ -26,6 +26,18 @@ def commands(language: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if not line.startswith(NOT_HERE)]
 
 
+SMALL = """\
+from torch import nn
+from prunus.zoo import CifarResNet
+
+
+def net():
+    model = CifarResNet(8)
+    model.conv1 = nn.Conv2d(1, 16, 3, 1, 1, bias=False)
+    return model
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme")
@@ -77,8 +89,9 @@ def test_the_long_command_is_a_valid_recipe(folder: Path) -> None:
 
 def test_the_command_without_training_is_one(folder: Path) -> None:
     """On a smaller network without weights, and on digits."""
+    (folder / "small.py").write_text(SMALL)
     command = commands("console")[1]
-    given = {"prunus:resnet56": "prunus:resnet20", "cifar10": "digits"}
+    given = {"prunus:resnet56": "small.py:net", "cifar10": "digits"}
     args = [given.get(a, a) for a in command[1:]]
     at, out = args.index("--weights"), args.index("--out")
     args = args[:at] + args[at + 2 : out] + ["--dry-run", "--json"]

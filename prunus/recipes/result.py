@@ -15,6 +15,7 @@ from torch import nn
 from prunus.core import PrunusError
 from prunus.recipes.context import Context, weights_in
 from prunus.recipes.masking import density
+from prunus.recipes.schema import Export
 
 SCHEMA = 1
 READ_ONNX = ("onnxruntime", "openvino")
@@ -120,10 +121,13 @@ def _latency(
 
 
 def _as_files(context: Context, models: Mapping[str, nn.Module], folder: Path) -> dict[str, nn.Module | str | Path]:
-    """The networks as ONNX files, written once and not for every batch size."""
+    """The networks as ONNX files, written once and not for every batch size; one may lie in the run folder already."""
     from prunus.export import to_onnx
 
     paths = {side: folder / f"{side}.onnx" for side in models}
+    last, written = context.recipe.stages[-1], context.folder.path / "model.onnx"
+    if isinstance(last, Export) and "onnx" in last.to and written.is_file() and "after" in models:
+        paths["after"] = written
     for side, model in models.items():
         if not paths[side].is_file():
             to_onnx(model, context.example, paths[side], verify=False)

@@ -28,7 +28,7 @@ recipe: tiny
 model: prunus:digits_net
 data: {source: digits, limit: 200}
 batch: 50
-measure: {batches: [1], seconds: 0.01}
+measure: {backends: [torch], batches: [1], seconds: 0.01}
 stages:
   - {do: sparsify, epochs: 1, lr: 0.05, regularizer: {name: bn-gamma, strength: 1e-3}}
   - {do: prune, criterion: bn-gamma, budget: {macs: 0.6}, progress: 0.5, round_to: 8}
@@ -43,10 +43,13 @@ def tiny(text: str = TINY) -> Recipe:
     return check(*parse(text, "tiny"), "tiny")
 
 
+EVERYWHERE = TINY.replace("backends: [torch], ", "")  # timed in every runtime
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """One unbroken run."""
-    return run(tiny(), tmp_path_factory.mktemp("runs") / "whole", quiet=True)
+    return run(tiny(EVERYWHERE), tmp_path_factory.mktemp("runs") / "whole", quiet=True)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -84,7 +87,7 @@ def test_the_folder_has_the_promised_files(done: tuple[Path, dict]) -> None:
     expected = {"recipe.yaml", "result.json", "report.html", "model.safetensors", "model.onnx", "metrics.csv"}
     assert expected | {"checkpoints", "gammas.json"} <= names
     assert "<html" in (done[0] / "report.html").read_text()
-    assert parse((done[0] / "recipe.yaml").read_text(), "r")[0] == dump(tiny())
+    assert parse((done[0] / "recipe.yaml").read_text(), "r")[0] == dump(tiny(EVERYWHERE))
 
 
 def test_costs_follow_the_budget_of_the_original_network(done: tuple[Path, dict]) -> None:
@@ -123,10 +126,10 @@ def test_the_same_recipe_gives_the_same_weights(done: tuple[Path, dict], tmp_pat
 def test_a_folder_that_holds_a_run_is_refused_and_untouched(done: tuple[Path, dict]) -> None:
     before = {p: p.stat().st_mtime_ns for p in done[0].rglob("*")}
     with pytest.raises(InputError, match="already holds a run; nothing was written"):
-        run(tiny(), done[0], quiet=True)
+        run(tiny(EVERYWHERE), done[0], quiet=True)
     with pytest.raises(InputError, match="another recipe .*seed"):
-        run(tiny(TINY + "seed: 5\n"), done[0], resume=True, quiet=True)
-    assert run(tiny(), done[0], resume=True, quiet=True) == done
+        run(tiny(EVERYWHERE + "seed: 5\n"), done[0], resume=True, quiet=True)
+    assert run(tiny(EVERYWHERE), done[0], resume=True, quiet=True) == done
     assert {p: p.stat().st_mtime_ns for p in done[0].rglob("*")} == before
 
 
@@ -211,12 +214,12 @@ def test_resume_without_a_folder_takes_the_newest_unfinished_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no unfinished run"):
-        run(tiny(), resume=True, quiet=True)
+        run(tiny(EVERYWHERE), resume=True, quiet=True)
     for name in ("old", "new"):
         (tmp_path / "runs").mkdir(exist_ok=True)
         copy_unfinished(done[0], tmp_path / "runs" / name)
     os.utime(tmp_path / "runs" / "old", (1, 1))
-    path, _ = run(tiny(), resume=True, quiet=True)
+    path, _ = run(tiny(EVERYWHERE), resume=True, quiet=True)
     assert path == Path("runs/new")
     assert_same(path, done[0])
     assert not (tmp_path / "runs" / "old" / "result.json").exists()
@@ -224,10 +227,10 @@ def test_resume_without_a_folder_takes_the_newest_unfinished_run(
 
 def test_a_recipe_written_without_a_key_is_the_same_at_its_default(done: tuple[Path, dict], tmp_path: Path) -> None:
     copy_unfinished(done[0], tmp_path / "old")
-    raw = dump(tiny())
+    raw = dump(tiny(EVERYWHERE))
     del raw["data"]["label"], raw["measure"]["threads"]
     (tmp_path / "old" / "recipe.yaml").write_text(write(raw))
-    assert choose(tiny(), tmp_path / "old", resume=True) == tmp_path / "old"
+    assert choose(tiny(EVERYWHERE), tmp_path / "old", resume=True) == tmp_path / "old"
 
 
 def copy_unfinished(source: Path, target: Path) -> None:
@@ -244,3 +247,13 @@ def test_scales_begin_where_the_recipe_says(tmp_path: Path) -> None:
     folder, _ = run(tiny(TINY[: TINY.index("stages:")] + "stages:\n" + stage), tmp_path / "run", quiet=True)
     before = json.loads((folder / "gammas.json").read_text())["before"]
     assert before and {v for values in before.values() for v in values} == {0.5}
+
+
+def test_the_file_that_was_exported_is_the_one_that_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, to_onnx = [], prunus.export.to_onnx
+    monkeypatch.setattr(prunus.export, "to_onnx", lambda *a, **k: written.append(a[2].name) or to_onnx(*a, **k))
+    raw = {"recipe": "cut", "model": "prunus:digits_net", "stages": [{"do": "prune", "budget": {"macs": 0.5}}]}
+    raw["stages"].append({"do": "export", "to": ["onnx"]})
+    raw["measure"] = {"backends": ["onnxruntime"], "batches": [1], "seconds": 0.01}
+    _, result = run(check(raw, {}, "cut"), tmp_path / "out", quiet=True)
+    assert written == ["before.onnx"] and result["after"]["latency_ms"]["onnxruntime,b1,t1"] > 0
